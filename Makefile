@@ -1,0 +1,48 @@
+# What a person does with this repository. `make` alone lists it.
+
+VENV   ?= .venv
+PYTHON ?=
+ARGS   ?=
+
+BIN := $(VENV)/bin
+
+# One intra-op thread per rank: several ranks share the machine's cores.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env quickstart test lint format docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  VENV=$(VENV)  PYTHON=$(or $(PYTHON),(python3.11 or python3.12))  ARGS=$(or $(ARGS),(none: key=value ...))"
+
+env:  ## make the Python environment in VENV, or do nothing if it is there
+	@PYTHON=$(PYTHON) bash tools/setup_env.sh $(VENV)
+
+# resume=auto continues an unfinished run of the same configuration, and starts one otherwise.
+quickstart: env  ## train the small example on this machine (ARGS: key=value overrides)
+	$(BIN)/scope-megatron train configs/quickstart.yaml resume=auto $(ARGS)
+
+test: env  ## run the tests (ARGS: more of pytest's arguments)
+	$(BIN)/python -m pytest -q tests $(ARGS)
+
+lint: env  ## ruff's checks, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env  ## put the code into ruff's format, fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: env  ## HTML pages of the packages' docstrings in build/docs
+	@mkdir -p build/docs
+	cd build/docs && $(abspath $(BIN))/python -c "import pkgutil, pydoc; \
+	[pydoc.writedoc(m.name) for p in ('scope_megatron', 'launch') for m in \
+	pkgutil.walk_packages(['$(CURDIR)/' + p], p + '.')]; pydoc.writedoc('scope_megatron')"
+
+clean:  ## remove caches and build results; keeps VENV and runs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -print \
+		| xargs -r rm -rf

@@ -1,0 +1,151 @@
+"""The command line: validate first, and only then import torch.
+
+A wrong setting ends in one line on stderr and exit code 2, long before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from scope_megatron.config import Config, ConfigError, load_config
+
+USAGE_ERROR = 2
+PACKAGE = Path(__file__).parent
+
+app = typer.Typer(
+    name="scope-megatron",
+    help="On-policy distillation with SCOPE on Megatron-core and vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings that replace the file's"),
+]
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train; starts one process per rank itself unless torchrun or Slurm already did."""
+    with user_errors():
+        settings = load_config(config, overrides or [])
+        if _must_launch(settings):
+            _launch("train", config, overrides, settings)
+        from scope_megatron.train.trainer import train as run
+
+        sys.exit(run(settings))
+
+
+@app.command()
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Avg@k and Pass@k of the student on data.eval."""
+    with user_errors():
+        settings = load_config(config, overrides or [], command="evaluate")
+        if _must_launch(settings):
+            _launch("evaluate", config, overrides, settings)
+        from scope_megatron.train.evaluate import main as run
+
+        sys.exit(run(settings))
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Validate a configuration, list every problem, print the resolved settings."""
+    try:
+        settings = load_config(config, overrides or [])
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    print(settings.to_yaml(), end="")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="output_dir of a run")],
+) -> None:
+    """Draw the run's curves into RUN_DIR/report.png."""
+    with user_errors():
+        if not run_dir.is_dir():
+            raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
+        from scope_megatron.train.report import write_report
+
+        write_report(run_dir)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(version("scope-megatron"))
+        except PackageNotFoundError:
+            print("not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    """On-policy distillation with SCOPE on Megatron-core and vLLM."""
+
+
+def main() -> None:
+    """Entry point of the installed `scope-megatron` command."""
+    app(prog_name="scope-megatron")
+
+
+def _must_launch(settings: Config) -> bool:
+    return "RANK" not in os.environ and settings.world_size > 1
+
+
+def _launch(command: str, config: Path, overrides: list[str] | None, settings: Config) -> NoReturn:
+    """Run this command again in world_size processes."""
+    from scope_megatron.parallel.launcher import launch
+
+    sys.exit(launch([command, str(config), *(overrides or [])], settings.world_size))
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A ValueError that this package raises is for the user: one line, exit code 2.
+
+    Any other exception, and a ValueError from inside a library, is a defect: its traceback stays.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if _speaks_for_its_node():
+            print(f"error: {error.one_line}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except ValueError as error:
+        if not _raised_here(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+
+def _speaks_for_its_node() -> bool:
+    """All ranks of a node read the same files and find the same problems: one says so."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the `raise` stands in this package rather than in a library that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents

@@ -1,0 +1,53 @@
+"""The run's configuration: schema, loading and every check that needs no torch."""
+
+from __future__ import annotations
+
+from scope_megatron.config.check import cuda_visible
+from scope_megatron.config.errors import ConfigError
+from scope_megatron.config.load import load_config
+from scope_megatron.config.modeldir import (
+    CPU_HEAD_DIMS,
+    KNOWN_ARCHITECTURES,
+    KNOWN_ROPE_TYPES,
+)
+from scope_megatron.config.models import (
+    AlgorithmConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RolloutConfig,
+    TrainConfig,
+    VerifierConfig,
+)
+from scope_megatron.config.reference import reference_markdown
+
+__all__ = [
+    "CPU_HEAD_DIMS",
+    "KNOWN_ARCHITECTURES",
+    "KNOWN_ROPE_TYPES",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "VerifierConfig",
+    "cuda_visible",
+    "load_config",
+    "reference_markdown",
+]

@@ -1,0 +1,232 @@
+"""YAML file + `key=value` overrides -> Config, or a ConfigError that names each wrong key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from scope_megatron.config.check import Command, file_problems, setting_problems
+from scope_megatron.config.errors import ConfigError, shown
+from scope_megatron.config.models import Config, Section
+from scope_megatron.config.schema import (
+    choices,
+    field_of,
+    nearest_key,
+    section_of,
+    walk,
+    yaml_text,
+)
+
+WRONG_TYPE = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text with at least one character",
+    "model_type": "a section of `key: value` lines",
+}
+OUT_OF_BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with `5e-5` read as a number and a key given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` may be overridden
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    command: Command = "train",
+) -> Config:
+    """Read, override, validate.
+
+    ``check_files=False`` leaves out every rule that looks at models, data or the output
+    directory. ``command="evaluate"`` asks for data.eval and does not mind a finished run.
+    Raises ConfigError.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        _apply(values, override)
+    values = _fill_empty_sections(values, Config)
+    config = _validate(values)
+    problems = setting_problems(config, command)
+    if check_files:
+        problems += file_problems(config, command)
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason}); give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {_yaml_reason(error)}; correct the YAML") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings; write `key: value` lines")
+    return values
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """`line 3: mapping values are not allowed here`, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or "not valid YAML"
+    return f"line {mark.line + 1}: {problem}" if mark else problem
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `key.sub=value` in the nested values."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"{override}: is not an override; write key=value, as objective.tau=2.0")
+    try:
+        value = _parse(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: {shown(text)} is not a YAML value; quote it") from None
+    *parents, name = key.split(".")
+    for depth, parent in enumerate(parents):
+        inner = values.get(parent)
+        if inner is None:
+            inner = values[parent] = {}
+        if not isinstance(inner, dict):
+            section = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                f"{section}: is {shown(inner)} and has no key {key[len(section) + 1 :]}; "
+                f"set {section} itself or correct the key"
+            )
+        values = inner
+    values[name] = value
+
+
+def _fill_empty_sections(values: dict[str, Any], section: type[Section]) -> dict[str, Any]:
+    """A section whose lines are all commented out is null in YAML: it has its defaults."""
+    filled = dict(values)
+    for name, field in section.model_fields.items():
+        member = section_of(field)
+        if member is None or name not in filled:
+            continue
+        optional = field.annotation is not member
+        if filled[name] is None and not optional:
+            filled[name] = {}
+        if isinstance(filled[name], dict):
+            filled[name] = _fill_empty_sections(filled[name], member)
+    return filled
+
+
+def _validate(values: dict[str, Any]) -> Config:
+    problems = [_unknown(key) for key in _unknown_keys(values, Config)]
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            _translate(dict(item)) for item in error.errors() if item["type"] != "extra_forbidden"
+        ]
+        raise ConfigError(*problems) from None
+    assert not problems, "pydantic refuses every unknown key"
+    return config
+
+
+def _unknown_keys(values: dict[str, Any], section: type[Section], prefix: str = "") -> list[str]:
+    unknown = []
+    for name, value in values.items():
+        field = section.model_fields.get(name) if isinstance(name, str) else None
+        if field is None:
+            unknown.append(f"{prefix}{name}")
+        elif (member := section_of(field)) and isinstance(value, dict):
+            unknown += _unknown_keys(value, member, f"{prefix}{name}.")
+    return unknown
+
+
+def _unknown(key: str) -> str:
+    nearest = nearest_key(key)
+    fix = f"did you mean {nearest}?" if nearest else "remove it"
+    return f"unknown key {key}; {fix}"
+
+
+def _translate(item: dict[str, Any]) -> str:
+    """One of pydantic's errors in this project's words."""
+    key = ".".join(str(part) for part in item["loc"])
+    kind, value = item["type"], item["input"]
+    if kind == "missing":
+        return _missing(key)
+    if kind == "value_error":
+        return f"{key}: {item['ctx']['error']}"
+    if kind == "literal_error":
+        return _not_a_choice(key, value)
+    if kind in OUT_OF_BOUNDS:
+        sign, name = OUT_OF_BOUNDS[kind]
+        limit = f"{sign} {item['ctx'][name]:g}"
+        return f"{key}: is {shown(value)} but must be {limit}; {_default(key)}"
+    if kind in WRONG_TYPE:
+        return f"{key}: {shown(value)} is not {WRONG_TYPE[kind]}; {_default(key)}"
+    return f"{key}: {shown(value)}: {item['msg']}; {_default(key)}"
+
+
+def _missing(key: str) -> str:
+    field = field_of(key)
+    if field is not None and (section := section_of(field)):
+        required = [name for name, member in walk(section, f"{key}.") if member.is_required()]
+        return f"{key}: the section is missing; add it with {', '.join(required)}"
+    return f"{key}: is missing; add it to the file or pass {key}=VALUE"
+
+
+def _not_a_choice(key: str, value: Any) -> str:
+    field = field_of(key)
+    allowed = choices(field) if field else ()
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    fix = f"did you mean {close[0]}?" if close else _default(key)
+    return f"{key}: {shown(value)} is not one of {', '.join(allowed)}; {fix}"
+
+
+def _default(key: str) -> str:
+    """The fix that always exists: the default, or that a value must be given."""
+    field = field_of(key)
+    if field is None or field.is_required():
+        return f"set {key} in the file or pass {key}=VALUE"
+    if section_of(field):
+        return f"write its keys below {key}, or leave it out for the defaults"
+    return f"the default is {yaml_text(field.default)}"

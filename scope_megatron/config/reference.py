@@ -1,0 +1,53 @@
+"""The table of every key, as Markdown, from the schema's own descriptions."""
+
+from __future__ import annotations
+
+import inspect
+
+from pydantic.fields import FieldInfo
+
+from scope_megatron.config.models import Config, Section
+from scope_megatron.config.schema import choices, section_of, yaml_text
+
+INTRODUCTION = """\
+# Configuration
+
+One YAML file describes a run; `key.sub=value` arguments after it override single keys
+(`scope-megatron train configs/quickstart.yaml objective.tau=2.0`). Unknown keys, values of the
+wrong type and settings that contradict each other, the models or the data are refused before
+anything is loaded; `scope-megatron check FILE` does only that, and prints the resolved settings.
+
+This page is generated from the schema: `python -m tools.config_reference`.
+"""
+
+
+def reference_markdown() -> str:
+    """The whole page: one table of key, default and meaning per section."""
+    parts = [INTRODUCTION, _section("", Config)]
+    return "\n".join(parts)
+
+
+def _section(prefix: str, section: type[Section]) -> str:
+    """The section's table, then its subsections'."""
+    title = f"## {prefix}" if prefix else "## Top level"
+    lines = [title, "", inspect.getdoc(section) or "", "", "| key | default | meaning |"]
+    lines.append("|---|---|---|")
+    subsections = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if member := section_of(field):
+            subsections.append(_section(key, member))
+        else:
+            lines.append(f"| `{key}` | {_default(field)} | {_meaning(field)} |")
+    return "\n".join([*lines, "", *subsections])
+
+
+def _default(field: FieldInfo) -> str:
+    return "required" if field.is_required() else f"`{yaml_text(field.default)}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    text = field.description or ""
+    if allowed := choices(field):
+        text = f"one of {', '.join(f'`{value}`' for value in allowed)}. {text}"
+    return text.replace("|", "\\|")

@@ -1,0 +1,125 @@
+"""Tensor- and pipeline-parallel shards -> full Hugging Face tensors, streamed in buckets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scope_megatron.convert.mapping import Mapping
+from scope_megatron.parallel.topology import Topology
+
+# torch 2.13 renamed it and warns of the old name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One parameter as a tensor rank of its pipeline stage holds it."""
+
+    name: str  # Megatron's, with the layer counted over the whole model
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stage: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters of this rank, their layers numbered over the whole model (wrappers are opened)."""
+    while hasattr(model, "module"):  # DistributedDataParallel, Float16Module
+        model = model.module
+    for name, parameter in model.named_parameters():
+        if name.startswith("decoder.layers."):
+            _, _, local, rest = name.split(".", 3)
+            number = model.decoder.layers[int(local)].layer_number - 1
+            name = f"decoder.layers.{number}.{rest}"
+        yield name, parameter
+
+
+def iter_full_tensors(
+    model: torch.nn.Module, hf: dict[str, Any], topology: Topology, bucket_bytes: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Every (Hugging Face name, full tensor) of the model, in the same order on every rank.
+
+    A collective over the tensor x pipeline ranks of one copy of the model: all of them must
+    exhaust the iterator. Per bucket of at most ``bucket_bytes`` (one parameter may exceed it) of
+    one stage: one all-gather over the tensor ranks, one broadcast over the pipeline.
+
+    Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept, and keeping
+    one keeps at most its bucket. Without tensor and pipeline parallelism nothing is copied that
+    need not be: a tensor may then be a view of the live parameter, which the next optimizer step
+    changes. Tied embeddings are yielded once, as the embedding.
+    """
+    mapping = Mapping(hf)
+    own = {name: parameter.detach() for name, parameter in global_parameters(model)}
+    for bucket in _buckets(_all_shards(own, mapping, topology), topology.tp_size, bucket_bytes):
+        for shard, parts in zip(bucket, _gather(bucket, own, topology), strict=True):
+            rule, names = mapping.find(shard.name)
+            yield from zip(names, rule.operation.to_hf(parts, mapping.sizes), strict=True)
+
+
+def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:
+    """What every pipeline stage holds, in the order of the stages."""
+    mine = [
+        _Shard(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)
+        for name, tensor in own.items()
+        if not mapping.find(name)[0].duplicate
+    ]
+    if topology.pp_size == 1:
+        return mine
+    stages: list[list[_Shard]] = [[] for _ in range(topology.pp_size)]
+    dist.all_gather_object(stages, mine, group=topology.pp_group)
+    return [shard for stage in stages for shard in stage]
+
+
+def _buckets(shards: list[_Shard], tp_size: int, bucket_bytes: int) -> Iterator[list[_Shard]]:
+    """Consecutive shards of one stage and dtype that gather to at most ``bucket_bytes``."""
+    bucket: list[_Shard] = []
+    filled = 0
+    for shard in shards:
+        size = shard.numel * shard.dtype.itemsize * tp_size
+        same = bucket and (bucket[0].stage, bucket[0].dtype) == (shard.stage, shard.dtype)
+        if bucket and (not same or filled + size > bucket_bytes):
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(shard)
+        filled += size
+    if bucket:
+        yield bucket
+
+
+def _gather(
+    bucket: list[_Shard], own: dict[str, Tensor], topology: Topology
+) -> Iterator[Tensor]:
+    """Per shard of the bucket, all tensor ranks' shards stacked: [tp, *shard shape]."""
+    tp = topology.tp_size
+    if tp == 1 and topology.pp_size == 1:
+        yield from (own[shard.name][None] for shard in bucket)
+        return
+    stage, dtype = bucket[0].stage, bucket[0].dtype
+    numel = sum(shard.numel for shard in bucket)
+    if topology.pp_rank == stage:
+        local = torch.cat([own[shard.name].reshape(-1) for shard in bucket])
+        gathered = local[None]
+        if tp > 1:
+            gathered = local.new_empty(tp, numel)
+            _all_gather(gathered.view(-1), local, group=topology.tp_group)
+        del local
+    else:
+        device = next(iter(own.values())).device
+        gathered = torch.empty(tp, numel, dtype=dtype, device=device)
+    if topology.pp_size > 1:
+        source = dist.get_global_rank(topology.pp_group, stage)
+        dist.broadcast(gathered, src=source, group=topology.pp_group)
+    offset = 0
+    for shard in bucket:
+        yield gathered[:, offset : offset + shard.numel].unflatten(1, shard.shape)
+        offset += shard.numel

@@ -1,0 +1,286 @@
+"""Hugging Face model directories: read into a sharded model, and written from one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scope_megatron.convert.gather import global_parameters, iter_full_tensors
+from scope_megatron.convert.mapping import Mapping, Shape
+from scope_megatron.parallel.topology import Topology
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; anything else is quantized
+
+# What a model directory holds beside config.json and the weights.
+COMPANIONS = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+def load_hf_weights(
+    model: torch.nn.Module, directory: Path | str, hf: dict[str, Any], topology: Topology
+) -> None:
+    """Fill this rank's shard of the model from a directory of safetensors, in the model's dtype.
+
+    Every rank reads only its own rows and columns. Every rank checks all of the files' names,
+    shapes and dtypes first, so a wrong file is refused by all of them alike: ValueError naming
+    the tensor and the file.
+    """
+    mapping = Mapping(hf)
+    with ExitStack() as stack:
+        checkpoint = _Checkpoint(Path(directory), stack)
+        checkpoint.check(mapping)
+        with torch.no_grad():
+            for name, parameter in global_parameters(model):
+                rule, names = mapping.find(name)
+                sources = [checkpoint.slice(hf_name) for hf_name in names]
+                shape = tuple(parameter.shape)
+                parameter.copy_(
+                    rule.operation.to_megatron(sources, mapping.sizes, topology.tp_rank, shape)
+                )
+
+
+class _Checkpoint:
+    """The open safetensors files of a directory, of which only the headers are read at first."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self._handles: dict[Path, Any] = {}
+        self.files: dict[str, Path] = {}  # tensor -> the file that has it
+        for path in _weight_files(directory):
+            self._handles[path] = stack.enter_context(_open(path))
+            self.files.update(dict.fromkeys(self._handles[path].keys(), path))
+        self.directory = directory
+
+    def slice(self, name: str) -> Any:
+        return self._handles[self.files[name]].get_slice(name)
+
+    def check(self, mapping: Mapping) -> None:
+        """Every tensor of the model is there in its shape, and no other."""
+        expected = mapping.hf_shapes()
+        for name, shape in expected.items():
+            if name not in self.files:
+                raise ValueError(f"{self.directory}: tensor {name!r} is missing")
+            self._check_tensor(name, shape)
+        for name, path in self.files.items():
+            ignored = name.endswith("rotary_emb.inv_freq") or (
+                mapping.tied and name == "lm_head.weight"
+            )
+            if name not in expected and not ignored:
+                raise ValueError(f"{path}: tensor {name!r} is not part of {mapping.architecture}")
+
+    def _check_tensor(self, name: str, shape: Shape) -> None:
+        view, path = self.slice(name), self.files[name]
+        found = tuple(view.get_shape())
+        if found != shape:
+            raise ValueError(
+                f"{path}: tensor {name!r} has shape {found}, but config.json asks for {shape}"
+            )
+        if view.get_dtype() not in _FLOATS:
+            raise ValueError(
+                f"{path}: tensor {name!r} is {view.get_dtype()}; only unquantized weights "
+                f"({', '.join(_FLOATS)}) can be loaded"
+            )
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model: what its index names, else the single file."""
+    index, single = directory / _INDEX, directory / _SINGLE
+    if not index.is_file():
+        if not single.is_file():
+            raise ValueError(f"{directory}: there is neither {_SINGLE} nor {_INDEX}")
+        return [single]
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index}: not an index of safetensors files ({error!r})") from error
+    for name, file in weight_map.items():
+        if not (directory / file).is_file():
+            raise ValueError(f"{index}: tensor {name!r} is in {file}, which does not exist")
+    return [directory / file for file in dict.fromkeys(weight_map.values())]
+
+
+def export_hf(
+    model: torch.nn.Module,
+    hf: dict[str, Any],
+    topology: Topology,
+    source_dir: Path | str,
+    out_dir: Path | str,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 2 * 2**30,
+    bucket_bytes: int = 256 * 2**20,
+    overwrite: bool = False,
+) -> None:
+    """Write the model as a Hugging Face directory; a collective over all ranks.
+
+    Rank 0 writes sharded safetensors (in ``dtype``, default the model's), holding one shard of at
+    most ``max_shard_bytes`` at a time, config.json, and the tokenizer and generation files of
+    ``source_dir``. Everything goes to a temporary directory beside ``out_dir`` that is synced to
+    disk and renamed at the end, so ``out_dir`` is complete or absent.
+
+    Raises ValueError on every rank when ``out_dir`` is not empty (unless ``overwrite``), and
+    OSError on every rank when writing fails.
+    """
+    out_dir = Path(out_dir)
+    refusal = None
+    if topology.is_main and not overwrite and is_occupied(out_dir):
+        refusal = ValueError(f"{out_dir} is not empty; choose another directory")
+    _raise_together(refusal)
+    failure: Exception | None = None
+    if topology.dp_rank == 0:
+        writer = None
+        for name, tensor in iter_full_tensors(model, hf, topology, bucket_bytes):
+            if not topology.is_main or failure:
+                continue  # the other ranks wait in the next collective: go through all of them
+            try:
+                writer = writer or _Writer(out_dir, dtype, max_shard_bytes)
+                writer.add(name, tensor)
+            except Exception as error:
+                failure = error
+        if writer and not failure:
+            try:
+                writer.finish(hf, Path(source_dir))
+            except Exception as error:
+                failure = error
+        if writer and failure:
+            shutil.rmtree(writer.directory, ignore_errors=True)
+    _raise_together(OSError(f"cannot write {out_dir}: {failure}") if failure else None)
+
+
+def _raise_together(error: Exception | None) -> None:
+    """Raise on every rank the error that rank 0 passes (and come out together if there is none)."""
+    message = [error]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise message[0]
+
+
+class _Writer:
+    """Writes tensors as they come, one shard in memory, into a temporary directory."""
+
+    def __init__(self, out_dir: Path, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+        self.out_dir = out_dir
+        self.directory = make_temporary(out_dir)
+        self.dtype = dtype
+        self.max_shard_bytes = max_shard_bytes
+        self.shards: list[list[str]] = []  # names of the tensors of each written shard
+        self.total_bytes = 0
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self.dtype = self.dtype or tensor.dtype
+        tensor = tensor.to("cpu", self.dtype, copy=True).contiguous()
+        if self._pending and self._pending_bytes + tensor.nbytes > self.max_shard_bytes:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+
+    def finish(self, hf: dict[str, Any], source_dir: Path) -> None:
+        self._flush()
+        self._name_shards()
+        copy_companions(source_dir, self.directory)
+        write_config(hf, self.dtype, self.directory)
+        commit_directory(self.directory, self.out_dir)
+
+    def _flush(self) -> None:
+        path = self.directory / f"{len(self.shards)}.safetensors"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self.shards.append(list(self._pending))
+        self.total_bytes += self._pending_bytes
+        self._pending, self._pending_bytes = {}, 0
+
+    def _name_shards(self) -> None:
+        count = len(self.shards)
+        if count == 1:
+            (self.directory / "0.safetensors").rename(self.directory / _SINGLE)
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self.shards):
+            file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            (self.directory / f"{number}.safetensors").rename(self.directory / file)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        _write_json(self.directory / _INDEX, index)
+
+
+def is_occupied(path: Path) -> bool:
+    """True when writing to ``path`` would replace something."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def temporary_path(final: Path) -> Path:
+    """Where the content of ``final`` is gathered before it is complete."""
+    final = final.absolute()
+    return final.with_name(f".{final.name}.tmp")
+
+
+def make_temporary(final: Path) -> Path:
+    """Create that directory, empty: what an interrupted run left there is removed."""
+    temporary = temporary_path(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def copy_companions(source_dir: Path, directory: Path) -> None:
+    """Copy the tokenizer and generation files of a model directory (not config.json)."""
+    for pattern in COMPANIONS:
+        for path in source_dir.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, directory / path.name)
+
+
+def commit_directory(temporary: Path, final: Path) -> None:
+    """Sync ``temporary``'s files to disk and rename it to ``final``, replacing what is there."""
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    replaced = final.with_name(f".{final.name}.old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        final.rename(replaced)
+    temporary.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_config(hf: dict[str, Any], dtype: torch.dtype | None, directory: Path) -> None:
+    """config.json of a model whose weights are stored in ``dtype``."""
+    key = "torch_dtype" if "torch_dtype" in hf else "dtype"  # transformers < 5 writes the first
+    _write_json(directory / "config.json", hf | {key: str(dtype).removeprefix("torch.")})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,296 @@
+"""Which Hugging Face tensors make up which Megatron parameter: one table, read in both directions.
+
+A rule names one Megatron parameter (``{}`` is the layer, counted over the whole model), the Hugging
+Face tensors it is made of, and the operation between them. Fused layouts, along dim 0:
+
+    linear_qkv  per query group: [its query heads; its key head; its value head], biases alike
+    linear_fc1  per tensor rank: [rows of gate_proj; the same rows of up_proj]
+    embedding   the vocabulary's rows, then zero rows up to the padded vocabulary
+
+``cut`` is the dimension of the Megatron parameter that tensor parallelism divides (0: columns of
+the product, 1: rows of the product, None: every rank has all of it).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+
+
+class Sliceable(Protocol):
+    """A tensor, or a tensor of a safetensors file of which only the part asked for is read."""
+
+    def __getitem__(self, index: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The dimensions of a model that decide its layouts."""
+
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int  # key and value heads
+    head: int  # dimension of one head
+    vocab: int  # without padding
+
+    @classmethod
+    def of(cls, hf: dict[str, Any]) -> Sizes:
+        heads = hf["num_attention_heads"]
+        return cls(
+            hidden=hf["hidden_size"],
+            ffn=hf["intermediate_size"],
+            heads=heads,
+            groups=hf.get("num_key_value_heads") or heads,
+            head=hf.get("head_dim") or hf["hidden_size"] // heads,
+            vocab=hf["vocab_size"],
+        )
+
+
+class Operation(Protocol):
+    """How Hugging Face tensors become one Megatron parameter, and back."""
+
+    cut: ClassVar[int | None]
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        """Full shapes of the Hugging Face tensors."""
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        """The shard of ``shape`` of tensor rank ``rank``, reading only what it needs."""
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        """``shards`` [tp, *shard shape] of all tensor ranks -> the full Hugging Face tensors."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm's weight: the same vector on both sides."""
+
+    size: str  # attribute of Sizes
+    cut: ClassVar[int | None] = None
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        return ((getattr(sizes, self.size),),)
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        return sources[0][:]
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (shards[0],)
+
+
+@dataclass(frozen=True)
+class RowParallel:
+    """The output projections: every tensor rank has a slice of the inputs."""
+
+    inputs: str  # "heads" (all query heads side by side) or "ffn"
+    cut: ClassVar[int | None] = 1
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        width = sizes.heads * sizes.head if self.inputs == "heads" else sizes.ffn
+        return ((sizes.hidden, width),)
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        return sources[0][:, rank * shape[1] : (rank + 1) * shape[1]]
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (shards.transpose(0, 1).reshape(shards.size(1), -1),)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Embedding and output layer: rows of the vocabulary, padded with zeros in Megatron only."""
+
+    cut: ClassVar[int | None] = 0
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        return ((sizes.vocab, sizes.hidden),)
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        start = min(rank * shape[0], sizes.vocab)
+        stop = min(start + shape[0], sizes.vocab)
+        if start == stop:
+            return torch.zeros(shape)
+        rows = sources[0][start:stop]
+        return torch.cat([rows, rows.new_zeros(shape[0] - rows.size(0), shape[1])])
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        return (shards.reshape(-1, shards.size(2))[: sizes.vocab],)
+
+
+@dataclass(frozen=True)
+class FusedQKV:
+    """Query, key and value projections (or their biases), interleaved by query group."""
+
+    bias: bool = False
+    cut: ClassVar[int | None] = 0
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        tail = () if self.bias else (sizes.hidden,)
+        rows = (sizes.heads, sizes.groups, sizes.groups)
+        return tuple((count * sizes.head, *tail) for count in rows)
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        # The groups this rank's rows touch: whole ones, unless there are more ranks than groups.
+        queries = sizes.heads // sizes.groups
+        group_rows = (queries + 2) * sizes.head
+        first = rank * shape[0] // group_rows
+        last = -(-(rank + 1) * shape[0] // group_rows)
+        parts = [
+            source[first * per_group * sizes.head : last * per_group * sizes.head].unflatten(
+                0, (last - first, per_group * sizes.head)
+            )
+            for source, per_group in zip(sources, (queries, 1, 1), strict=True)
+        ]
+        start = rank * shape[0] - first * group_rows
+        return torch.cat(parts, dim=1).flatten(0, 1)[start : start + shape[0]]
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        queries = sizes.heads // sizes.groups
+        tail = shards.shape[2:]
+        fused = shards.reshape(sizes.groups, queries + 2, sizes.head, *tail)
+        parts = fused[:, :queries], fused[:, queries], fused[:, queries + 1]
+        return tuple(part.reshape(-1, *tail) for part in parts)
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """Gate and up projections, one after the other in every tensor rank's shard."""
+
+    cut: ClassVar[int | None] = 0
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        return ((sizes.ffn, sizes.hidden),) * 2
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+    ) -> Tensor:
+        rows = shape[0] // 2
+        return torch.cat([source[rank * rows : (rank + 1) * rows] for source in sources])
+
+    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        halves = shards.unflatten(1, (2, -1))
+        return tuple(halves[:, half].reshape(-1, shards.size(2)) for half in (0, 1))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One Megatron parameter and the Hugging Face tensors it is made of."""
+
+    megatron: tuple[str, ...]  # one name per layer spec that names it differently
+    hf: tuple[str, ...]
+    operation: Operation
+    duplicate: bool = False  # another parameter has the same content: loaded, never exported
+
+
+_M, _H = "decoder.layers.{}.", "model.layers.{}."  # Megatron, Hugging Face
+_EMBEDDING = "model.embed_tokens.weight"
+
+_DENSE = (
+    Rule(("embedding.word_embeddings.weight",), (_EMBEDDING,), Vocabulary()),
+    Rule(
+        (_M + "input_layernorm.weight", _M + "self_attention.linear_qkv.layer_norm_weight"),
+        (_H + "input_layernorm.weight",),
+        Norm("hidden"),
+    ),
+    Rule(
+        (_M + "self_attention.linear_qkv.weight",),
+        tuple(_H + f"self_attn.{part}_proj.weight" for part in "qkv"),
+        FusedQKV(),
+    ),
+    Rule(
+        (_M + "self_attention.linear_proj.weight",),
+        (_H + "self_attn.o_proj.weight",),
+        RowParallel("heads"),
+    ),
+    Rule(
+        (_M + "pre_mlp_layernorm.weight", _M + "mlp.linear_fc1.layer_norm_weight"),
+        (_H + "post_attention_layernorm.weight",),
+        Norm("hidden"),
+    ),
+    Rule(
+        (_M + "mlp.linear_fc1.weight",),
+        (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"),
+        GatedMLP(),
+    ),
+    Rule((_M + "mlp.linear_fc2.weight",), (_H + "mlp.down_proj.weight",), RowParallel("ffn")),
+    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Norm("hidden")),
+)
+_QKV_BIAS = Rule(
+    (_M + "self_attention.linear_qkv.bias",),
+    tuple(_H + f"self_attn.{part}_proj.bias" for part in "qkv"),
+    FusedQKV(bias=True),
+)
+_QK_NORMS = tuple(
+    Rule(
+        (_M + f"self_attention.{part}_layernorm.weight",),
+        (_H + f"self_attn.{part}_norm.weight",),
+        Norm("head"),
+    )
+    for part in "qk"
+)
+_OUTPUT = Rule(("output_layer.weight",), ("lm_head.weight",), Vocabulary())
+# Tied: the last pipeline stage holds a second copy of the embedding.
+_TIED_OUTPUT = Rule(("output_layer.weight",), (_EMBEDDING,), Vocabulary(), duplicate=True)
+
+ARCHITECTURES: dict[str, tuple[Rule, ...]] = {
+    "LlamaForCausalLM": _DENSE,
+    "Qwen2ForCausalLM": (*_DENSE, _QKV_BIAS),
+    "Qwen3ForCausalLM": (*_DENSE, *_QK_NORMS),
+}
+
+
+class Mapping:
+    """The table of one model: its architecture, sizes and number of layers."""
+
+    def __init__(self, hf: dict[str, Any]) -> None:
+        """Raises ValueError for an architecture without a table."""
+        architecture = (hf.get("architectures") or ["none"])[0]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"config.json: architecture {architecture!r} is not supported; "
+                f"supported: {', '.join(ARCHITECTURES)}"
+            )
+        self.architecture = architecture
+        self.tied = bool(hf.get("tie_word_embeddings", False))
+        self.sizes = Sizes.of(hf)
+        self.layers: int = hf["num_hidden_layers"]
+        self.rules = (*ARCHITECTURES[architecture], _TIED_OUTPUT if self.tied else _OUTPUT)
+        self._by_name = {name: rule for rule in self.rules for name in rule.megatron}
+
+    def find(self, name: str) -> tuple[Rule, tuple[str, ...]]:
+        """The rule of a Megatron parameter (global layer number), and its Hugging Face names."""
+        layer = _LAYER.match(name)
+        rule = self._by_name.get(_LAYER.sub(_M, name))
+        if rule is None:
+            raise ValueError(f"{self.architecture} has no rule for Megatron's parameter {name!r}")
+        number = layer.group(1) if layer else ""
+        return rule, tuple(template.format(number) for template in rule.hf)
+
+    def hf_shapes(self) -> dict[str, Shape]:
+        """Name and full shape of every tensor of the Hugging Face checkpoint."""
+        shapes: dict[str, Shape] = {}
+        for rule in self.rules:
+            for template, shape in zip(rule.hf, rule.operation.hf_shapes(self.sizes), strict=True):
+                for layer in range(self.layers if "{}" in template else 1):
+                    shapes[template.format(layer)] = shape
+        return shapes

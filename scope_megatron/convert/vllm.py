@@ -1,0 +1,28 @@
+"""The model's weights in the form in which the rollout engine takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scope_megatron.convert.gather import iter_full_tensors
+from scope_megatron.parallel.topology import Topology
+
+
+def engine_weights(
+    model: torch.nn.Module, hf: dict[str, Any], topology: Topology, bucket_bytes: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) for vLLM's ``reload_weights(weights_iterator=...)``; a collective.
+
+    Tied embeddings come twice, also as ``lm_head.weight``: vLLM's CPU build packs the output
+    layer's weights into a copy, which stays at the old values unless the name is loaded too.
+    """
+    tied = bool(hf.get("tie_word_embeddings", False))
+    for name, tensor in iter_full_tensors(model, hf, topology, bucket_bytes):
+        tensor = tensor.contiguous()
+        yield name, tensor
+        if tied and name == "model.embed_tokens.weight":
+            yield "lm_head.weight", tensor

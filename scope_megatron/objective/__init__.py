@@ -1,0 +1,52 @@
+"""The training objective: pure tensor code that gets process groups as arguments."""
+
+from __future__ import annotations
+
+from scope_megatron.objective.loss import (
+    Divergence,
+    Scores,
+    vocab_parallel_divergence,
+    vocab_parallel_logprob,
+    vocab_parallel_logprob_and_divergence,
+    vocab_parallel_scores,
+)
+from scope_megatron.objective.normalize import (
+    Normalization,
+    Totals,
+    local_totals,
+    sequence_token_weights,
+)
+from scope_megatron.objective.packing import (
+    build,
+    gather_from_sequences,
+    pack,
+    scatter_to_sequences,
+)
+from scope_megatron.objective.perplexity import WeightMode, student_weights, teacher_weights
+from scope_megatron.objective.policy import TokenStreams, policy_loss, policy_terms
+from scope_megatron.objective.routing import Routes, route
+
+__all__ = [
+    "Divergence",
+    "Normalization",
+    "Routes",
+    "Scores",
+    "TokenStreams",
+    "Totals",
+    "WeightMode",
+    "build",
+    "gather_from_sequences",
+    "local_totals",
+    "pack",
+    "policy_loss",
+    "policy_terms",
+    "route",
+    "scatter_to_sequences",
+    "sequence_token_weights",
+    "student_weights",
+    "teacher_weights",
+    "vocab_parallel_divergence",
+    "vocab_parallel_logprob",
+    "vocab_parallel_logprob_and_divergence",
+    "vocab_parallel_scores",
+]

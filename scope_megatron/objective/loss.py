@@ -1,0 +1,257 @@
+"""Log-probabilities, entropies and divergences of logits whose vocabulary is cut over ranks.
+
+Shapes: T tokens, V vocabulary, W = (padded V) / tp columns on each rank. Rank r of the group holds
+the columns [r*W, (r+1)*W); columns at or above ``vocab_size`` are padding: they get no probability
+and no gradient.
+
+With z the student's logits, zt the teacher's, p and q their softmaxes over the whole vocabulary:
+
+    logp(y) = z_y - lse(z)                              d/dz_v = 1[v = y] - p_v
+    reverse  KL(p||q) = E_p[log p - log q]              d/dz_v = p_v (log p_v/q_v - KL(p||q))
+    forward  KL(q||p) = E_q[log q - log p]              d/dz_v = p_v - q_v
+    jsd      b KL(q||m) + (1-b) KL(p||m)                d/dz_v = (1-b) p_v (log p_v/m_v - KL(p||m))
+             with m = b q + (1-b) p, b the teacher's share
+    topk     reverse KL on the teacher's k best tokens, p and q renormalised on them
+
+The forward costs one all-gather of a few scalars per token for the whole call (two for jsd, whose
+mixture needs the normalisers first; see ``vocab.py``). The backward is closed-form and needs no
+communication: every rank of the group must get the same upstream gradient, as it does when each
+computes the same loss. All arithmetic is in float32 (float64 for float64 logits) on blocks of
+``chunk`` tokens, so the extra memory is chunk * W, not T * W.
+
+Logits must be finite; to forbid a token use a large negative number, not -inf.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from scope_megatron.objective.vocab import (
+    Shard,
+    Spec,
+    Statistics,
+    check,
+    chunks,
+    log_mixture,
+    shift,
+    statistics,
+)
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
+
+
+class Scores(NamedTuple):
+    """What a score pass learns of each token."""
+
+    logprob: Tensor  # [T]
+    entropy: Tensor | None  # [T], nats
+
+
+def vocab_parallel_logprob(
+    logits: Tensor,
+    targets: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk: int = 1024,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Log-probability of each target under softmax(logits / temperature), differentiable.
+
+    Args:
+        logits: [T, W] this rank's shard.
+        targets: [T] integers in [0, vocab_size), the same on every rank.
+        group: the tensor-parallel group, or None for a single process.
+        temperature: divides the logits, > 0.
+        vocab_size: columns that are tokens; default W * tp.
+        chunk: tokens worked on at once.
+        inplace_backward: write the gradient over the logits, which saves T * W; any other use of
+            the logits in the same graph that needs their values then raises.
+
+    Returns:
+        [T] float32 (float64 for float64 logits), the same on every rank.
+
+    Raises:
+        ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
+    """
+    spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=inplace_backward)
+    shard = Shard.of(logits, vocab_size, group)
+    check(logits, None, targets, shard, spec)
+    return _Head.apply(logits, None, targets, shard, spec)[0]
+
+
+@torch.no_grad()
+def vocab_parallel_scores(
+    logits: Tensor,
+    targets: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    chunk: int = 1024,
+    with_entropy: bool = False,
+) -> Scores:
+    """As :func:`vocab_parallel_logprob` without a gradient, and the entropy if asked for."""
+    spec = Spec(temperature=temperature, chunk=chunk, entropy=with_entropy)
+    shard = Shard.of(logits, vocab_size, group)
+    check(logits, None, targets, shard, spec)
+    stats = statistics(logits, None, targets, shard, spec)
+    entropy = stats.norm.log() - stats.mean if with_entropy else None
+    return Scores(stats.logprob(spec), entropy)
+
+
+def vocab_parallel_divergence(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    kind: Divergence = "reverse_kl",
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    vocab_size: int | None = None,
+    beta: float = 0.5,
+    topk: int = 64,
+    chunk: int = 1024,
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Divergence of student and teacher at each token, over the full vocabulary.
+
+    Args:
+        logits, teacher_logits: [T, W] shards of the same columns. Only ``logits`` gets a gradient.
+        kind: one of the four in the module's docstring.
+        teacher_temperature: divides the teacher's logits, > 0.
+        beta: the teacher's share of jsd's mixture, strictly between 0 and 1.
+        topk: tokens of ``topk``, at most vocab_size. Teacher logits that tie for the last place
+            are chosen arbitrarily.
+        others: as in :func:`vocab_parallel_logprob`.
+
+    Returns:
+        [T] nats. Rounding may leave a value near zero slightly negative: it is not clamped.
+        A row whose upstream gradient is zero gets no gradient, even if its teacher logits are NaN.
+
+    Raises:
+        ValueError: as above; two widths W; a setting out of range.
+    """
+    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward)
+    shard = Shard.of(logits, vocab_size, group)
+    check(logits, teacher_logits, None, shard, spec)
+    return _Head.apply(logits, teacher_logits.detach(), None, shard, spec)[1]
+
+
+def vocab_parallel_logprob_and_divergence(
+    logits: Tensor,
+    targets: Tensor,
+    teacher_logits: Tensor,
+    group: dist.ProcessGroup | None = None,
+    *,
+    kind: Divergence = "reverse_kl",
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    vocab_size: int | None = None,
+    beta: float = 0.5,
+    topk: int = 64,
+    chunk: int = 1024,
+    inplace_backward: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Both of the above in one pass: the same collectives and one gradient buffer instead of two.
+
+    Returns:
+        (log-probability [T], divergence [T]), both differentiable w.r.t. ``logits``.
+    """
+    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward)
+    shard = Shard.of(logits, vocab_size, group)
+    check(logits, teacher_logits, targets, shard, spec)
+    return _Head.apply(logits, teacher_logits.detach(), targets, shard, spec)
+
+
+class _Head(torch.autograd.Function):
+    """(log-probability or None, divergence or None) of one shard, with the closed-form backward."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        logits: Tensor,
+        teacher: Tensor | None,
+        targets: Tensor | None,
+        shard: Shard,
+        spec: Spec,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        stats = statistics(logits, teacher, targets, shard, spec)
+        logprob = None if targets is None else stats.logprob(spec)
+        ctx.set_materialize_grads(False)
+        ctx.shard, ctx.spec = shard, spec
+        ctx.save_for_backward(
+            logits, teacher if spec.dense else None, targets, *stats.for_backward()
+        )
+        return logprob, stats.divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprob: Tensor | None, grad_divergence: Tensor | None):
+        logits, teacher, targets, *saved = ctx.saved_tensors
+        shard, spec, stats = ctx.shard, ctx.spec, Statistics.from_saved(saved)
+        nothing = (None,) * 4
+        if grad_logprob is None and grad_divergence is None:
+            return (None, *nothing)
+        # detach() shares the version counter: whoever else saved the logits gets an error, not
+        # a wrong value
+        grad = logits.detach() if spec.inplace_backward else torch.empty_like(logits)
+        if targets is not None:
+            column, owned = shard.locate(targets)
+        for rows in chunks(logits.shape[0], spec.chunk):
+            gl = None if grad_logprob is None else grad_logprob[rows, None]
+            gd = None if grad_divergence is None else grad_divergence[rows, None]
+            dz = _softmax_slope(logits, teacher, stats, gl, gd, rows, shard, spec)
+            if gl is not None and shard.width:
+                hit = torch.where(owned[rows, None], gl, 0.0)
+                dz.scatter_add_(1, column[rows, None], hit)
+            if gd is not None and spec.kind == "topk" and shard.width:
+                slopes = torch.where(gd == 0, 0.0, stats.slopes[rows] * gd)
+                dz.scatter_add_(1, stats.picks[rows], slopes)
+            grad[rows, : shard.width] = dz.div_(spec.temperature)
+        grad[:, shard.width :] = 0
+        return (grad, *nothing)
+
+
+def _softmax_slope(
+    logits: Tensor,
+    teacher: Tensor | None,
+    stats: Statistics,
+    gl: Tensor | None,
+    gd: Tensor | None,
+    rows: slice,
+    shard: Shard,
+    spec: Spec,
+) -> Tensor:
+    """[rows, width] gradient w.r.t. z / temperature, but for the terms of single columns.
+
+    ``gl`` and ``gd`` [rows, 1] are the upstream gradients of log-probability and divergence; a row
+    whose ``gd`` is zero must not read the teacher, whose logits may be NaN there.
+    """
+    dense = spec.dense and gd is not None
+    if not dense and gl is None:
+        return stats.slopes.new_zeros(stats.slopes[rows].shape[0], shard.width)
+    p = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature)
+    norm = stats.norm[rows, None]
+    if not dense:
+        return p.exp_().mul_(-gl / norm)
+    x, p = p, p.exp().div_(norm)
+    y = shift(teacher[rows, : shard.width], stats.teacher_top[rows], spec.teacher_temperature)
+    teacher_norm = stats.teacher_norm[rows, None]
+    gl = torch.zeros_like(gd) if gl is None else gl
+    if spec.kind == "forward_kl":
+        q = y.exp_().div_(teacher_norm).masked_fill_(gd == 0, 0.0)
+        return p.mul_(gd - gl).sub_(q.mul_(gd))
+    if spec.kind == "reverse_kl":
+        slope = x.sub_(y)
+    else:
+        x, y = x.sub_(norm.log()), y.sub_(teacher_norm.log())
+        slope, gd = x.sub_(log_mixture(x, y, spec.beta)), gd * (1.0 - spec.beta)
+    slope = slope.sub_(stats.mean[rows, None]).masked_fill_(gd == 0, 0.0)
+    return torch.addcmul(-gl, slope, gd, out=slope).mul_(p)

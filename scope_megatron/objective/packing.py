@@ -1,0 +1,189 @@
+"""Sequences laid end to end into microbatches, and per-token values carried back and forth.
+
+A sequence is (prompt tokens, response tokens). Row t of a pack predicts the sequence's token t+1,
+so the rows of a response are the last prompt token up to the last but one token.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from scope_megatron.types import PackedBatch
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut sequences into few microbatches of at most ``budget`` tokens and of similar size.
+
+    First-fit decreasing finds the number of bins; the sequences are then dealt, longest first, to
+    the emptiest bin. Where that overflows the budget the first-fit bins stand.
+
+    Args:
+        lengths: tokens of each sequence (prompt and response), each at least 1.
+        budget: most tokens in one bin (``train.microbatch_tokens``).
+
+    Returns:
+        Bins of indices into ``lengths``: every index once, ascending inside a bin, the fullest
+        bin first (a step that does not fit in memory fails at its start). Deterministic.
+
+    Raises:
+        ValueError: a sequence longer than the budget, or without tokens.
+    """
+    for index, length in enumerate(lengths):
+        if length > budget:
+            raise ValueError(
+                f"sequence {index} has {length} tokens, more than train.microbatch_tokens = "
+                f"{budget}: raise train.microbatch_tokens, or lower data.max_prompt_tokens or "
+                "rollout.max_response_tokens"
+            )
+        if length < 1:
+            raise ValueError(f"sequence {index} has no tokens")
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    bins = _first_fit(order, lengths, budget)
+    bins = _balanced(order, lengths, budget, len(bins)) or bins
+    bins = [sorted(members) for members in bins]
+    return sorted(bins, key=lambda members: (-sum(lengths[i] for i in members), members))
+
+
+def _first_fit(order: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        for place, free in enumerate(room):
+            if lengths[index] <= free:
+                bins[place].append(index)
+                room[place] -= lengths[index]
+                break
+        else:
+            bins.append([index])
+            room.append(budget - lengths[index])
+    return bins
+
+
+def _balanced(
+    order: list[int], lengths: Sequence[int], budget: int, count: int
+) -> list[list[int]] | None:
+    """Deal the sequences to ``count`` bins, each to the emptiest; None if one overflows."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, place) for place in range(count)]
+    for index in order:
+        load, place = heap[0]
+        if load + lengths[index] > budget:
+            return None
+        bins[place].append(index)
+        heapq.heapreplace(heap, (load + lengths[index], place))
+    return bins
+
+
+def build(
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    members: Sequence[int],
+    pad_multiple: int = 1,
+) -> PackedBatch:
+    """Lay the sequences named by ``members`` end to end.
+
+    Args:
+        sequences: all (prompt_ids, response_ids) of the batch; a prompt has at least one token.
+        members: indices of the sequences in this pack, in order, without repetition.
+        pad_multiple: T is padded up to a multiple of this with one dummy sequence of token 0,
+            which has sequence -1, no response rows, and its own entry in ``cu_seqlens``.
+
+    Returns:
+        A :class:`PackedBatch` on the CPU, its fields as that class describes them.
+
+    Raises:
+        ValueError: an empty prompt, no members, or repeated members.
+    """
+    if not members or len(set(members)) != len(members):
+        raise ValueError("a pack needs at least one sequence, and each at most once")
+    for index in members:
+        if not sequences[index][0]:
+            raise ValueError(f"sequence {index} has an empty prompt: nothing predicts its response")
+    prompt = torch.tensor([len(sequences[index][0]) for index in members])
+    length = prompt + torch.tensor([len(sequences[index][1]) for index in members])
+    used = int(length.sum())
+    tail = -used % pad_multiple
+    ids = chain.from_iterable(chain(*sequences[index]) for index in members)
+    tokens = torch.tensor([*ids, *([0] * tail)], dtype=torch.int64)
+    label = torch.tensor(list(members))
+    if tail:
+        prompt = torch.cat([prompt, torch.tensor([tail])])
+        length = torch.cat([length, torch.tensor([tail])])
+        label = torch.cat([label, torch.tensor([-1])])
+    ends = length.cumsum(0)
+    position = torch.arange(used + tail) - (ends - length).repeat_interleave(length)
+    last = position == length.repeat_interleave(length) - 1
+    return PackedBatch(
+        tokens=tokens,
+        targets=tokens.roll(-1).masked_fill(last | (torch.arange(used + tail) >= used), 0),
+        position_ids=position,
+        response=(position >= prompt.repeat_interleave(length) - 1) & ~last,
+        sequence=label.repeat_interleave(length),
+        cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32),
+        max_seqlen=int(length.max()),
+        members=list(members),
+    )
+
+
+def scatter_to_sequences(values: Tensor, pack: PackedBatch) -> dict[int, Tensor]:
+    """Cut ``values`` [T, ...] into each sequence's response tokens.
+
+    Returns:
+        sequence index -> [response tokens, ...], in the pack's order; empty for empty responses.
+    """
+    if values.shape[:1] != pack.response.shape:
+        raise ValueError(f"{values.shape[0]} values for a pack of {pack.num_tokens} tokens")
+    counts = _response_counts(pack)
+    parts = values[pack.response.to(values.device)].split(counts)
+    return dict(zip(pack.members, parts, strict=True))
+
+
+def gather_from_sequences(
+    per_sequence: Tensor | Sequence | Mapping, pack: PackedBatch, *, fill: float = 0.0
+) -> Tensor:
+    """Lay per-sequence values out on the rows of a pack: the inverse of the scatter.
+
+    Args:
+        per_sequence: indexed by sequence; each entry a number (repeated over the sequence's
+            response tokens), a list or tensor with one number per response token, or None
+            (absent: its rows get ``fill``). A [B] tensor is taken as one number per sequence.
+        pack: the pack; only its members are read.
+        fill: the value of rows outside the responses.
+
+    Returns:
+        [T] on the pack's device, of the tensors' dtype (float32 for python numbers).
+
+    Raises:
+        ValueError: a member without an entry, or a list whose length is not its response's.
+    """
+    if isinstance(per_sequence, Tensor):
+        rows = per_sequence.to(pack.sequence.device)[pack.sequence.clamp_min(0)]
+        return rows.masked_fill(~pack.response, fill)
+    parts = []
+    for index, count in zip(pack.members, _response_counts(pack), strict=True):
+        try:
+            value = per_sequence[index]
+        except LookupError:
+            raise ValueError(f"no value for sequence {index} of the pack") from None
+        value = torch.as_tensor(fill if value is None else value, device=pack.response.device)
+        value = value if value.is_floating_point() else value.float()
+        if value.dim() == 1 and value.numel() != count:
+            raise ValueError(
+                f"sequence {index}: {value.numel()} values for {count} response tokens"
+            )
+        parts.append(value.expand(count))
+    flat = torch.cat(parts)
+    out = torch.full(pack.response.shape, fill, dtype=flat.dtype, device=pack.response.device)
+    out[pack.response] = flat
+    return out
+
+
+def _response_counts(pack: PackedBatch) -> list[int]:
+    """Response tokens of each member, in order."""
+    ends = torch.cat([pack.response.new_zeros(1, dtype=torch.int64), pack.response.cumsum(0)])
+    bounds = ends[pack.cu_seqlens.long()]
+    return (bounds[1:] - bounds[:-1])[: len(pack.members)].tolist()

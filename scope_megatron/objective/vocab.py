@@ -1,0 +1,336 @@
+"""Statistics of logits whose vocabulary is cut over ranks: reduce locally, exchange once, merge.
+
+Each rank reduces its columns to scalars per token, relative to its own maximum ``m_r``:
+
+    sum e^(z - m_r)     z of the target (0 if another rank holds it)     sum e^(z - m_r) * delta
+
+and the same of the teacher. One all-gather brings them together, and they are merged relative to
+the global maximum. ``delta`` is itself taken relative to the local maxima and corrected in the
+merge, so no large numbers are ever subtracted: the statistics are as exact at logits of 1e4 as
+at 1. Used by ``loss.py`` alone, whose docstring has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_KINDS = ("reverse_kl", "forward_kl", "jsd", "topk")
+# columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
+_TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM = range(6)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to compute; see the public functions for the fields."""
+
+    temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    kind: str | None = None  # None: no divergence
+    beta: float = 0.5
+    topk: int = 64
+    chunk: int = 1024
+    entropy: bool = False
+    inplace_backward: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether the teacher's whole row is read (all kinds but topk)."""
+        return self.kind not in (None, "topk")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's columns: ``width`` real ones, the first of them token ``start``."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    start: int
+    width: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, logits: Tensor, vocab_size: int | None, group: dist.ProcessGroup | None) -> Shard:
+        if logits.dim() != 2 or not logits.is_floating_point():
+            raise ValueError(
+                f"logits must be [tokens, columns] floats, got {tuple(logits.shape)} {logits.dtype}"
+            )
+        rank, size = (0, 1) if group is None else (group.rank(), group.size())
+        columns = logits.shape[1]
+        vocab_size = columns * size if vocab_size is None else vocab_size
+        if not 0 < vocab_size <= columns * size:
+            raise ValueError(
+                f"vocab_size {vocab_size} does not fit {size} shard(s) of {columns} columns"
+            )
+        width = min(max(vocab_size - rank * columns, 0), columns)
+        return cls(group, rank, rank * columns, width, vocab_size)
+
+    def gather(self, local: Tensor) -> Tensor:
+        """[T, k] of each rank -> [tp, T, k]: the only communication of this package."""
+        if self.group is None or self.group.size() == 1 or local.numel() == 0:
+            return local[None]
+        out = local.new_empty((self.group.size(), *local.shape))
+        dist.all_gather_into_tensor(out.flatten(0, 1), local.contiguous(), group=self.group)
+        return out
+
+    def locate(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """([T] column in this shard, clamped; [T] whether the shard really holds it)."""
+        column = targets.long() - self.start
+        owned = (column >= 0) & (column < self.width)
+        return column.clamp(0, max(self.width - 1, 0)), owned
+
+
+@dataclass
+class Statistics:
+    """Scalars per token over the whole vocabulary, [T] each; None where they have no use."""
+
+    top: Tensor | None = None  # max of z
+    norm: Tensor | None = None  # sum of exp((z - top) / temperature)
+    target: Tensor | None = None  # z of the target
+    mean: Tensor | None = None  # what _merge_mean says; jsd: KL(p||m)
+    teacher_top: Tensor | None = None
+    teacher_norm: Tensor | None = None
+    picks: Tensor | None = None  # topk: [T, k] columns of this shard
+    slopes: Tensor | None = None  # topk: [T, k] d divergence / d(z / temperature), 0 if not ours
+    divergence: Tensor | None = None
+
+    def logprob(self, spec: Spec) -> Tensor:
+        return (self.target - self.top) / spec.temperature - self.norm.log()
+
+    def for_backward(self) -> tuple[Tensor | None, ...]:
+        """The fields that the backward reads; :meth:`from_saved` takes them back."""
+        return (
+            self.top,
+            self.norm,
+            self.mean,
+            self.teacher_top,
+            self.teacher_norm,
+            self.picks,
+            self.slopes,
+        )
+
+    @classmethod
+    def from_saved(cls, saved: list[Tensor | None]) -> Statistics:
+        top, norm, mean, teacher_top, teacher_norm, picks, slopes = saved
+        return cls(top, norm, None, mean, teacher_top, teacher_norm, picks, slopes)
+
+
+def check(
+    logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
+) -> None:
+    """Raise ValueError for what the public functions say they refuse."""
+    if not (spec.temperature > 0 and spec.teacher_temperature > 0):
+        raise ValueError(
+            "rollout.temperature and objective.teacher_temperature must be greater than 0, got "
+            f"{spec.temperature} and {spec.teacher_temperature}"
+        )
+    if spec.chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {spec.chunk}")
+    if spec.kind is not None and spec.kind not in _KINDS:
+        raise ValueError(f"the divergence must be one of {', '.join(_KINDS)}; got {spec.kind!r}")
+    if spec.kind == "jsd" and not 0 < spec.beta < 1:
+        raise ValueError(f"objective.jsd_beta must lie between 0 and 1, got {spec.beta}")
+    if spec.kind == "topk" and not 0 < spec.topk <= shard.vocab_size:
+        raise ValueError(
+            f"objective.topk must lie between 1 and the vocabulary's {shard.vocab_size}, "
+            f"got {spec.topk}"
+        )
+    if teacher is not None and teacher.shape != logits.shape:
+        raise ValueError(
+            f"student and teacher logits are {tuple(logits.shape)} and {tuple(teacher.shape)}: "
+            "their shards cover the same tokens only if both vocabularies are padded to one width "
+            f"(student {logits.shape[-1]}, teacher {teacher.shape[-1]} columns per rank)"
+        )
+    if targets is not None:
+        _check_targets(logits, targets, shard)
+
+
+def _check_targets(logits: Tensor, targets: Tensor, shard: Shard) -> None:
+    if targets.shape != logits.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"targets must be [{logits.shape[0]}] integers, got {tuple(targets.shape)} "
+            f"{targets.dtype}"
+        )
+    if targets.numel() == 0:
+        return
+    low, high = torch.stack(targets.aminmax()).tolist()
+    if low < 0 or high >= shard.vocab_size:
+        raise ValueError(
+            f"targets lie in [{low}, {high}], outside the vocabulary of {shard.vocab_size} tokens"
+        )
+
+
+def chunks(total: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, total, chunk):
+        yield slice(start, min(start + chunk, total))
+
+
+def shift(block: Tensor, top: Tensor, temperature: float) -> Tensor:
+    """(block - top) / temperature, a new tensor of top's dtype (bf16 blocks are not rounded)."""
+    shifted = block - top[:, None]
+    return shifted if temperature == 1.0 else shifted.div_(temperature)
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """log(beta q + (1 - beta) p)."""
+    return torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
+
+
+def statistics(
+    logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
+) -> Statistics:
+    """Everything the forward and the backward need of [T, W] logits, in one exchange (jsd: two)."""
+    local = _reduce(logits, teacher, targets, shard, spec)
+    if spec.kind == "topk":
+        best, values, picks = _local_best(logits, teacher, shard, spec, local.dtype)
+        parts = shard.gather(torch.cat([local, best, values], 1))
+        # [tp, T, 2k] -> two of [T, tp * k], rank-major
+        candidates = [part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1)]
+        return _add_topk(_merge(parts[..., :3], spec), *candidates, picks, shard, spec)
+    stats = _merge(shard.gather(local), spec)
+    if spec.kind == "jsd":
+        return _add_jsd(stats, logits, teacher, shard, spec)
+    if spec.dense:
+        gap = stats.teacher_norm.log() - stats.norm.log()
+        stats.divergence = stats.mean + (gap if spec.kind == "reverse_kl" else -gap)
+    return stats
+
+
+def _reduce(
+    logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
+) -> Tensor:
+    """This rank's statistics: [T, 3], or 4 columns with an entropy, 6 with a dense divergence."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    columns = 6 if spec.dense else 4 if spec.entropy else 3
+    out = torch.zeros(logits.shape[0], columns, dtype=dtype, device=logits.device)
+    if shard.width == 0:  # all padding: below every maximum, and no mass
+        floor = torch.finfo(dtype).min
+        out[:, _TOP] = floor
+        out[:, _TEACHER_TOP:_TEACHER_NORM] = floor
+        return out
+    if targets is not None:
+        column, owned = shard.locate(targets)
+        out[:, _TARGET] = torch.where(owned, logits.gather(1, column[:, None])[:, 0].to(dtype), 0.0)
+    elif spec.kind == "topk":
+        return out  # the full normaliser has no use
+    for rows in chunks(logits.shape[0], spec.chunk):
+        block = logits[rows, : shard.width]
+        top = block.amax(-1).to(dtype)
+        x = shift(block, top, spec.temperature)
+        mass = x.exp() if spec.dense or spec.entropy else x.exp_()
+        out[rows, _TOP], out[rows, _NORM] = top, mass.sum(-1)
+        if spec.entropy:
+            out[rows, _MEAN] = mass.mul_(x).sum(-1)
+        if spec.dense:
+            _reduce_teacher(out[rows], teacher[rows, : shard.width], x, mass, spec)
+    return out
+
+
+def _reduce_teacher(out: Tensor, block: Tensor, x: Tensor, mass: Tensor, spec: Spec) -> None:
+    """Fill the teacher's columns of ``out`` and the mean; overwrites ``x`` and ``mass``."""
+    top = block.amax(-1).to(out.dtype)
+    y = shift(block, top, spec.teacher_temperature)
+    out[:, _TEACHER_TOP] = top
+    if spec.kind == "reverse_kl":
+        out[:, _MEAN] = mass.mul_(x.sub_(y)).sum(-1)
+        out[:, _TEACHER_NORM] = y.exp_().sum(-1)
+        return
+    mass = torch.exp(y, out=mass)
+    out[:, _TEACHER_NORM] = mass.sum(-1)
+    if spec.kind == "forward_kl":
+        out[:, _MEAN] = mass.mul_(y.sub_(x)).sum(-1)
+
+
+def _merge(parts: Tensor, spec: Spec) -> Statistics:
+    """[tp, T, columns] of all ranks -> the whole vocabulary's."""
+    top, step, weight = _rescale(parts[..., _TOP], spec.temperature)
+    mass = weight * parts[..., _NORM]
+    stats = Statistics(top=top, norm=mass.sum(0), target=parts[..., _TARGET].sum(0))
+    if spec.entropy:
+        stats.mean = _merge_mean(weight, parts, mass, step)
+    if spec.dense:
+        temperature = spec.teacher_temperature
+        stats.teacher_top, there, weight_t = _rescale(parts[..., _TEACHER_TOP], temperature)
+        mass_t = weight_t * parts[..., _TEACHER_NORM]
+        stats.teacher_norm = mass_t.sum(0)
+        if spec.kind == "reverse_kl":
+            stats.mean = _merge_mean(weight, parts, mass, step - there)
+        elif spec.kind == "forward_kl":
+            stats.mean = _merge_mean(weight_t, parts, mass_t, there - step)
+    return stats
+
+
+def _rescale(tops: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(global maximum [T]; from it to each rank's, [tp, T], in exponents; exp of that)."""
+    top = tops.amax(0)
+    # finite, so that it can meet a weight of zero
+    step = ((tops - top) / temperature).clamp_min(torch.finfo(tops.dtype).min / 4)
+    return top, step, step.exp()
+
+
+def _merge_mean(weight: Tensor, parts: Tensor, mass: Tensor, step: Tensor) -> Tensor:
+    """Mean over the vocabulary of x (entropy), x - y (reverse) or y - x (forward) [T].
+
+    x and y are the logits over their temperatures, relative to the global maxima; the mean is under
+    the distribution that ``weight`` and ``mass`` belong to.
+    """
+    return (weight * parts[..., _MEAN] + mass * step).sum(0) / mass.sum(0)
+
+
+def _add_jsd(
+    stats: Statistics, logits: Tensor, teacher: Tensor, shard: Shard, spec: Spec
+) -> Statistics:
+    """The two divergences from the mixture, which need the normalisers of the first exchange."""
+    local = torch.zeros(logits.shape[0], 2, dtype=stats.norm.dtype, device=logits.device)
+    for rows in chunks(logits.shape[0] if shard.width else 0, spec.chunk):
+        x = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature)
+        y = shift(teacher[rows, : shard.width], stats.teacher_top[rows], spec.teacher_temperature)
+        log_p = x.sub_(stats.norm[rows, None].log())
+        log_q = y.sub_(stats.teacher_norm[rows, None].log())
+        log_m = log_mixture(log_p, log_q, spec.beta)
+        local[rows, 0] = (log_p.exp() * (log_p - log_m)).sum(-1)
+        local[rows, 1] = (log_q.exp() * (log_q - log_m)).sum(-1)
+    stats.mean, teacher_kl = shard.gather(local).sum(0).unbind(-1)
+    stats.divergence = (1.0 - spec.beta) * stats.mean + spec.beta * teacher_kl
+    return stats
+
+
+def _local_best(
+    logits: Tensor, teacher: Tensor, shard: Shard, spec: Spec, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The shard's k best teacher logits, the student's there, their columns: [T, k] each.
+
+    A shard with fewer than k columns offers -inf for the rest, which no rank will choose.
+    """
+    total, k = logits.shape[0], spec.topk
+    best = torch.full((total, k), -torch.inf, dtype=dtype, device=logits.device)
+    values = torch.zeros_like(best)
+    picks = torch.zeros(total, k, dtype=torch.int64, device=logits.device)
+    have = min(k, shard.width)
+    for rows in chunks(total if have else 0, spec.chunk):
+        value, column = teacher[rows, : shard.width].topk(have, -1)
+        best[rows, :have], picks[rows, :have] = value.to(dtype), column
+        values[rows, :have] = logits[rows].gather(1, column).to(dtype)
+    return best, values, picks
+
+
+def _add_topk(
+    stats: Statistics, best: Tensor, values: Tensor, picks: Tensor, shard: Shard, spec: Spec
+) -> Statistics:
+    """Reverse KL on the k best of all candidates [T, tp * k], and its slope at our columns."""
+    best, place = best.topk(spec.topk, -1)
+    values = values.gather(1, place)
+    log_p = shift(values, values.amax(-1), spec.temperature).log_softmax(-1)
+    log_q = shift(best, best[:, 0], spec.teacher_temperature).log_softmax(-1)
+    delta = log_p - log_q
+    stats.divergence = (log_p.exp() * delta).sum(-1)
+    slopes = log_p.exp() * (delta - stats.divergence[:, None])
+    ours = place.div(spec.topk, rounding_mode="floor") == shard.rank
+    stats.slopes = torch.where(ours, slopes, 0.0)
+    stats.picks = picks.gather(1, place % spec.topk)
+    return stats

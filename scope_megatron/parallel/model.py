@@ -1,0 +1,201 @@
+"""A Hugging Face config -> megatron-core's GPTModel: the student, and the frozen teacher beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional
+
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.attention import PackedCausalAttention
+from scope_megatron.parallel.norm import RMSNorm
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.types import PackedBatch
+
+VOCAB_MULTIPLE = 128  # per tensor rank, as Megatron's --make-vocab-size-divisible-by
+
+
+def read_hf_config(directory: Path | str) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face model directory."""
+    return json.loads((Path(directory) / "config.json").read_text())
+
+
+def padded_vocab_size(vocab_size: int, tensor: int) -> int:
+    """The vocabulary rounded up so that every tensor rank holds a multiple of VOCAB_MULTIPLE."""
+    multiple = VOCAB_MULTIPLE * tensor
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def transformer_config(
+    hf: dict[str, Any], topology: Topology, dtype: torch.dtype
+) -> TransformerConfig:
+    """megatron-core's TransformerConfig of a Llama, Qwen2 or Qwen3 dense ``config.json``."""
+    heads = hf["num_attention_heads"]
+    architecture = hf["architectures"][0]
+    bf16 = dtype == torch.bfloat16
+    te = platform.has_transformer_engine()
+    return TransformerConfig(
+        num_layers=hf["num_hidden_layers"],
+        hidden_size=hf["hidden_size"],
+        num_attention_heads=heads,
+        num_query_groups=hf.get("num_key_value_heads") or heads,
+        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        ffn_hidden_size=hf["intermediate_size"],
+        layernorm_epsilon=hf["rms_norm_eps"],
+        normalization="RMSNorm",
+        activation_func=functional.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=architecture == "Qwen2ForCausalLM",
+        qk_layernorm=architecture == "Qwen3ForCausalLM",
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=topology.tp_size,
+        pipeline_model_parallel_size=topology.pp_size,
+        sequence_parallel=topology.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=bf16,
+        variable_seq_lengths=topology.pp_size > 1,  # packs differ in length
+        moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths, dense or not
+        batch_p2p_comm=platform.has_cuda(),
+        calculate_per_token_loss=True,  # weights arrive normalised: nobody divides again
+        use_cpu_initialization=not platform.has_cuda(),
+        perform_initialization=True,  # also marks the tensor-parallel parameters
+        persist_layer_norm=te,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def build_model(
+    hf: dict[str, Any],
+    topology: Topology,
+    dtype: torch.dtype,
+    *,
+    trainable: bool,
+    padded_vocab: int | None = None,
+) -> GPTModel:
+    """This rank's shard of the model, with weights not yet loaded.
+
+    A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
+    """
+    config = transformer_config(hf, topology, dtype)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=_block_spec(config),
+        vocab_size=padded_vocab or padded_vocab_size(hf["vocab_size"], topology.tp_size),
+        max_sequence_length=hf["max_position_embeddings"],
+        pre_process=topology.is_first_stage,
+        post_process=topology.is_last_stage,
+        parallel_output=True,
+        share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)),
+        position_embedding_type="rope",
+        rotary_base=rope_settings(hf)["rope_theta"],
+    )
+    model.rotary_pos_emb.inv_freq = inverse_frequencies(hf).to(platform.device())
+    model.to(platform.device())
+    if dtype == torch.bfloat16:
+        model.bfloat16()
+    if not trainable:
+        model.requires_grad_(False)
+        model.eval()
+    return model
+
+
+def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+    """Run one pack. The last stage returns logits [T, V/tp], the others hidden states."""
+    params = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=batch.max_seqlen,
+    )
+    return model(
+        input_ids=batch.tokens[None],
+        position_ids=batch.position_ids[None],
+        attention_mask=None,
+        packed_seq_params=params,
+    )
+
+
+def rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
+    """Rope parameters of both config styles: ``rope_parameters`` (transformers 5) or the older keys."""
+    settings = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
+    settings.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
+    settings.setdefault("rope_type", settings.pop("type", "default"))
+    return settings
+
+
+def inverse_frequencies(hf: dict[str, Any]) -> Tensor:
+    """Rotary inverse frequencies [head_dim / 2] float32: plain, linear or llama3 scaling."""
+    rope = rope_settings(hf)
+    dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+    inv = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+    kind = rope["rope_type"]
+    if kind == "default":
+        return inv
+    if kind == "linear":
+        return inv / rope["factor"]
+    if kind == "llama3":
+        return _llama3_frequencies(inv, rope)
+    raise ValueError(
+        f"config.json: rope_type {kind!r} is not supported; supported: default, linear, llama3"
+    )
+
+
+def _llama3_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
+    """Long wavelengths are divided by ``factor``, short ones kept, those between interpolated."""
+    context = rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    turns = context * inv / (2 * math.pi)  # rotations over the original context
+    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return inv * keep + inv / rope["factor"] * (1.0 - keep)
+
+
+def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    if platform.has_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        norm: Any = TENorm
+    else:
+        layer = _local_layer_spec(config)
+        norm = RMSNorm
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
+    )
+
+
+def _local_layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """megatron-core's local layer, with packed attention and a norm for sequence parallelism."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedCausalAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return layer

@@ -1,0 +1,157 @@
+"""The one place that knows CUDA/NCCL from CPU/gloo.
+
+Where CUDA is present nothing is changed: NCCL, Transformer Engine's layers and fused kernels when
+they import, else torch. Without CUDA, :func:`initialize` adapts megatron-core, whose only real
+obstacle is that it names CUDA; each line below says what it stands for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import types
+
+import torch
+
+_CUDA_WORDS = {
+    "cuda": "cpu",
+    "torch.cuda.FloatTensor": "torch.FloatTensor",
+    "torch.cuda.HalfTensor": "torch.HalfTensor",
+    "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
+}
+
+# Modules whose functions hold the words above as literals.
+_MODULES_NAMING_CUDA = (
+    "megatron.core.pipeline_parallel.schedules",  # torch.zeros(..., device="cuda") token counters
+    "megatron.core.utils",  # the torch stand-ins for the multi-tensor kernels
+    "megatron.core.optimizer.clip_grads",  # norms; the gradient's type() string
+    "megatron.core.optimizer.optimizer",  # found_inf, scale; main-parameter type() strings
+    "megatron.core.optimizer.distrib_optimizer",  # type() strings of the sharded parameters
+    "megatron.core.optimizer.grad_scaler",
+    "megatron.core.distributed.param_and_grad_buffer",
+)
+
+
+def has_cuda() -> bool:
+    """True when the job runs on CUDA devices."""
+    return torch.cuda.is_available()
+
+
+def has_transformer_engine() -> bool:
+    """True when Transformer Engine can be used (CUDA only; never a requirement)."""
+    return has_cuda() and _imports("transformer_engine.pytorch")
+
+
+def has_apex() -> bool:
+    """True when NVIDIA's Apex imports (PyPI's ``apex`` is another project: it has no optimizers)."""
+    return has_cuda() and _imports("apex.optimizers")
+
+
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception:  # a broken extension raises OSError, RuntimeError, ...: same as missing
+        return False
+    return True
+
+
+def device() -> torch.device:
+    """The device of this rank."""
+    if has_cuda():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def backend() -> str:
+    """The torch.distributed backend of the collectives."""
+    return "nccl" if has_cuda() else "gloo"
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """``model.dtype`` to a torch dtype; ``auto`` is bfloat16 on CUDA and float32 on CPU."""
+    if name == "auto":
+        return torch.bfloat16 if has_cuda() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+@functools.cache
+def initialize() -> None:
+    """Prepare this process, once: the device, thread count, and megatron-core on CPU."""
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    if has_cuda():
+        torch.cuda.set_device(device())
+        return
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _adapt_torch_cuda()
+    _adapt_rng_tracker()
+    for name in _MODULES_NAMING_CUDA:
+        _substitute_words(importlib.import_module(name))
+
+
+def memory_in_use() -> dict[str, float]:
+    """Peak memory of this process in GiB: resident, and on the CUDA device when there is one."""
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
+    out = {"memory/resident_gib": peak}
+    if has_cuda():
+        out["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return out
+
+
+def release_cached_memory() -> None:
+    """Give cached blocks back to the device, so that the engine can use them."""
+    if has_cuda():
+        torch.cuda.empty_cache()
+
+
+def _adapt_torch_cuda() -> None:
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu  # device=torch.cuda.current_device()
+    torch.cuda.synchronize = lambda device=None: None  # checkpoint save, timers
+    torch.cuda.empty_cache = lambda: None  # checkpoint save
+    torch.cuda.manual_seed = torch.manual_seed  # model_parallel_cuda_manual_seed
+    torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()  # RNG tracker
+    torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # tensors read from checkpoints
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+
+
+def _adapt_rng_tracker() -> None:
+    from megatron.core.tensor_parallel import random
+
+    # Both read and write the generator of a CUDA device; here the CPU's stands for it.
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _substitute_words(module: types.ModuleType) -> None:
+    """Put the CPU's words for CUDA's into the literals of every function of ``module``."""
+    for value in list(vars(module).values()):
+        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
+            value.__code__ = _with_cpu_words(value.__code__)
+        elif isinstance(value, type) and value.__module__ == module.__name__:
+            for member in vars(value).values():
+                function = getattr(member, "__func__", member)
+                if isinstance(function, types.FunctionType):
+                    function.__code__ = _with_cpu_words(function.__code__)
+
+
+def _with_cpu_words(code: types.CodeType) -> types.CodeType:
+    def swap(constant: object) -> object:
+        if isinstance(constant, str):
+            return _CUDA_WORDS.get(constant, constant)
+        if isinstance(constant, tuple):
+            return tuple(swap(item) for item in constant)
+        if isinstance(constant, types.CodeType):
+            return _with_cpu_words(constant)
+        return constant
+
+    # Keyword names live in co_consts too, as tuples of identifiers: no function of these modules
+    # has a parameter called "cuda", so exact matches are only ever values.
+    return code.replace(co_consts=tuple(swap(constant) for constant in code.co_consts))

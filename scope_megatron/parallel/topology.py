@@ -1,0 +1,124 @@
+"""Process groups and ranks, as one frozen object that is handed down."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from torch.distributed import ProcessGroup
+
+from scope_megatron.parallel import platform
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where this rank stands. Megatron's order: tensor fastest, then data, then pipeline."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    sequence_parallel: bool
+    tp_group: ProcessGroup
+    pp_group: ProcessGroup
+    dp_group: ProcessGroup
+    mp_group: ProcessGroup  # the tensor x pipeline ranks that hold one copy of the model
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of this pipeline's last stage (same tensor and data rank)."""
+        return dist.get_global_rank(self.pp_group, self.pp_size - 1)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def initialize_distributed(timeout_s: float = 1800.0) -> None:
+    """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; alone without them."""
+    if dist.is_initialized():
+        return
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if os.environ["WORLD_SIZE"] == "1":
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    dist.init_process_group(platform.backend(), timeout=timedelta(seconds=timeout_s))
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def create_topology(
+    tensor: int = 1, pipeline: int = 1, sequence: bool = False, seed: int = 1234
+) -> Topology:
+    """Build Megatron's process groups over the world (collective over all ranks).
+
+    Raises ValueError when the world does not divide into tensor x pipeline.
+    """
+    world = dist.get_world_size()
+    if world % (tensor * pipeline):
+        raise ValueError(
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} does not divide the "
+            f"{world} started processes; start a multiple of {tensor * pipeline}"
+        )
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor,
+            pipeline_model_parallel_size=pipeline,
+            create_gloo_process_groups=True,  # the optimizer and its checkpoint ask for them
+        )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=world,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=tensor,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=pipeline,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        sequence_parallel=sequence,
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+        mp_group=parallel_state.get_model_parallel_group(),
+    )
+
+
+def destroy() -> None:
+    """Leave the process groups (idempotent)."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+        tensor_parallel.random._CUDA_RNG_STATE_TRACKER_INITIALIZED = False
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def broadcast_from_last_stage(tensor: torch.Tensor, topology: Topology) -> torch.Tensor:
+    """Give every pipeline stage what only the last one computed (in place, and returned)."""
+    if topology.pp_size > 1:
+        dist.broadcast(tensor, src=topology.last_stage_rank, group=topology.pp_group)
+    return tensor

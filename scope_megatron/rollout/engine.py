@@ -1,0 +1,204 @@
+"""The rollout engine: what the trainer asks of it, and vLLM inside the Megatron ranks.
+
+``engine.tensor`` ranks that stand next to each other form one engine replica; every rank of a
+replica makes the same calls with the same arguments (vLLM's external launcher).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from scope_megatron.config import EngineConfig
+from scope_megatron.parallel import platform
+from scope_megatron.types import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
+
+    samples: int
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = -1
+    seed: int = 0  # random numbers depend on (seed, prompt, sample) alone, not on the layout
+
+
+class Engine(Protocol):
+    """What the trainer needs of a rollout engine. Each call is collective over a replica."""
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+        """``sampling.samples`` responses for each prompt, in order: whole groups, side by side."""
+        ...
+
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Log-probability (temperature 1) of every token after the first, for each sequence."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take new weights (Hugging Face names, full tensors) and drop what old ones cached."""
+        ...
+
+    def sleep(self) -> None:
+        """Free weights and cache while training runs (where the platform can)."""
+        ...
+
+    def close(self) -> None:
+        """Release the engine."""
+        ...
+
+
+def request_seed(*parts: object) -> int:
+    """A 31-bit seed that depends on nothing but its parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class VLLMEngine:
+    """vLLM in this process, sharing the job's torch.distributed world with Megatron."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        settings: EngineConfig,
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        eos_ids: Iterable[int],
+        seed: int,
+    ) -> None:
+        self._eos_ids = sorted(eos_ids)
+        self._sleeps = settings.sleep and platform.has_cuda()
+        self._asleep = False
+        _prepare_environment(settings)
+        from vllm import LLM
+
+        self._llm = LLM(
+            model=str(model_dir),
+            skip_tokenizer_init=True,
+            load_format="dummy",  # the trainer's weights arrive before the first request
+            dtype=str(dtype).removeprefix("torch."),
+            tensor_parallel_size=settings.tensor,
+            distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+            max_model_len=max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+            generation_config="vllm",  # never defaults from the model's own files
+            enforce_eager=not platform.has_cuda(),
+            disable_log_stats=True,
+            seed=seed,
+            **_platform_arguments(settings, self._sleeps),
+        )
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+        """One request per response, so that each has its own seed."""
+        self._wake()
+        if not prompts:
+            return []
+        from vllm import SamplingParams
+
+        members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=self._eos_ids,
+                seed=request_seed(sampling.seed, prompt.index, k),
+                logprobs=0,
+                detokenize=False,
+            )
+            for prompt, k in members
+        ]
+        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in members]
+        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+        return [
+            _rollout(prompt, k, output.outputs[0])
+            for (prompt, k), output in zip(members, outputs, strict=True)
+        ]
+
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """See :class:`Engine`; the log-probabilities of given tokens, by a prefill."""
+        self._wake()
+        if not sequences:
+            return []
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+        )
+        requests = [{"prompt_token_ids": ids} for ids in sequences]
+        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+        return [
+            [
+                output.prompt_logprobs[position][token].logprob
+                for position, token in enumerate(ids)
+                if position > 0
+            ]
+            for ids, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See :class:`Engine`. In place; every weight of the model must come, each once."""
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        self._llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Level 2: weights are dropped too, since new ones come before the next request."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
+
+    def close(self) -> None:
+        del self._llm
+
+    def _wake(self) -> None:
+        assert not self._asleep, "load_weights wakes the engine: it slept without its weights"
+
+
+def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
+    token_ids = list(completion.token_ids)
+    logprobs = [
+        step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)
+    ]
+    return Rollout(
+        prompt=prompt,
+        sample=sample,
+        token_ids=token_ids,
+        engine_logprobs=logprobs,
+        finished=completion.finish_reason == "stop",
+    )
+
+
+def _prepare_environment(settings: EngineConfig) -> None:
+    """What vLLM reads from the environment when it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not platform.has_cuda():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _platform_arguments(settings: EngineConfig, sleeps: bool) -> dict[str, Any]:
+    if platform.has_cuda():
+        return {
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
+            "enable_sleep_mode": sleeps,
+        }
+    return {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}

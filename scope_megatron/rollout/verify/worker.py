@@ -1,0 +1,89 @@
+"""The process that runs Math-Verify on text a model wrote. Started by its path, never imported.
+
+It is run with ``python -P``: a plain run would put this folder first on the module path, where
+``math.py`` hides the standard library's. Its only imports from outside are Math-Verify's.
+
+One JSON object per line. First it says {"ready": true} or {"error": reason}. Then, for each
+{"id", "response", "answer"} it answers {"id", "correct"}. It has no clock of its own: sympy can
+stay inside one big-integer operation for hours, where no alarm or thread gets a turn. The parent
+kills it; and should the parent die first, the kernel does, by the limit on processor seconds that
+each request renews.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import sys
+from typing import Any, TextIO
+
+MEMORY_BYTES = 4 << 30
+PARENT_CHECK_S = 2.0
+
+
+def main(search_path: str, timeout_s: float) -> None:
+    parent = os.getppid()
+    sys.path += [p for p in search_path.split(os.pathsep) if p and p not in sys.path]
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library's print must not look like a reply
+    try:
+        import logging
+
+        import math_verify
+    except Exception as error:  # whatever stops it, the parent has to learn why
+        _say(replies, {"error": f"{type(error).__name__}: {error}"})
+        return
+    logging.disable(logging.CRITICAL)
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    _say(replies, {"ready": True})
+    while _request_waits(parent):
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        request = json.loads(line)
+        _renew_processor_limit(timeout_s)
+        correct = _grade(math_verify, request["response"], request["answer"])
+        _say(replies, {"id": request["id"], "correct": correct})
+
+
+def _grade(math_verify: Any, response: str, answer: str) -> bool:
+    """Math-Verify's own timeouts are off: they do not stop what hangs."""
+    parse, verify = math_verify.parse, math_verify.verify
+    gold = parse(answer, parsing_timeout=None)
+    return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
+
+
+def _say(replies: TextIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _request_waits(parent: int) -> bool:
+    """Wait for input (or its end). False if the parent died and left its pipe open elsewhere."""
+    while not select.select([0], [], [], PARENT_CHECK_S)[0]:
+        if os.getppid() != parent:
+            return False
+    return True
+
+
+def _limit(what: int, value: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))
+
+
+def _renew_processor_limit(timeout_s: float) -> None:
+    """SIGXCPU ends the process when this request has used ``timeout_s`` and 2 s more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + timeout_s) + 2
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or seconds < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,141 @@
+"""A graded batch of responses with everything the losses need to know about each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from scope_megatron.config import Config
+from scope_megatron.objective.loss import vocab_parallel_logprob
+from scope_megatron.objective.packing import build, pack, scatter_to_sequences
+from scope_megatron.objective.routing import Routes, route
+from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.types import PackedBatch, Rollout
+
+
+@dataclass
+class Batch:
+    """B responses of whole groups, and per-response log-probabilities of their tokens.
+
+    ``group`` [B] numbers the prompts, ``lengths`` [B] counts response tokens. The log-probability
+    tensors are float32 [response length] on the CPU; a response that was not scored is absent.
+    """
+
+    rollouts: list[Rollout]
+    group: Tensor
+    lengths: Tensor
+    routes: Routes
+    old_logprobs: dict[int, Tensor] = field(default_factory=dict)  # behaviour policy
+    teacher_logprobs: dict[int, Tensor] = field(default_factory=dict)
+    reference_logprobs: dict[int, Tensor] = field(default_factory=dict)
+
+    def members(self, mask: Tensor) -> list[int]:
+        """Indices of the responses a mask [B] selects."""
+        return mask.nonzero().flatten().tolist()
+
+    def mask_unscored(self, scores: dict[int, Tensor]) -> None:
+        """Take responses whose scores are not finite out of both paths: no score is made up."""
+        bad = [index for index, values in scores.items() if not bool(values.isfinite().all())]
+        for index in bad:
+            del scores[index]
+            self.routes.correct[index] = self.routes.incorrect[index] = False
+            self.routes.masked[index] = True
+
+    def part(self, start: int, count: int) -> Batch:
+        """Every ``count``-th group from ``start`` on, as a batch of its own."""
+        kept = self.members(self.group % count == start)
+        place = {index: new for new, index in enumerate(kept)}
+
+        def renumbered(scores: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {place[i]: values for i, values in scores.items() if i in place}
+
+        routes = self.routes
+        return Batch(
+            rollouts=[self.rollouts[i] for i in kept],
+            group=self.group[kept] // count,
+            lengths=self.lengths[kept],
+            routes=Routes(routes.correct[kept], routes.incorrect[kept], routes.masked[kept]),
+            old_logprobs=renumbered(self.old_logprobs),
+            teacher_logprobs=renumbered(self.teacher_logprobs),
+            reference_logprobs=renumbered(self.reference_logprobs),
+        )
+
+    def mean_logprob(self, logprobs: dict[int, Tensor]) -> Tensor:
+        """[B] mean log-probability per token; 0 for responses that were not scored."""
+        means = torch.zeros(len(self.rollouts))
+        for index, values in logprobs.items():
+            means[index] = values.mean()
+        return means
+
+
+def make_batch(rollouts: list[Rollout], truncated: str) -> Batch:
+    """Route graded rollouts. ``rollouts`` holds whole groups, side by side."""
+    starts = torch.tensor([rollout.sample == 0 for rollout in rollouts], dtype=torch.int64)
+    rewards = [reward(rollout) for rollout in rollouts]
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return Batch(
+        rollouts=rollouts,
+        group=starts.cumsum(0) - 1,
+        lengths=torch.tensor(lengths, dtype=torch.int64),
+        routes=route(rewards, [r.finished for r in rollouts], lengths, truncated),
+    )
+
+
+def reward(rollout: Rollout) -> float | None:
+    """R_i of the paper: 1 or 0, None when nobody judged the response."""
+    if rollout.verdict is None or not rollout.verdict.judged:
+        return None
+    return float(rollout.verdict == "correct")
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores and packs sequences the way this run is laid out."""
+
+    topology: Topology
+    microbatch_tokens: int
+
+    @classmethod
+    def of(cls, config: Config, topology: Topology) -> Scorer:
+        return cls(topology, config.train.microbatch_tokens)
+
+    def pack(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
+        """The chosen responses in microbatches of bounded size, on this rank's device."""
+        multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
+        sequences = [(r.prompt.token_ids, r.token_ids) for r in rollouts]
+        bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
+        return [
+            build(sequences, [members[i] for i in bin_], multiple).to(platform.device())
+            for bin_ in bins
+        ]
+
+    def logprobs(
+        self,
+        model: torch.nn.Module,
+        rollouts: list[Rollout],
+        members: list[int],
+        *,
+        temperature: float,
+        vocab_size: int,
+    ) -> dict[int, Tensor]:
+        """log pi(token) of the chosen responses' tokens under ``model``, from a forward pass."""
+        packs = self.pack(rollouts, members)
+
+        def rows(logits: Tensor, index: int) -> Tensor:
+            return vocab_parallel_logprob(
+                logits,
+                packs[index].targets,
+                self.topology.tp_group,
+                temperature=temperature,
+                vocab_size=vocab_size,
+            )
+
+        scores: dict[int, Tensor] = {}
+        for values, packed in zip(
+            pipeline.score(model, packs, rows, self.topology), packs, strict=True
+        ):
+            scores.update(scatter_to_sequences(values.cpu(), packed.to(torch.device("cpu"))))
+        return scores

@@ -1,0 +1,187 @@
+"""Save and resume: student, optimizer, schedule, random numbers, and the position in the data.
+
+Layout under ``output_dir/checkpoints``: one directory ``step_00000040`` per checkpoint in
+megatron-core's distributed format (loadable at another TP, PP or DP size), and ``latest``, a text
+file that names the newest. A checkpoint is written under a temporary name and renamed when it is
+whole, then ``latest`` is replaced: whatever stops a save, an older checkpoint stays loadable.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from scope_megatron.parallel.topology import Topology
+
+FORMAT = 1
+LATEST = "latest"
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds. ``model`` is the unwrapped student of this rank."""
+
+    model: torch.nn.Module
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    topology: Topology
+
+
+def checkpoints_dir(output_dir: Path) -> Path:
+    return output_dir / "checkpoints"
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The directory that ``latest`` names, None when the run has no checkpoint.
+
+    Raises ValueError when ``latest`` names a directory that is not there.
+    """
+    pointer = checkpoints_dir(output_dir) / LATEST
+    if not pointer.exists():
+        return None
+    directory = pointer.parent / pointer.read_text().strip()
+    if not (directory / "metadata.json").exists():
+        raise ValueError(
+            f"resume: {pointer} names {directory.name}, which is not a whole checkpoint; "
+            "write the name of another step_* directory into it"
+        )
+    return directory
+
+
+def save_checkpoint(
+    state: TrainingState,
+    output_dir: Path,
+    step: int,
+    progress: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write ``step_{step:08d}`` (collective over all ranks) and return its directory."""
+    root = checkpoints_dir(output_dir)
+    final = root / f"step_{step:08d}"
+    temporary = root / f".tmp_step_{step:08d}"
+    if state.topology.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    sharded = _sharded_state(state, is_loading=False)
+    sharded["progress"] = {"format": FORMAT, "step": step, **progress}
+    sharded["scheduler"] = state.scheduler.state_dict()
+    dist_checkpointing.save(sharded, str(temporary), content_metadata=_SHARDING)
+    if state.topology.is_main:
+        _commit(temporary, final)
+        _write_atomically(root / LATEST, final.name)
+        _forget_old(root, keep)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
+    """Fill ``state`` from a checkpoint (collective); returns its ``progress``.
+
+    Random-number states come back when the layout is the same; at another one every rank keeps
+    its fresh ones (rollouts do not depend on them: they are keyed by seed, step and sample).
+    """
+    common = dist_checkpointing.load_common_state_dict(str(directory))
+    progress = common["progress"]
+    if progress["format"] > FORMAT:
+        raise ValueError(f"resume: {directory} was written by a newer version of scope_megatron")
+    same_layout = progress["layout"] == _layout(state.topology)
+    sharded = _sharded_state(state, is_loading=True, with_rng=same_layout)
+    loaded = dist_checkpointing.load(sharded, str(directory))
+    state.model.load_state_dict(loaded["model"], strict=False)
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.scheduler.load_state_dict(loaded["scheduler"])
+    if same_layout:
+        _set_rng_state(loaded["rng"])
+    return progress
+
+
+def layout_progress(topology: Topology) -> dict[str, Any]:
+    """The part of ``progress`` that describes the layout that wrote it."""
+    return {"layout": _layout(topology)}
+
+
+def _layout(topology: Topology) -> list[int]:
+    return [topology.tp_size, topology.pp_size, topology.dp_size]
+
+
+def _sharded_state(
+    state: TrainingState, is_loading: bool, with_rng: bool = True
+) -> dict[str, Any]:
+    model = state.model.sharded_state_dict()
+    sharded = {
+        "model": model,
+        "optimizer": state.optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=_SHARDING
+        ),
+    }
+    if with_rng:
+        sharded["rng"] = _sharded_rng_state(state.topology)
+    return sharded
+
+
+def _sharded_rng_state(topology: Topology) -> ShardedObject:
+    rng = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject(
+        "rng", rng, (topology.world_size,), (topology.rank,), replica_id=0
+    )
+
+
+def _set_rng_state(rng: dict[str, Any]) -> None:
+    random.setstate(rng["python"])
+    np.random.set_state(rng["numpy"])
+    torch.set_rng_state(rng["torch"])
+    torch.cuda.set_rng_state(rng["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
+
+
+def _commit(temporary: Path, final: Path) -> None:
+    for path in temporary.iterdir():
+        _fsync(path)
+    _fsync(temporary)
+    replaced = final.with_name(f".old_{final.name}")
+    if final.exists():  # the same step again, after a resume from an older one
+        final.rename(replaced)
+    temporary.rename(final)
+    _fsync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n")
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _forget_old(root: Path, keep: int) -> None:
+    for old in sorted(root.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)

@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM: remembered, and acted on by all ranks together at the end of a step."""
+
+from __future__ import annotations
+
+import signal
+
+import torch
+import torch.distributed as dist
+
+from scope_megatron.parallel import platform
+
+
+class Interrupt:
+    """While installed, the first SIGINT or SIGTERM only asks to stop; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self._signum = 0
+
+    def install(self) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._remember)
+
+    def _remember(self, signum: int, frame: object) -> None:
+        if self._signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signum = signum
+
+    def agreed(self) -> int:
+        """The signal that any rank has received, 0 for none (collective over all ranks)."""
+        flag = torch.tensor([self._signum], device=platform.device())
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return int(flag)

@@ -1,0 +1,213 @@
+"""A run from its first to its last step: resume, evaluate, train, save, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from scope_megatron.config import Config
+from scope_megatron.convert.hf import export_hf
+from scope_megatron.train import checkpoint
+from scope_megatron.train.console import Console
+from scope_megatron.train.interrupt import Interrupt
+from scope_megatron.train.metrics import MetricLogger
+from scope_megatron.train.report import write_report
+from scope_megatron.train.trainer import Trainer
+
+
+def run(config: Config) -> int:
+    """Train as configured. Returns 0 when finished, 128 + signal when asked to stop before."""
+    trainer = Trainer(config)
+    console = Console(
+        enabled=trainer.topology.is_main,
+        total_steps=config.train.steps,
+        live=config.logging.progress,
+    )
+    try:
+        return Run(config, trainer, console).go()
+    finally:
+        console.close()
+        trainer.close()
+
+
+class Run:
+    """The loop around :meth:`Trainer.step`."""
+
+    def __init__(self, config: Config, trainer: Trainer, console: Console) -> None:
+        self.config, self.trainer, self.console = config, trainer, console
+        self.state = checkpoint.TrainingState(
+            trainer.student.model,
+            trainer.student.optimizer,
+            trainer.student.scheduler,
+            trainer.topology,
+        )
+        self.interrupt = Interrupt()
+        self.evaluations: dict[str, dict[str, float]] = {}
+        self.saved_step = -1
+
+    def go(self) -> int:
+        self.console.header("scope_megatron", self._facts())
+        done = self._resume()
+        self.saved_step = done if done else -1
+        with self._logger(done) as self.logger:
+            self._prepare_engine()
+            self.interrupt.install()
+            if done == 0 and self.config.evaluation.before:
+                self._evaluate(0, "before")
+            self.console.start(done)
+            for step in range(done, self.config.train.steps):
+                if signum := self.interrupt.agreed():
+                    return self._stop(step, signum)
+                self._step(step)
+            self._finish()
+        return 0
+
+    def _step(self, step: int) -> None:
+        metrics = self.trainer.step(step)
+        number, every = step + 1, self.config.evaluation.every
+        if every and number % every == 0 and number < self.config.train.steps:
+            metrics |= self.trainer.evaluate()
+        self.logger.log(number, metrics)
+        self.console.step(number, metrics)
+        save_every = self.config.checkpoint.every
+        if save_every and number % save_every == 0:
+            self._save(number)
+
+    def _resume(self) -> int:
+        """Steps done before; loads their state."""
+        resume = self.config.resume
+        if resume == "never":
+            return 0
+        directory = Path(resume)
+        if resume == "auto":
+            found = checkpoint.latest_checkpoint(self.config.output_dir)
+            if found is None:
+                return 0
+            directory = found
+        progress = checkpoint.load_checkpoint(self.state, directory)
+        _require_same(progress["identity"], self._identity(), directory)
+        self.evaluations = progress["evaluations"]
+        self.console.message(f"resumed from {directory} after step {progress['step']}")
+        return int(progress["step"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the parts of one run."""
+        return {
+            "seed": self.config.seed,
+            "data.train": self.trainer.data.fingerprint(),
+            "model.tokenizer": self.trainer.tokenizer.token_map_fingerprint(),
+        }
+
+    def _prepare_engine(self) -> None:
+        trainer = self.trainer
+        if trainer.engine is None:
+            return
+        from scope_megatron.train.sync import sync_weights
+
+        sync_weights(trainer.student, trainer.engine, self.config, trainer.topology)
+
+    def _evaluate(self, step: int, when: str) -> None:
+        self.console.message(f"evaluating the student {when} training ...")
+        values = self.trainer.evaluate()
+        self.evaluations[when] = values
+        self.logger.log(step, values)
+        self.console.evaluation(step, values)
+
+    def _save(self, step: int) -> Path:
+        if self.saved_step == step:
+            return checkpoint.checkpoints_dir(self.config.output_dir) / f"step_{step:08d}"
+        progress = {
+            "identity": self._identity(),
+            "evaluations": self.evaluations,
+            "config": self.config.to_yaml(),
+            **checkpoint.layout_progress(self.trainer.topology),
+        }
+        path = checkpoint.save_checkpoint(
+            self.state, self.config.output_dir, step, progress, self.config.checkpoint.keep
+        )
+        self.saved_step = step
+        return path
+
+    def _stop(self, step: int, signum: int) -> int:
+        path = self._save(step) if step else None
+        self.console.interrupted(path, _resume_command())
+        return 128 + signum
+
+    def _finish(self) -> None:
+        steps = self.config.train.steps
+        if self.config.evaluation.after and "after" not in self.evaluations:
+            self._evaluate(steps, "after")
+        if self.config.checkpoint.at_end:
+            self._save(steps)
+        self.console.close()
+        if self.config.checkpoint.export_hf:
+            self._export()
+        if self.trainer.topology.is_main:
+            report = write_report(self.config.output_dir)
+            self.console.message(f"report: {report}")
+        if self.evaluations:
+            self.console.evaluation_table(
+                self.evaluations.get("before", {}), self.evaluations.get("after", {})
+            )
+
+    def _export(self) -> None:
+        trainer, out = self.trainer, self.config.output_dir / "hf"
+        export_hf(
+            trainer.student.model,
+            trainer.student.hf,
+            trainer.topology,
+            self.config.model.student,
+            out,
+        )
+        self.console.message(f"student as Hugging Face directory: {out}")
+
+    def _logger(self, done: int) -> MetricLogger:
+        logging = self.config.logging
+        return MetricLogger(
+            self.config.output_dir,
+            logging.tensorboard,
+            logging.wandb_project,
+            self.config.model_dump(mode="json"),
+            enabled=self.trainer.topology.is_main,
+            start_step=done if done else -1,
+        )
+
+    def _facts(self) -> dict[str, object]:
+        config, topo = self.config, self.trainer.topology
+        facts: dict[str, object] = {
+            "algorithm": config.algorithm.name,
+            "student": config.model.student,
+        }
+        if config.needs_teacher:
+            facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+        facts["layout"] = (
+            f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
+            f"data {topo.dp_size}"
+        )
+        if config.rollout and config.algorithm.name != "kd":
+            rollout = config.rollout
+            facts["rollouts"] = (
+                f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM in the "
+                f"same processes (tensor {rollout.engine.tensor})"
+            )
+        facts["data"] = f"{len(self.trainer.data)} prompts, {len(self.trainer.data.skipped)} skipped"
+        facts["output"] = config.output_dir
+        return facts
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
+    for key, value in before.items():
+        if now[key] != value:
+            raise ValueError(
+                f"{key}: differs from the run that wrote {directory}; a resumed run needs the same "
+                "one (or use another output_dir)"
+            )
+
+
+def _resume_command() -> str:
+    arguments = [a for a in sys.argv[1:] if not a.startswith("resume=")]
+    return shlex.join(["scope-megatron", *arguments, "resume=auto"])
+
+

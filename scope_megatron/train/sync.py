@@ -1,0 +1,64 @@
+"""Weights from Megatron to the engine, and the proof that they arrived."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from scope_megatron.config import Config
+from scope_megatron.convert.vllm import engine_weights
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.rollout.engine import Engine
+from scope_megatron.train.batch import Scorer
+from scope_megatron.train.setup import Student
+from scope_megatron.types import Rollout
+
+
+class WeightsOutOfSync(ValueError):
+    """The engine does not compute with the trainer's weights."""
+
+
+def sync_weights(student: Student, engine: Engine, config: Config, topology: Topology) -> None:
+    """Stream the student's weights to every engine in memory, in buckets (collective)."""
+    platform.release_cached_memory()
+    bucket = config.engine.bucket_mib * 2**20
+    engine.load_weights(engine_weights(student.model, student.hf, topology, bucket))
+
+
+def check_sync(
+    student: Student, engine: Engine, rollouts: list[Rollout], config: Config, scorer: Scorer
+) -> tuple[float, float]:
+    """Compare the engine's log-probabilities of a few sequences with the trainer's (collective).
+
+    Both score the response tokens at temperature 1. Returns the largest and the mean absolute
+    difference over all engines; raises :class:`WeightsOutOfSync` beyond the limit.
+    """
+    chosen = [r for r in rollouts if r.token_ids][: config.engine.check_samples]
+    ours = scorer.logprobs(
+        student.ddp,
+        chosen,
+        list(range(len(chosen))),
+        temperature=1.0,
+        vocab_size=student.vocab_size,
+    )
+    theirs = engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
+    largest, total, count = 0.0, 0.0, 0
+    for index, rollout in enumerate(chosen):
+        engine_side = torch.tensor(theirs[index][len(rollout.prompt.token_ids) - 1 :])
+        gap = (ours[index] - engine_side).abs()
+        largest = max(largest, float(gap.max()))
+        total, count = total + float(gap.sum()), count + gap.numel()
+    worst = torch.tensor([largest, total / max(count, 1)], device=platform.device())
+    worst = worst.nan_to_num(nan=torch.inf)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    largest, mean = worst.tolist()
+    limit = config.engine.logprob_tolerance
+    if mean > limit:
+        raise WeightsOutOfSync(
+            f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
+            f"log-probabilities differ from the trainer's by {mean:.3g} on average, more than "
+            f"{limit:.3g}; the engine works with other weights (raise the limit only if the "
+            "precision differs on purpose)"
+        )
+    return largest, mean

@@ -1,0 +1,98 @@
+"""The data that flows through one training step.
+
+Shape legend, used across the package:
+    B  sequences (responses) in a batch      N  responses per prompt (group size)
+    T  tokens of one packed microbatch       S  sequences in one packed microbatch
+    V  vocabulary                            tp tensor-parallel size
+    L  length of one sequence
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Verdict(StrEnum):
+    """What the verifier said of one response."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    TIMEOUT = "timeout"  # the grader was stopped: nobody judged the response
+    CRASH = "crash"  # the grader died: nobody judged the response
+
+    @property
+    def judged(self) -> bool:
+        return self in (Verdict.CORRECT, Verdict.INCORRECT)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a dataset, tokenised. ``index`` is its row number over all files of the split."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    answer: str
+    text: str = ""
+    source: str = ""  # the row's data_source: picks the verifier when verifier.name is auto
+    response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
+
+
+@dataclass
+class Rollout:
+    """One response sampled for a prompt, with what was learnt about it since.
+
+    ``token_ids`` are the response tokens, the end token included when ``finished``.
+    ``engine_logprobs`` are the engine's log-probabilities of those tokens at the rollout
+    temperature (one float per token).
+    """
+
+    prompt: Prompt
+    sample: int  # 0 .. N-1 inside its group
+    token_ids: list[int]
+    engine_logprobs: list[float]
+    finished: bool
+    text: str = ""
+    verdict: Verdict | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response together."""
+        return len(self.prompt.token_ids) + len(self.token_ids)
+
+
+@dataclass
+class PackedBatch:
+    """Sequences laid end to end, without padding between them (THD layout).
+
+    Row t predicts ``targets[t]`` = the next token of the same sequence. ``response`` marks the
+    rows whose target is a response token; only they enter a loss. ``sequence[t]`` is the index
+    (into the list of sequences the pack was made from) of the row's sequence, -1 for padding.
+    The tail is padded to a multiple (one extra dummy sequence) when the layout asks for it.
+    """
+
+    tokens: torch.Tensor  # [T] int64
+    targets: torch.Tensor  # [T] int64, 0 where there is no next token
+    position_ids: torch.Tensor  # [T] int64, from 0 in each sequence
+    response: torch.Tensor  # [T] bool
+    sequence: torch.Tensor  # [T] int64
+    cu_seqlens: torch.Tensor  # [S+1] int32
+    max_seqlen: int
+    members: list[int] = field(default_factory=list)  # indices of the sequences in it, in order
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens.numel())
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same pack with its tensors on ``device``."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if hasattr(value, "device")
+        }
+        return replace(self, **moved)

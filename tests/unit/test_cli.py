@@ -1,0 +1,98 @@
+"""The command line: exit codes, one line for users, nothing heavy before the settings are right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from scope_megatron import cli
+from scope_megatron.config import Config, load_config, modeldir
+from tests.unit.config_run import make_run
+from tests.unit.test_config_errors import CASES, read_golden
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_run(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["unknown_key", "tokenizers_differ", "weights_truncated"])
+def test_bad_setting_is_quick_and_needs_no_torch(name: str, run: Path) -> None:
+    change, overrides = CASES[name]
+    change()
+    code = (
+        "import atexit, runpy, sys\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'megatron'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['scope-megatron', 'train', 'run.yaml', *{overrides!r}]\n"
+        "runpy.run_module('scope_megatron', run_name='__main__')\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60
+    )
+    seconds = time.monotonic() - start
+    assert done.returncode == 2
+    assert done.stderr == read_golden()[name] + "\n"
+    assert done.stdout == "[]\n"
+    assert seconds < 3.0
+
+
+def test_check_lists_every_problem(run: Path) -> None:
+    bad = ["objective.tau=0", "train.stpes=1"]
+    result = CliRunner().invoke(cli.app, ["check", "run.yaml", *bad])
+    assert result.exit_code == 2
+    assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
+        "error: unknown key train.stpes",
+        "error: objective.tau: is 0 but must be > 0",
+    ]
+
+
+def test_check_prints_a_config_that_loads(run: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["check", "run.yaml", "seed=7"])
+    assert result.exit_code == 0
+    assert Config.model_validate(yaml.safe_load(result.stdout)).seed == 7
+
+
+def test_one_rank_of_a_node_speaks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, local_rank, lines in (("0", "0", 1), ("1", "1", 0), ("8", "0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        result = CliRunner().invoke(cli.app, ["train", "run.yaml", "objective.tau=0"])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, lines)
+
+
+def test_own_value_error_is_a_line_and_a_librarys_a_traceback(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, cli.user_errors():
+        modeldir.require_directory(Path("nowhere"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: nowhere does not exist; ")
+    with pytest.raises(json.JSONDecodeError), cli.user_errors():
+        json.loads("{")
+
+
+def test_report_of_no_run(run: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["report", "nowhere"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: RUN_DIR: nowhere is no directory; ")
+
+
+def test_launches_only_when_nobody_did(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = load_config("run.yaml", ["parallel.tensor=2"])
+    assert cli._must_launch(two)
+    assert not cli._must_launch(load_config("run.yaml"))
+    monkeypatch.setenv("RANK", "0")
+    assert not cli._must_launch(two)

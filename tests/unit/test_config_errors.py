@@ -1,0 +1,222 @@
+"""Wrong settings end in one line that names the key and the fix.
+
+The lines are in tests/golden/config_errors.txt. After a change of wording:
+    UPDATE_GOLDEN=1 python -m pytest tests/unit/test_config_errors.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scope_megatron import cli
+from tests.unit.config_run import (
+    append,
+    index_of,
+    leave,
+    make_run,
+    quantize,
+    remove,
+    rename_token,
+    replace,
+    sentencepiece,
+    student,
+    teacher,
+    truncate,
+    write,
+    write_tokenizer,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
+UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
+
+# name: (change of the files, overrides). The message is in the golden file under the name.
+CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
+    # keys and overrides
+    "unknown_key": (leave, ["objective.tua=1"]),
+    "unknown_key_in_file": (append("objective: {kll: sampled}\n"), []),
+    "unknown_section": (append("optimiser: {lr: 1e-4}\n"), []),
+    "unknown_deep_key": (leave, ["rollout.engine.tensr=2"]),
+    "unknown_key_of_another_section": (leave, ["tau=2"]),
+    "unknown_key_like_none": (leave, ["zzz=1"]),
+    "unknown_and_missing": (replace("steps: 3", "stesp: 3"), []),
+    "override_without_value": (leave, ["foo"]),
+    "override_without_key": (leave, ["=5"]),
+    "override_below_a_value": (leave, ["output_dir.x=1"]),
+    "override_not_yaml": (leave, ["objective.tau=[1"]),
+    # the file
+    "no_file": (remove("run.yaml"), []),
+    "not_yaml": (append("train: [\n"), []),
+    "not_utf8": (write("run.yaml", b"seed: \xff\n"), []),
+    "not_a_mapping": (write("run.yaml", "- seed\n"), []),
+    "key_twice": (append("output_dir: other\n"), []),
+    # types
+    "tau_text": (leave, ["objective.tau=warm"]),
+    "tau_quoted": (append("objective: {tau: '1.0'}\n"), []),
+    "steps_fraction": (leave, ["train.steps=2.5"]),
+    "shuffle_number": (leave, ["data.shuffle=1"]),
+    "path_number": (leave, ["output_dir=5"]),
+    "path_empty": (leave, ["model.student=''"]),
+    "train_empty_list": (leave, ["data.train=[]"]),
+    "section_is_value": (leave, ["parallel=2"]),
+    "resume_bool": (leave, ["resume=no"]),
+    "algorithm_typo": (leave, ["algorithm.name=scpoe"]),
+    "kl_unknown": (leave, ["objective.kl=l2"]),
+    "dtype_unknown": (leave, ["model.dtype=int4"]),
+    # bounds
+    "tau_zero": (leave, ["objective.tau=0"]),
+    "lr_negative": (leave, ["optimizer.lr=-1e-4"]),
+    "lr_nan": (leave, ["optimizer.lr=.nan"]),
+    "lr_infinite": (leave, ["optimizer.lr=.inf"]),
+    "temperature_zero": (leave, ["rollout.temperature=0"]),
+    "evaluation_temperature_zero": (leave, ["evaluation.temperature=0.0"]),
+    "teacher_temperature_negative": (leave, ["objective.teacher_temperature=-1"]),
+    "top_p_above_one": (leave, ["rollout.top_p=1.5"]),
+    "group_size_zero": (leave, ["rollout.group_size=0"]),
+    "jsd_beta_one": (leave, ["objective.jsd_beta=1.0"]),
+    "tis_clip_zero": (leave, ["objective.tis_clip=0"]),
+    "keep_none": (leave, ["checkpoint.keep=0"]),
+    "samples_zero": (leave, ["evaluation.samples=0"]),
+    "microbatch_zero": (leave, ["train.microbatch_tokens=0"]),
+    # what must be there
+    "model_missing": (replace("model: {student: student, teacher: teacher}\n", ""), []),
+    "steps_missing": (replace("steps: 3, ", ""), []),
+    "teacher_missing": (leave, ["model.teacher=null"]),
+    "teacher_missing_opd": (leave, ["model.teacher=null", "algorithm.name=opd"]),
+    "rollout_missing": (leave, ["rollout=null"]),
+    "eval_missing": (leave, ["data.eval=null"]),
+    "eval_missing_every": (
+        leave,
+        ["data.eval=null", "evaluation={every: 5, before: false, after: false}"],
+    ),
+    "kd_without_batch": (leave, ["algorithm.name=kd"]),
+    "kd_evaluation_length": (
+        leave,
+        ["algorithm.name=kd", "train.batch_sequences=4", "rollout=null"],
+    ),
+    "batch_without_kd": (leave, ["train.batch_sequences=4"]),
+    "grpo_group_of_one": (leave, ["algorithm.name=grpo", "rollout.group_size=1"]),
+    # sizes
+    "prompts_over_data": (leave, ["parallel.data=3"]),
+    "kd_batch_over_data": (
+        leave,
+        ["algorithm.name=kd", "train.batch_sequences=4", "parallel.data=3"],
+    ),
+    "updates_above_prompts": (leave, ["train.updates_per_batch=3", "parallel.data=2"]),
+    "sequence_without_tensor": (leave, ["parallel.sequence=true"]),
+    "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
+    "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
+    "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),
+    "model_len_below_evaluation": (
+        leave,
+        ["rollout.engine.max_model_len=400", "evaluation.max_response_tokens=301"],
+    ),
+    "sequence_above_positions": (
+        leave,
+        ["rollout.max_response_tokens=413", "train.microbatch_tokens=999"],
+    ),
+    "sequence_above_teacher_positions": (teacher(max_position_embeddings=399), []),
+    "model_len_above_positions": (leave, ["rollout.engine.max_model_len=513"]),
+    "evaluation_above_positions": (leave, ["evaluation.max_response_tokens=413"]),
+    # models
+    "heads_over_tensor": (
+        student(num_attention_heads=6, head_dim=32, num_key_value_heads=6),
+        ["parallel.tensor=4"],
+    ),
+    "key_value_heads_over_tensor": (
+        student(num_attention_heads=4, head_dim=32),
+        ["parallel.tensor=4"],
+    ),
+    "ffn_over_tensor": (student(intermediate_size=127), ["parallel.tensor=2"]),
+    "teacher_ffn_over_tensor": (teacher(intermediate_size=127), ["parallel.tensor=2"]),
+    "layers_over_pipeline": (leave, ["parallel.pipeline=3"]),
+    "teacher_layers_over_pipeline": (teacher(num_hidden_layers=3), ["parallel.pipeline=2"]),
+    "hidden_over_heads": (student(hidden_size=65), []),
+    "heads_over_groups": (student(num_attention_heads=3, head_dim=32), []),
+    "head_dim_on_cpu": (student(head_dim=16), []),
+    "architecture_unknown": (student(architectures=["GPT2LMHeadModel"]), []),
+    "architecture_missing": (teacher(architectures=None), []),
+    "rope_unknown": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
+    "quantized_config": (student(quantization_config={"bits": 4}), []),
+    "sliding_window": (student(use_sliding_window=True), []),
+    "llama_attention_bias": (
+        student(architectures=["LlamaForCausalLM"], attention_bias=True),
+        [],
+    ),
+    "size_missing": (student(num_hidden_layers=None), []),
+    "student_missing": (leave, ["model.student=org/model"]),
+    "student_is_file": (leave, ["model.student=train.jsonl"]),
+    "model_config_missing": (remove("teacher/config.json"), []),
+    "model_config_not_json": (write("student/config.json", "{"), []),
+    "weights_missing": (remove("student/model.safetensors"), []),
+    "weights_truncated": (truncate("teacher/model.safetensors", 4), []),
+    "weights_empty": (write("student/model.safetensors", b""), []),
+    "weights_header_truncated": (truncate("student/model.safetensors", 64 * 4 + 9), []),
+    "weights_quantized": (quantize, []),
+    "shard_missing": (index_of("model-2.safetensors", "w"), []),
+    "tensor_missing": (index_of("model.safetensors", "model.norm.weight", "w"), []),
+    "index_without_map": (write("student/model.safetensors.index.json", "{}"), []),
+    "head_missing": (student(tie_word_embeddings=False), []),
+    # tokenizers
+    "tokenizer_missing": (remove("student/tokenizer.json"), []),
+    "teacher_tokenizer_missing": (remove("teacher/tokenizer.json"), []),
+    "tokenizer_without_vocabulary": (write("student/tokenizer.json", '{"model": {}}'), []),
+    "tokenizers_differ": (rename_token, []),
+    "tokenizers_differ_in_size": (lambda: write_tokenizer("teacher", 50), []),
+    "sentencepiece_differ": (sentencepiece("student", "teacher"), []),
+    "tokenizer_kinds_differ": (sentencepiece("teacher"), []),
+    "tokenizer_above_embedding": (student(vocab_size=39), []),
+    "chosen_tokenizer_missing": (leave, ["model.tokenizer=nowhere"]),
+    "top_k_above_vocabulary": (leave, ["rollout.top_k=41"]),
+    "evaluation_top_k_above_vocabulary": (leave, ["evaluation.top_k=41"]),
+    "topk_above_vocabulary": (leave, ["objective.kl=topk"]),
+    # data and output
+    "train_missing": (leave, ["data.train=[train.jsonl, more.jsonl]"]),
+    "train_unknown_format": (write("train.csv", "a,b\n"), ["data.train=train.csv"]),
+    "train_empty": (write("train.jsonl", ""), []),
+    "eval_file_missing": (remove("eval.jsonl"), []),
+    "output_is_file": (write("run", "text"), []),
+    "output_holds_a_run": (write("run/checkpoints/latest", "step_3"), []),
+    "resume_missing": (leave, ["resume=run/checkpoints/step_3"]),
+    "resume_typo": (leave, ["resume=atuo"]),
+}
+
+
+def read_golden() -> dict[str, str]:
+    lines = GOLDEN.read_text(encoding="utf-8").splitlines() if GOLDEN.exists() else []
+    return dict(line.split("\t", 1) for line in lines)
+
+
+def write_golden(name: str, line: str) -> None:
+    known = read_golden() | {name: line}
+    text = "".join(f"{case}\t{known[case]}\n" for case in CASES if case in known)
+    GOLDEN.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_run(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_setting(name: str, run: Path) -> None:
+    change, overrides = CASES[name]
+    change()
+    before = sorted(run.rglob("*"))
+    result = CliRunner().invoke(cli.app, ["train", "run.yaml", *overrides])
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n")
+    assert result.stdout == ""
+    assert sorted(run.rglob("*")) == before, "a refused run leaves no trace"
+    line = result.stderr.rstrip("\n")
+    if UPDATE:
+        write_golden(name, line)
+    assert line == read_golden()[name]
+
+
+def test_golden_file_has_exactly_the_cases() -> None:
+    assert list(read_golden()) == list(CASES)

@@ -1,0 +1,100 @@
+"""Imports go one way through the package, and the command line starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "scope_megatron"
+# config, types <- parallel <- convert <- rollout <- train <- cli;  objective <- train
+RANK = {
+    "config": 0,
+    "types": 0,
+    "parallel": 1,
+    "convert": 2,
+    "rollout": 3,
+    "train": 4,
+    "cli": 5,
+    "__main__": 6,
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module: Path) -> str:
+    """`train` for train/trainer.py, `cli` for cli.py, `__init__` for the package itself."""
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every module name that a source imports anywhere, `from p import m` as `p.m`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def wrong_imports(importer: str, source: str) -> list[str]:
+    """Imports that go against the one direction."""
+    wrong = []
+    for name in imported(source):
+        top, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if top in ("launch", "tools", "tests", "nemo_run"):
+            wrong.append(name)
+        elif importer == "objective":
+            own = top == "scope_megatron" and target in ("types", "objective")
+            if not own and top != "torch" and top not in sys.stdlib_module_names:
+                wrong.append(name)
+        elif top != "scope_megatron" or target == importer or importer == "__init__":
+            continue
+        elif target == "objective":
+            if importer != "train":
+                wrong.append(name)
+        elif RANK.get(target, 99) >= RANK[importer]:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(module: Path) -> None:
+    assert wrong_imports(room(module), module.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "source"),
+    [
+        ("parallel", "from scope_megatron.train.trainer import train"),
+        ("parallel", "def f():\n    import scope_megatron.convert.hf"),
+        ("config", "from scope_megatron.types import Prompt"),
+        ("rollout", "from scope_megatron.objective.loss import token_loss"),
+        ("objective", "from scope_megatron.parallel import platform"),
+        ("objective", "import megatron.core"),
+        ("train", "from launch.executors import local"),
+        ("train", "from scope_megatron import cli"),
+    ],
+)
+def test_the_rule_sees_a_wrong_import(importer: str, source: str) -> None:
+    assert len(wrong_imports(importer, source)) == 1
+
+
+@pytest.mark.parametrize("name", ["scope_megatron.cli", "scope_megatron.types"])
+def test_starts_without_heavy_imports(name: str) -> None:
+    code = (
+        f"import sys, {name}; heavy = {{'torch', 'transformers', 'vllm', 'megatron', 'numpy'}}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]", done.stderr

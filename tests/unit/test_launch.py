@@ -1,0 +1,143 @@
+"""Launching: what is refused, the generated Slurm scripts, and a real launch on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from launch.run import main
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "launch_slurm.sbatch"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A valid two-rank configuration with the smallest model directory that passes its checks."""
+    model = tmp_path / "model"
+    model.mkdir()
+    shape = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "vocab_size": 4,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    (model / "config.json").write_text(json.dumps(shape))
+    (model / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
+    embedding = np.zeros((4, 64), np.float32)
+    save_file({"model.embed_tokens.weight": embedding}, model / "model.safetensors")
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "algorithm": {"name": "kd"},
+        "model": {"student": str(model)},
+        "parallel": {"data": 2},
+        "data": {"train": str(data), "max_prompt_tokens": 8},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": 1, "microbatch_tokens": 32, "batch_sequences": 2},
+        "evaluation": {"before": False, "after": False},
+    }
+    path = tmp_path / "tiny run.yaml"  # the blank has to survive every shell on the way
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """python -m launch.run with an experiments' folder of its own (it is read at import)."""
+    env = os.environ | {"NEMORUN_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.run", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_slurm_dryrun_is_the_golden_file(tmp_path: Path, config_file: Path) -> None:
+    """Regenerate after a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/test_launch.py"""
+    done = launch(
+        tmp_path,
+        str(config_file),
+        *("--executor", "slurm", "--dryrun", "--account", "team_a", "--partition", "gpu"),
+        *("--nodes", "2", "--gpus-per-node", "1", "--time", "04:00:00"),
+        *("--env", "NCCL_NOTE=$(hostname) it's", "optimizer.lr=1e-4", "seed=7"),
+    )
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.replace(sys.executable, "/PYTHON")
+    text = text.replace(str(tmp_path), "/TMP").replace(str(ROOT), "/PROJECT")
+    text = re.sub(r"scope-megatron_\d+", "scope-megatron_ID", text)
+    if os.environ.get("GOLDEN_UPDATE"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+    assert not list((tmp_path / "home").glob("experiments/*/*")), "a dry run leaves nothing"
+
+
+def test_golden_script_is_bash_and_keeps_values_whole() -> None:
+    text = GOLDEN.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=10)
+    export = next(line for line in text.splitlines() if line.startswith("export NCCL_NOTE"))
+    shown = subprocess.run(
+        ["bash", "-c", export + '; printf %s "$NCCL_NOTE"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    assert shown.stdout == "$(hostname) it's"
+
+
+def test_local_launch_really_runs(tmp_path: Path, config_file: Path) -> None:
+    done = launch(tmp_path, str(config_file), "--check", "seed=4321")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "seed: 4321" in done.stdout, "the run's own output is shown"
+    assert "SUCCEEDED" in done.stdout
+
+
+def test_local_failure_is_the_launcher_s_failure(tmp_path: Path, config_file: Path) -> None:
+    """The variable reaches the run, whose Python then finds no standard library."""
+    done = launch(tmp_path, str(config_file), "--check", "--env", "PYTHONHOME=/nowhere")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--executor", "slurm", "--gpus-per-node", "2"], "--account"),
+        (["--nodes", "2"], "--nodes"),
+        (["--gpus-per-node", "3"], "--gpus-per-node 3"),
+        (["--env", "HF_TOKEN=abc", "--executor", "slurm", "--account", "a"], "HF_TOKEN"),
+        (["--env", "lower=1", "--executor", "slurm", "--account", "a"], "upper case"),
+        (["optimiser.lr=1"], "optimiser"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    config_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main([str(config_file), "--dryrun", *arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+    assert "abc" not in captured.err, "an error does not repeat a secret"
+    assert captured.out == ""
