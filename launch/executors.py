@@ -10,7 +10,7 @@ traps, each with what closes it:
 - ``srun`` arguments are written without quotes: a path with a blank is refused.
 - without a container every ``/nemo_run`` in a script is rewritten: such paths are refused.
 - ``head_node_ip`` comes from ``hostname --ip-address``, which is 127.0.0.1 on many systems, and
-  the port is fixed: RENDEZVOUS takes the head node's name and a port from the job id.
+  the port is fixed: RENDEZVOUS takes Slurm's own address and a port from the job id.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nemo_run import LocalExecutor, SlurmExecutor
 
-# Runs in the batch shell, after nemo-run has set head_node. Two jobs on one node get two ports;
-# 10000-29999 lies below the range from which Linux serves outgoing connections (32768 and up).
-RENDEZVOUS = """\
-export MASTER_ADDR="$head_node"
-export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))"""
+# Runs in the batch shell, after nemo-run has set head_node. The address is the one by which Slurm
+# itself reaches the node: a node's name need not be a host's name. Two jobs on one node get two
+# ports; 10000-29999 lies below those that Linux gives to outgoing connections (32768 and up).
+RENDEZVOUS = r"""
+MASTER_ADDR=$(scontrol show --oneliner node "$head_node" | sed -n 's/.* NodeAddr=\([^ ]*\) .*/\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$head_node}
+export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))""".lstrip()
 
 REWRITTEN = "/nemo_run"  # nemo-run replaces it with the job's directory
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API_?)?KEY($|_)")

@@ -42,7 +42,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         settings = load_config(config, overrides or [])
         if _must_launch(settings):
             _launch("train", config, overrides, settings)
-        from scope_megatron.train.trainer import train as run
+        from scope_megatron.train.run import run
 
         sys.exit(run(settings))
 
@@ -54,7 +54,7 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
         settings = load_config(config, overrides or [], command="evaluate")
         if _must_launch(settings):
             _launch("evaluate", config, overrides, settings)
-        from scope_megatron.train.evaluate import main as run
+        from scope_megatron.train.run import evaluate_only as run
 
         sys.exit(run(settings))
 

@@ -77,14 +77,16 @@ def _convert(
     sizes: tuple[int, int],
     dtype: str | None,
 ) -> None:
+    from scope_megatron.parallel import platform
+
+    platform.initialize()  # before megatron-core's own imports
     from scope_megatron.convert import hf as hf_files
-    from scope_megatron.parallel import platform, topology
+    from scope_megatron.parallel import topology
     from scope_megatron.parallel.model import build_model, read_hf_config
 
     if hf_files.is_occupied(out):
         raise ValueError(f"{out} is not empty; choose another directory")
     config = read_hf_config(config_dir)
-    platform.initialize()
     stored = config.get("dtype") or config.get("torch_dtype")
     kind = platform.resolve_dtype(dtype or ("bfloat16" if stored == "bfloat16" else "float32"))
     topology.initialize_distributed()
@@ -131,8 +133,12 @@ def _save_megatron(
 
 def _load_megatron(model: GPTModel, source: Path) -> None:
     from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
 
-    state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(source))
+    try:
+        state = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(source))
+    except CheckpointingException as error:
+        raise ValueError(f"{source}: not a checkpoint of this model ({error})") from error
     model.load_state_dict(state["model"])
 
 

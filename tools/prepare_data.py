@@ -58,14 +58,14 @@ def verify(
     timeout_s: Annotated[float, typer.Option(help="seconds for one answer")] = 5.0,
 ) -> None:
     r"""Put each row's own answer in \boxed{} and grade it against itself: as training does, and
-    with the algebra alone (an answer it cannot read is only ever right when written alike)."""
+    by algebra alone (an answer that cannot be read as mathematics has to be written alike)."""
     try:
         rows = _load(source, need_response=False)[:limit]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     items = [(f"The answer is \\boxed{{{row.answer}}}.", row.answer) for row in rows]
-    for name, text_first in (("the math verifier", True), ("its algebra alone", False)):
-        with MathVerifier(timeout_s, text_first=text_first) as verifier:
+    for name, algebra_only in (("the math verifier", False), ("its algebra alone", True)):
+        with MathVerifier(timeout_s, algebra_only=algebra_only) as verifier:
             verdicts = verifier.grade(items)
         correct = sum(v is Verdict.CORRECT for v in verdicts)
         typer.echo(f"{name}: {correct} of {len(rows)} answers verify against themselves")

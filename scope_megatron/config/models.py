@@ -336,6 +336,19 @@ class Config(Section):
         return self.parallel.tensor * self.parallel.pipeline * self.parallel.data
 
     @property
+    def on_policy(self) -> bool:
+        """Whether the student samples what it is trained on (all but kd)."""
+        return self.algorithm.name != "kd"
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Rows of the training data that one step takes."""
+        if self.on_policy and self.rollout is not None:
+            return self.rollout.prompts_per_step
+        assert self.train.batch_sequences is not None  # a rule of the loader
+        return self.train.batch_sequences
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
         return self.algorithm.name in ("scope", "opd")

@@ -96,9 +96,7 @@ def _buckets(shards: list[_Shard], tp_size: int, bucket_bytes: int) -> Iterator[
         yield bucket
 
 
-def _gather(
-    bucket: list[_Shard], own: dict[str, Tensor], topology: Topology
-) -> Iterator[Tensor]:
+def _gather(bucket: list[_Shard], own: dict[str, Tensor], topology: Topology) -> Iterator[Tensor]:
     """Per shard of the bucket, all tensor ranks' shards stacked: [tp, *shard shape]."""
     tp = topology.tp_size
     if tp == 1 and topology.pp_size == 1:

@@ -210,6 +210,7 @@ class _Writer:
     def _flush(self) -> None:
         path = self.directory / f"{len(self.shards)}.safetensors"
         save_file(self._pending, path, metadata={"format": "pt"})
+        path.chmod(self.directory.stat().st_mode & 0o666)  # safetensors keeps it to the owner
         self.shards.append(list(self._pending))
         self.total_bytes += self._pending_bytes
         self._pending, self._pending_bytes = {}, 0

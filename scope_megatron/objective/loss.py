@@ -70,7 +70,7 @@ def vocab_parallel_logprob(
         group: the tensor-parallel group, or None for a single process.
         temperature: divides the logits, > 0.
         vocab_size: columns that are tokens; default W * tp.
-        chunk: tokens worked on at once.
+        chunk: most tokens worked on at once.
         inplace_backward: write the gradient over the logits, which saves T * W; any other use of
             the logits in the same graph that needs their values then raises.
 
@@ -204,7 +204,7 @@ class _Head(torch.autograd.Function):
         grad = logits.detach() if spec.inplace_backward else torch.empty_like(logits)
         if targets is not None:
             column, owned = shard.locate(targets)
-        for rows in chunks(logits.shape[0], spec.chunk):
+        for rows in chunks(logits, shard, spec):
             gl = None if grad_logprob is None else grad_logprob[rows, None]
             gd = None if grad_divergence is None else grad_divergence[rows, None]
             dz = _softmax_slope(logits, teacher, stats, gl, gd, rows, shard, spec)

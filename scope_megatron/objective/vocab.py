@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_CPU_BLOCK = 2**20  # logits; measured 2 to 4 times as fast as blocks of 2**25
 _KINDS = ("reverse_kl", "forward_kl", "jsd", "topk")
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
 _TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM = range(6)
@@ -165,7 +166,11 @@ def _check_targets(logits: Tensor, targets: Tensor, shard: Shard) -> None:
         )
 
 
-def chunks(total: int, chunk: int) -> Iterator[slice]:
+def chunks(logits: Tensor, shard: Shard, spec: Spec) -> Iterator[slice]:
+    """Blocks of at most ``chunk`` tokens; on a CPU smaller ones, whose buffers stay in cache."""
+    total, chunk = logits.shape[0], spec.chunk
+    if logits.device.type == "cpu":
+        chunk = min(chunk, max(1, _CPU_BLOCK // max(1, shard.width)))
     for start in range(0, total, chunk):
         yield slice(start, min(start + chunk, total))
 
@@ -218,7 +223,7 @@ def _reduce(
         out[:, _TARGET] = torch.where(owned, logits.gather(1, column[:, None])[:, 0].to(dtype), 0.0)
     elif spec.kind == "topk":
         return out  # the full normaliser has no use
-    for rows in chunks(logits.shape[0], spec.chunk):
+    for rows in chunks(logits, shard, spec):
         block = logits[rows, : shard.width]
         top = block.amax(-1).to(dtype)
         x = shift(block, top, spec.temperature)
@@ -287,7 +292,7 @@ def _add_jsd(
 ) -> Statistics:
     """The two divergences from the mixture, which need the normalisers of the first exchange."""
     local = torch.zeros(logits.shape[0], 2, dtype=stats.norm.dtype, device=logits.device)
-    for rows in chunks(logits.shape[0] if shard.width else 0, spec.chunk):
+    for rows in chunks(logits, shard, spec) if shard.width else ():
         x = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature)
         y = shift(teacher[rows, : shard.width], stats.teacher_top[rows], spec.teacher_temperature)
         log_p = x.sub_(stats.norm[rows, None].log())
@@ -312,7 +317,7 @@ def _local_best(
     values = torch.zeros_like(best)
     picks = torch.zeros(total, k, dtype=torch.int64, device=logits.device)
     have = min(k, shard.width)
-    for rows in chunks(total if have else 0, spec.chunk):
+    for rows in chunks(logits, shard, spec) if have else ():
         value, column = teacher[rows, : shard.width].topk(have, -1)
         best[rows, :have], picks[rows, :have] = value.to(dtype), column
         values[rows, :have] = logits[rows].gather(1, column).to(dtype)

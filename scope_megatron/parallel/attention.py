@@ -7,6 +7,8 @@ padding or for another sequence.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
@@ -43,10 +45,10 @@ class PackedCausalAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """query [T, heads/tp, head_dim], key and value [T, groups/tp, head_dim] -> [T, heads/tp * head_dim]."""
+        """query [T, heads/tp, d], key and value [T, groups/tp, d] -> [T, heads/tp * d]."""
         assert packed_seq_params is not None, "the trainer always packs its sequences"
         bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+        lengths = [end - start for start, end in pairwise(bounds)]
         outputs = [
             functional.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],

@@ -1,4 +1,4 @@
-"""A Hugging Face config -> megatron-core's GPTModel: the student, and the frozen teacher beside it."""
+"""A Hugging Face config -> megatron-core's GPTModel: the student, and the frozen teacher."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
-    """Rope parameters of both config styles: ``rope_parameters`` (transformers 5) or the older keys."""
+    """Rope parameters of both styles: ``rope_parameters`` (transformers 5) or the older keys."""
     settings = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
     settings.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
     settings.setdefault("rope_type", settings.pop("type", "default"))

@@ -1,7 +1,7 @@
 """RMSNorm for the local layer spec, which works with sequence parallelism.
 
 megatron-core's torch norm refuses sequence parallelism because nobody sums the weight's gradient
-over the tensor ranks; marking the weight ``sequence_parallel`` makes ``finalize_model_grads`` do it.
+over the tensor ranks; a weight marked ``sequence_parallel`` is summed by ``finalize_model_grads``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scope_megatron.parallel import platform
 
 
 class RMSNorm(torch.nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension. Uses Apex when it imports."""
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension; by Apex when it imports."""
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object

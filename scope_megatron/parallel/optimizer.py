@@ -84,5 +84,3 @@ def build_scheduler(
 def learning_rate(optimizer: MegatronOptimizer) -> float:
     """The rate of the next update."""
     return float(optimizer.param_groups[0]["lr"])
-
-

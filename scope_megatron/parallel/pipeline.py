@@ -28,7 +28,7 @@ LossFunction = Callable[[Tensor, int], tuple[Tensor, dict[str, Tensor]]]
 def score(
     model: torch.nn.Module, packs: list[PackedBatch], row_function: RowFunction, topology: Topology
 ) -> list[Tensor]:
-    """Forward-only pass. ``row_function(logits [T, V/tp], pack index) -> [T]`` runs on the last stage.
+    """Forward-only pass; ``row_function(logits [T, V/tp], pack index) -> [T]`` on the last stage.
 
     Returns its float32 result for every pack, on every rank.
     """

@@ -47,7 +47,7 @@ def has_transformer_engine() -> bool:
 
 
 def has_apex() -> bool:
-    """True when NVIDIA's Apex imports (PyPI's ``apex`` is another project: it has no optimizers)."""
+    """True when NVIDIA's Apex imports (PyPI's ``apex``, another project, has no optimizers)."""
     return has_cuda() and _imports("apex.optimizers")
 
 

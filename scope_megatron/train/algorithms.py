@@ -42,7 +42,7 @@ class Algorithm:
     """What the trainer asks an algorithm."""
 
     streams: Callable[[Batch, Config, Totals], SequenceStreams]
-    teacher_scores: Callable[[Routes], Tensor]  # [B] bool: what the frozen model must score
+    frozen_scores: Callable[[Routes], Tensor]  # [B] bool: what the frozen model must score
 
 
 def _nothing(routes: Routes) -> Tensor:
@@ -117,9 +117,7 @@ def group_advantages(batch: Batch) -> Tensor:
 def _uniform_factors(batch: Batch, config: Config, totals: Totals) -> Tensor:
     """[B] the same weight for every routed response of a group, whatever its path."""
     routes = batch.routes
-    one_path = replace(
-        routes, correct=torch.zeros_like(routes.correct), incorrect=routes.routed
-    )
+    one_path = replace(routes, correct=torch.zeros_like(routes.correct), incorrect=routes.routed)
     weights = teacher_weights(
         torch.zeros(len(batch.rollouts)), batch.group, one_path.incorrect, mode="uniform"
     )
@@ -135,8 +133,8 @@ def _factors(
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "scope": Algorithm(_scope, teacher_scores=lambda routes: routes.incorrect),
-    "opd": Algorithm(_opd, teacher_scores=lambda routes: routes.routed),
-    "grpo": Algorithm(_grpo, teacher_scores=lambda routes: routes.routed),
-    "kd": Algorithm(_kd, teacher_scores=_nothing),
+    "scope": Algorithm(_scope, frozen_scores=lambda routes: routes.incorrect),
+    "opd": Algorithm(_opd, frozen_scores=lambda routes: routes.routed),
+    "grpo": Algorithm(_grpo, frozen_scores=lambda routes: routes.routed),
+    "kd": Algorithm(_kd, frozen_scores=_nothing),
 }

@@ -44,8 +44,11 @@ class Batch:
             self.routes.correct[index] = self.routes.incorrect[index] = False
             self.routes.masked[index] = True
 
-    def part(self, start: int, count: int) -> Batch:
-        """Every ``count``-th group from ``start`` on, as a batch of its own."""
+    def parts(self, count: int) -> list[Batch]:
+        """The groups dealt into ``count`` batches."""
+        return [self] if count == 1 else [self._part(start, count) for start in range(count)]
+
+    def _part(self, start: int, count: int) -> Batch:
         kept = self.members(self.group % count == start)
         place = {index: new for new, index in enumerate(kept)}
 

@@ -118,9 +118,7 @@ def _layout(topology: Topology) -> list[int]:
     return [topology.tp_size, topology.pp_size, topology.dp_size]
 
 
-def _sharded_state(
-    state: TrainingState, is_loading: bool, with_rng: bool = True
-) -> dict[str, Any]:
+def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
     model = state.model.sharded_state_dict()
     sharded = {
         "model": model,
@@ -141,9 +139,7 @@ def _sharded_rng_state(topology: Topology) -> ShardedObject:
         "device": torch.cuda.get_rng_state(),
         "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
-    return ShardedObject(
-        "rng", rng, (topology.world_size,), (topology.rank,), replica_id=0
-    )
+    return ShardedObject("rng", rng, (topology.world_size,), (topology.rank,), replica_id=0)
 
 
 def _set_rng_state(rng: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from scope_megatron.parallel import platform
 
 
 class Interrupt:
-    """While installed, the first SIGINT or SIGTERM only asks to stop; a second SIGINT stops at once."""
+    """Once installed, the first SIGINT or SIGTERM asks to stop; a second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self._signum = 0

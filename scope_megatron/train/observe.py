@@ -44,10 +44,22 @@ def step_metrics() -> StepMetrics:
     )
 
 
-def observe_rollouts(metrics: StepMetrics, batch: Batch) -> None:
-    """Rewards, path sizes and lengths."""
+def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
+    """Everything that is known of a batch besides its losses and weights."""
+    _rollouts(metrics, batch)
+    _perplexities(metrics, batch)
+    if config.on_policy:
+        _rewards(metrics, batch)
+        _mismatch(metrics, batch, config)
+
+
+def _rewards(metrics: StepMetrics, batch: Batch) -> None:
     rewards = [r for r in map(reward, batch.rollouts) if r is not None]
     metrics.mean("reward/mean", float(sum(rewards)), len(rewards))
+
+
+def _rollouts(metrics: StepMetrics, batch: Batch) -> None:
+    """Path sizes and lengths."""
     metrics.sum("path/correct", int(batch.routes.correct.sum()))
     metrics.sum("path/incorrect", int(batch.routes.incorrect.sum()))
     metrics.sum("path/masked", int(batch.routes.masked.sum()))
@@ -57,7 +69,7 @@ def observe_rollouts(metrics: StepMetrics, batch: Batch) -> None:
     metrics.sum("tokens/total", sum(r.length for r in batch.rollouts))
 
 
-def observe_perplexities(metrics: StepMetrics, batch: Batch) -> None:
+def _perplexities(metrics: StepMetrics, batch: Batch) -> None:
     """Geometric mean over responses of each path's perplexity: exp of the mean log-perplexity."""
     for name, logprobs, mask in (
         ("perplexity/student_correct", batch.old_logprobs, batch.routes.correct),
@@ -69,7 +81,7 @@ def observe_perplexities(metrics: StepMetrics, batch: Batch) -> None:
 
 
 def observe_weights(metrics: StepMetrics, batch: Batch, streams: SequenceStreams) -> None:
-    """How far the weights reach: largest over smallest in a group's path, mean over groups of 2+."""
+    """Largest over smallest weight in a group's path; the mean over groups with two or more."""
     for name, weights in (
         ("weight/student_spread", streams.student_weight),
         ("weight/teacher_spread", streams.teacher_weight),
@@ -87,8 +99,8 @@ def _spreads(weights: Tensor, group: Tensor) -> list[float]:
     return ratios
 
 
-def observe_mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
-    """Engine against trainer on the sampled tokens: |d log p|, |d p|, and k3 of KL(engine||trainer).
+def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
+    """Engine against trainer on the sampled tokens: |d log p|, |d p|, k3 of KL(engine || trainer).
 
     Only where both speak of the same distribution: top-p and top-k renormalise the engine's.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
-from scope_megatron.train import checkpoint
+from scope_megatron.parallel.topology import destroy
+from scope_megatron.train import checkpoint, setup
+from scope_megatron.train.actor import Actor
 from scope_megatron.train.console import Console
 from scope_megatron.train.interrupt import Interrupt
 from scope_megatron.train.metrics import MetricLogger
@@ -32,16 +35,32 @@ def run(config: Config) -> int:
         trainer.close()
 
 
+def evaluate_only(config: Config) -> int:
+    """Evaluate ``model.student`` on ``data.eval`` and print the result; returns 0."""
+    topology = setup.start_process(config)
+    tokenizer = setup.build_tokenizer(config)
+    dataset = setup.build_eval_data(config, tokenizer)
+    student = setup.build_student(config, topology)
+    actor = Actor(config, tokenizer, topology, {dataset[i].source for i in range(len(dataset))})
+    try:
+        actor.take_weights(student)
+        values = actor.evaluate(dataset)
+    finally:
+        actor.close()
+        destroy()
+    if topology.is_main:
+        print(json.dumps({"model": str(config.model.student), **values}))
+    return 0
+
+
 class Run:
     """The loop around :meth:`Trainer.step`."""
 
     def __init__(self, config: Config, trainer: Trainer, console: Console) -> None:
         self.config, self.trainer, self.console = config, trainer, console
+        student = trainer.learner.student
         self.state = checkpoint.TrainingState(
-            trainer.student.model,
-            trainer.student.optimizer,
-            trainer.student.scheduler,
-            trainer.topology,
+            student.model, student.optimizer, student.scheduler, trainer.topology
         )
         self.interrupt = Interrupt()
         self.evaluations: dict[str, dict[str, float]] = {}
@@ -52,7 +71,8 @@ class Run:
         done = self._resume()
         self.saved_step = done if done else -1
         with self._logger(done) as self.logger:
-            self._prepare_engine()
+            if self.trainer.actor is not None:
+                self.trainer.actor.take_weights(self.trainer.learner.student)
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
                 self._evaluate(0, "before")
@@ -97,16 +117,8 @@ class Run:
         return {
             "seed": self.config.seed,
             "data.train": self.trainer.data.fingerprint(),
-            "model.tokenizer": self.trainer.tokenizer.token_map_fingerprint(),
+            "model.tokenizer": self.trainer.token_map,
         }
-
-    def _prepare_engine(self) -> None:
-        trainer = self.trainer
-        if trainer.engine is None:
-            return
-        from scope_megatron.train.sync import sync_weights
-
-        sync_weights(trainer.student, trainer.engine, self.config, trainer.topology)
 
     def _evaluate(self, step: int, when: str) -> None:
         self.console.message(f"evaluating the student {when} training ...")
@@ -155,8 +167,8 @@ class Run:
     def _export(self) -> None:
         trainer, out = self.trainer, self.config.output_dir / "hf"
         export_hf(
-            trainer.student.model,
-            trainer.student.hf,
+            trainer.learner.student.model,
+            trainer.learner.student.hf,
             trainer.topology,
             self.config.model.student,
             out,
@@ -186,13 +198,14 @@ class Run:
             f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
             f"data {topo.dp_size}"
         )
-        if config.rollout and config.algorithm.name != "kd":
+        if config.rollout and config.on_policy:
             rollout = config.rollout
             facts["rollouts"] = (
                 f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM in the "
                 f"same processes (tensor {rollout.engine.tensor})"
             )
-        facts["data"] = f"{len(self.trainer.data)} prompts, {len(self.trainer.data.skipped)} skipped"
+        data = self.trainer.data
+        facts["data"] = f"{len(data)} prompts, {len(data.skipped)} rows skipped"
         facts["output"] = config.output_dir
         return facts
 
@@ -209,5 +222,3 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) 
 def _resume_command() -> str:
     arguments = [a for a in sys.argv[1:] if not a.startswith("resume=")]
     return shlex.join(["scope-megatron", *arguments, "resume=auto"])
-
-

@@ -14,10 +14,12 @@ import faulthandler
 import os
 import pickle
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +29,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+_START_S = 120
+_POLL_S = 0.1
 _GRACE_S = 0.5  # for the other ranks to report as well, when one has failed
 
 
@@ -46,7 +50,8 @@ def run_distributed_test(
     Args:
         func: a module-level function; it finds the default process group initialised.
         args: picklable; every rank gets a copy.
-        timeout: seconds for everything, the processes' start included.
+        timeout: seconds that ``func`` may take once all ranks have joined; the start of the
+            processes is not counted (it has two minutes).
         backend: ``gloo``, or ``nccl`` with one GPU for each rank.
 
     Returns:
@@ -55,20 +60,19 @@ def run_distributed_test(
     Raises:
         DistributedTestError: a rank raised, died or hung.
     """
-    deadline = time.time() + timeout
     with tempfile.TemporaryDirectory(prefix="distributed-test-") as name:
         folder = Path(name)
         context = mp.get_context("spawn")
         ranks = [
             context.Process(
-                target=_run_rank, args=(func, rank, world_size, args, folder, deadline, backend)
+                target=_run_rank, args=(func, rank, world_size, args, folder, timeout, backend)
             )
             for rank in range(world_size)
         ]
         try:
             for process in ranks:
                 process.start()
-            _join(ranks, folder, deadline, timeout)
+            _join(ranks, folder, timeout)
             return [_load(folder / f"{rank}.result") for rank in range(world_size)]
         finally:
             for process in ranks:
@@ -83,14 +87,13 @@ def _run_rank(
     world_size: int,
     args: tuple[Any, ...],
     folder: Path,
-    deadline: float,
+    timeout: float,
     backend: str,
 ) -> None:
     """The body of one process. It leaves ``RANK.result`` or ``RANK.error`` in the folder."""
     with open(folder / f"{rank}.stack", "w") as stack:
-        left = max(deadline - time.time(), 1.0)
-        faulthandler.dump_traceback_later(max(left - 1.0, 0.5), file=stack)
         try:
+            threading.Thread(target=_follow_parent, daemon=True).start()
             torch.set_num_threads(1)
             if backend == "nccl":
                 torch.cuda.set_device(rank)
@@ -99,8 +102,11 @@ def _run_rank(
                 init_method=f"file://{folder}/store",
                 rank=rank,
                 world_size=world_size,
-                timeout=timedelta(seconds=left),
+                # later than the parent's, which knows more of a hang than one rank does
+                timeout=timedelta(seconds=2 * timeout + 60),
             )
+            _write(folder / f"{rank}.joined", b"")
+            faulthandler.dump_traceback_later(max(timeout - 1.0, timeout / 2), file=stack)
             _write(folder / f"{rank}.result", pickle.dumps(func(rank, world_size, *args)))
             dist.destroy_process_group()
         except BaseException:
@@ -108,6 +114,14 @@ def _run_rank(
             os._exit(1)  # tearing the groups down could wait for ranks that are gone
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _follow_parent() -> None:
+    """End this rank when the test run is killed, which then cannot end it."""
+    process = parent_process()
+    if process is not None:
+        process.join()
+        os._exit(1)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -121,17 +135,20 @@ def _load(path: Path) -> Any:
     return pickle.loads(path.read_bytes())
 
 
-def _join(ranks: list[BaseProcess], folder: Path, deadline: float, timeout: float) -> None:
-    """Wait until all ranks succeed; raise at the first failure, or at the deadline."""
+def _join(ranks: list[BaseProcess], folder: Path, timeout: float) -> None:
+    """Wait until all ranks succeed; raise at the first failure, or at the timeout."""
     running = {process.sentinel: process for process in ranks}
+    joined, deadline = False, time.monotonic() + _START_S
     while running:
-        done = wait(running, timeout=max(deadline - time.time(), 0))
-        if not done:
+        if not joined and len(list(folder.glob("*.joined"))) == len(ranks):
+            joined, deadline = True, time.monotonic() + timeout
+        if time.monotonic() > deadline:
             hung = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+            what = f"still ran after {timeout}" if joined else f"had not started after {_START_S}"
             raise DistributedTestError(
-                f"rank(s) {hung} still ran after {timeout} s\n" + _report(folder, ranks, "stack")
+                f"rank(s) {hung} {what} s\n" + _report(folder, ranks, "stack")
             )
-        for sentinel in done:
+        for sentinel in wait(running, timeout=_POLL_S):
             process = running.pop(sentinel)
             process.join()
             if process.exitcode != 0:

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ class MathVerifier:
     an answer in it. Only the last ``MAX_CHARACTERS`` characters of a response count, and a
     reference answer longer than that equals nothing but its own text. A response the grader could
     not finish in ``timeout_s`` seconds (or a power too large to begin with) is TIMEOUT, one it
-    died on CRASH. Without ``text_first`` the algebra is asked even where the text alone decides
-    (to check the grader itself).
+    died on CRASH. With ``algebra_only`` two equal texts prove nothing: both must be read as the
+    same mathematics (a check of the grader and of reference answers, not for training).
 
     Children start when first needed and stay; ``close`` ends them. They end by themselves if this
     process dies, a busy one after at most ``timeout_s`` + 3 processor seconds.
@@ -52,12 +53,12 @@ class MathVerifier:
         timeout_s: float = 5.0,
         workers: int = 1,
         require_boxed: bool = True,
-        text_first: bool = True,
+        algebra_only: bool = False,
     ) -> None:
         if timeout_s <= 0 or workers < 1:
             raise ValueError("verifier.timeout_s must be above 0 and verifier.workers at least 1")
         self.timeout_s, self.workers = timeout_s, workers
-        self.require_boxed, self.text_first = require_boxed, text_first
+        self.require_boxed, self.algebra_only = require_boxed, algebra_only
         self._children: list[_Child] = []
         self._failed_starts = 0
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class MathVerifier:
             return Verdict.INCORRECT
         found = tail if boxed is None else boxed
         reference = last_boxed(answer) or answer
-        equal = equal_as_text(found, reference) if self.text_first else None
+        equal = None if self.algebra_only else equal_as_text(found, reference)
         if equal is None and (not found.strip() or len(reference) > MAX_CHARACTERS):
             equal = False
         if equal is not None:
@@ -113,7 +114,8 @@ class MathVerifier:
         if is_bomb(found) or is_bomb(reference):
             return Verdict.TIMEOUT
         text = found if boxed is None else f"\\boxed{{{found}}}"
-        return _Request(index, text, f"\\boxed{{{reference.strip().strip('$')}}}")
+        gold = f"\\boxed{{{reference.strip().strip('$')}}}"
+        return _Request(index, text, gold, self.algebra_only)
 
     def _hand_out(self, queue: deque[_Request]) -> None:
         """Give every idle child a request; start children while requests wait."""
@@ -148,9 +150,9 @@ class MathVerifier:
             return
         if reply and not child.ready and reply.get("ready"):
             child.ready, self._failed_starts = True, 0
-        elif reply and child.request and reply.get("id") == child.request.index:
+        elif reply and child.request and reply.get("id") == child.request.id:
             correct = reply.get("correct") is True
-            verdicts[child.request.index] = Verdict.CORRECT if correct else Verdict.INCORRECT
+            verdicts[child.request.id] = Verdict.CORRECT if correct else Verdict.INCORRECT
             child.request = None
         else:
             reason = (reply or {}).get("error") or "it ended at once"
@@ -162,7 +164,7 @@ class MathVerifier:
         """A child is lost: its request, if it had one, gets ``verdict``."""
         self._drop(child)
         if child.request:
-            verdicts[child.request.index] = verdict
+            verdicts[child.request.id] = verdict
             return
         self._failed_starts += 1
         if self._failed_starts >= START_TRIES:
@@ -177,11 +179,14 @@ class MathVerifier:
         child.kill()
 
 
+@dataclass(frozen=True)
 class _Request:
-    """What a child is asked: does ``response`` (LaTeX, boxed) equal ``answer``?"""
+    """What a child is asked: does ``response`` equal ``answer`` (both LaTeX, boxed)?"""
 
-    def __init__(self, index: int, response: str, answer: str) -> None:
-        self.index, self.response, self.answer = index, response, answer
+    id: int  # position among the items
+    response: str
+    answer: str
+    algebra_only: bool
 
 
 class _Child:
@@ -214,8 +219,7 @@ class _Child:
 
     def send(self, request: _Request, timeout_s: float) -> bool:
         """False if the child is gone. The line is shorter than a pipe's buffer: never blocks."""
-        message = {"id": request.index, "response": request.response, "answer": request.answer}
-        line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        line = json.dumps(asdict(request), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         try:
             self._process.stdin.write(line)
         except OSError:

@@ -4,10 +4,11 @@ It is run with ``python -P``: a plain run would put this folder first on the mod
 ``math.py`` hides the standard library's. Its only imports from outside are Math-Verify's.
 
 One JSON object per line. First it says {"ready": true} or {"error": reason}. Then, for each
-{"id", "response", "answer"} it answers {"id", "correct"}. It has no clock of its own: sympy can
-stay inside one big-integer operation for hours, where no alarm or thread gets a turn. The parent
-kills it; and should the parent die first, the kernel does, by the limit on processor seconds that
-each request renews.
+{"id", "response", "answer", "algebra_only"} it answers {"id", "correct"}.
+
+It has no clock of its own: sympy can stay inside one big-integer operation for hours, where no
+alarm or thread gets a turn. The parent kills it; and should the parent die first, the kernel does,
+by the limit on processor seconds that each request renews.
 """
 
 from __future__ import annotations
@@ -46,15 +47,18 @@ def main(search_path: str, timeout_s: float) -> None:
             return
         request = json.loads(line)
         _renew_processor_limit(timeout_s)
-        correct = _grade(math_verify, request["response"], request["answer"])
-        _say(replies, {"id": request["id"], "correct": correct})
+        _say(replies, {"id": request["id"], "correct": _grade(math_verify, request)})
 
 
-def _grade(math_verify: Any, response: str, answer: str) -> bool:
-    """Math-Verify's own timeouts are off: they do not stop what hangs."""
-    parse, verify = math_verify.parse, math_verify.verify
-    gold = parse(answer, parsing_timeout=None)
-    return bool(verify(gold, parse(response, parsing_timeout=None), timeout_seconds=None))
+def _grade(math_verify: Any, request: dict[str, Any]) -> bool:
+    """Math-Verify's own timeouts are off: they do not stop what hangs. What it cannot read as
+    mathematics it compares as text, unless the request is for ``algebra_only``."""
+    fallback = "no_fallback" if request["algebra_only"] else "first_match"
+    gold, found = (
+        math_verify.parse(request[key], fallback_mode=fallback, parsing_timeout=None)
+        for key in ("answer", "response")
+    )
+    return bool(math_verify.verify(gold, found, timeout_seconds=None))
 
 
 def _say(replies: TextIO, message: dict[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""The learning half of a step: score a graded batch, weight it, update the student."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from scope_megatron.config import Config
+from scope_megatron.objective.normalize import Totals, local_totals
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.optimizer import learning_rate
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.train import observe, setup
+from scope_megatron.train.algorithms import ALGORITHMS
+from scope_megatron.train.batch import Batch, Scorer
+from scope_megatron.train.metrics import StepMetrics
+from scope_megatron.train.update import LossSettings, accumulate_gradients
+
+
+class Learner:
+    """The student, the frozen model beside it, and the algorithm that weights their tokens."""
+
+    def __init__(self, config: Config, topology: Topology) -> None:
+        self.config, self.topology = config, topology
+        self.student = setup.build_student(config, topology)
+        self.frozen = setup.build_frozen(config, topology)
+        self.algorithm = ALGORITHMS[config.algorithm.name]
+        self.scorer = Scorer.of(config, topology)
+        self.settings = LossSettings.of(
+            config, self.student.vocab_size, self.frozen.vocab_size if self.frozen else None
+        )
+
+    def score(self, batch: Batch) -> None:
+        """Fill in the log-probabilities the algorithm needs, and mask what could not be scored."""
+        if self.config.on_policy:
+            batch.old_logprobs = self._behaviour_policy(batch)
+        if self.frozen is not None:
+            self._score_frozen(batch)
+
+    def _behaviour_policy(self, batch: Batch) -> dict[int, torch.Tensor]:
+        """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
+        routed = batch.members(batch.routes.routed)
+        if self.config.objective.old_logprobs == "rollout":
+            return {i: torch.tensor(batch.rollouts[i].engine_logprobs) for i in routed}
+        return self.scorer.logprobs(
+            self.student.ddp,
+            batch.rollouts,
+            routed,
+            temperature=self.settings.temperature,
+            vocab_size=self.student.vocab_size,
+        )
+
+    def _score_frozen(self, batch: Batch) -> None:
+        """The teacher scores only what its path needs; grpo's reference scores all."""
+        is_teacher = self.config.needs_teacher
+        scores = self.scorer.logprobs(
+            self.frozen.model,
+            batch.rollouts,
+            batch.members(self.algorithm.frozen_scores(batch.routes)),
+            temperature=(
+                self.settings.teacher_temperature if is_teacher else self.settings.temperature
+            ),
+            vocab_size=self.frozen.vocab_size,
+        )
+        batch.mask_unscored(scores)
+        if is_teacher:
+            batch.teacher_logprobs = scores
+        else:
+            batch.reference_logprobs = scores
+
+    def update(self, batch: Batch, metrics: StepMetrics) -> None:
+        """One optimizer update, or train.updates_per_batch of them, each on some of the groups."""
+        for part in batch.parts(self.config.train.updates_per_batch):
+            self._update(part, metrics)
+
+    def _update(self, batch: Batch, metrics: StepMetrics) -> None:
+        totals = Totals(self._global(local_totals(batch.routes, batch.group, batch.lengths).values))
+        streams = self.algorithm.streams(batch, self.config, totals)
+        self.student.ddp.zero_grad_buffer()
+        self.student.optimizer.zero_grad()
+        terms = accumulate_gradients(
+            self.student.ddp,
+            self.frozen.model if self.frozen else None,
+            batch,
+            streams,
+            self.settings,
+            self.scorer,
+        )
+        metrics.maximum("lr", learning_rate(self.student.optimizer))
+        _, grad_norm, _ = self.student.optimizer.step()
+        self.student.scheduler.step(increment=1)
+        metrics.maximum("grad_norm", float(grad_norm))
+        observe.observe_losses(metrics, terms)
+        observe.observe_weights(metrics, batch, streams)
+
+    def _global(self, values: torch.Tensor) -> torch.Tensor:
+        """Counts of this rank -> of the global batch."""
+        on_device = values.to(platform.device())
+        dist.all_reduce(on_device, group=self.topology.dp_group)
+        return on_device.cpu()
