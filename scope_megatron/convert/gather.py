@@ -64,6 +64,7 @@ def iter_full_tensors(
         for shard, parts in zip(bucket, _gather(bucket, own, topology), strict=True):
             rule, names = mapping.find(shard.name)
             yield from zip(names, rule.operation.to_hf(parts, mapping.sizes), strict=True)
+        del parts  # the bucket's memory, before the next one is gathered
 
 
 def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_CPU_BLOCK = 2**20  # logits; measured 2 to 4 times as fast as blocks of 2**25
+_CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**25
 _KINDS = ("reverse_kl", "forward_kl", "jsd", "topk")
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
 _TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM = range(6)

@@ -96,17 +96,15 @@ def test_equal_texts_prove_nothing_to_the_algebra():
         assert algebra.grade([item]) == [W]
 
 
-@pytest.mark.parametrize(
-    "bomb", ["5^{5^{5^{5^{5}}}}", SLOW, r"1000000000!", r"\prod_{k=1}^{1000000000} k"]
-)
+@pytest.mark.parametrize("bomb", ["5^{5^{5^{5^{5}}}}", "1000000000!", SLOW])
 def test_a_bomb_ends_in_time_and_harms_no_other(bomb):
-    with MathVerifier(timeout_s=2.0) as v:
+    with MathVerifier(timeout_s=1.0) as v:
         assert v.grade([(box("0.5"), "1/2")]) == [C]  # its child has started
         started = time.monotonic()
         assert v.grade([(box(bomb), "4")]) == [T]
         seconds = time.monotonic() - started
         assert v.grade([(box(bomb), "4"), (box("0.25"), r"\frac14")]) == [T, C]
-    assert seconds < 2.0 + 1.5, f"took {seconds:.1f} s"
+    assert seconds < 1.0 + 1.5, f"took {seconds:.1f} s"
 
 
 def test_a_killed_child_costs_only_its_item():

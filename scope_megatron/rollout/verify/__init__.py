@@ -8,7 +8,7 @@ from typing import Protocol
 from scope_megatron.rollout.verify.math import MathVerifier
 from scope_megatron.types import Verdict
 
-# Datasets whose answers are programs or test cases, by the start of their data_source. No
+# Datasets whose answers are programs or test cases, by the start of a part of data_source. No
 # verifier here can judge them; graded as mathematics every response would be wrong.
 CODE_SOURCES = ("apps", "codecontests", "codeforces", "humaneval", "livecodebench", "mbpp", "taco")
 
@@ -51,8 +51,7 @@ def get_verifier(
 
 def verifier_for(source: str) -> str:
     """Name of the verifier for a row's data_source: mathematics unless it is known to be code."""
-    last = source.lower().rsplit("/", 1)[-1]
-    if last.startswith(CODE_SOURCES):
+    if any(part.startswith(CODE_SOURCES) for part in source.lower().split("/")):
         raise ValueError(
             f"verifier.name: auto has no verifier for data_source {source!r} (code); name one of "
             f"{', '.join(VERIFIERS)} to use it all the same"

@@ -1,0 +1,214 @@
+"""One update on fixed rollouts: every parallel layout agrees with transformers in float64.
+
+The reference is the paper's formulas on transformers' models with torch's autograd, one sequence
+at a time: it shares no code with the package. The learning rate and Adam's epsilon make the first
+update a plain function of the gradient, so that weights after it are compared as well.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scope_megatron.config import Config
+from scope_megatron.types import Prompt, Rollout, Verdict
+from tests.distributed.harness import run_distributed_test
+from tests.tiny_hf import VOCAB, make_tiny_model
+
+GROUPS, SIZE = 6, 4
+LR, EPS = 1.0, 1.0
+LAYOUTS = {  # name: (world, parallel settings, other settings)
+    "one": (1, {}, {}),
+    "one-small-microbatches": (1, {}, {"train.microbatch_tokens": 64}),
+    "tensor": (2, {"tensor": 2}, {}),
+    "tensor-sequence": (2, {"tensor": 2, "sequence": True}, {}),
+    "pipeline": (2, {"pipeline": 2}, {"train.microbatch_tokens": 96}),
+    "data": (2, {"data": 2}, {}),
+    "data-distributed-optimizer": (2, {"data": 2}, {"optimizer.distributed": True}),
+    "tensor-pipeline": (4, {"tensor": 2, "pipeline": 2}, {"train.microbatch_tokens": 96}),
+    "tensor-data": (4, {"tensor": 2, "data": 2}, {}),
+}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "scope": {},
+    "scope-prompt-sum": {"objective.normalization": "prompt_sum", "objective.tau": 0.5},
+    "scope-reverse-kl": {"objective.kl": "reverse_kl"},
+}
+
+
+def rollouts() -> list[Rollout]:
+    """Whole groups: mixed, all correct, all wrong; one response cut off, one unjudged."""
+    rng = random.Random(0)
+    out = []
+    for group in range(GROUPS):
+        prompt = Prompt(group, tuple(rng.randrange(VOCAB) for _ in range(rng.randint(2, 9))), "1")
+        for sample in range(SIZE):
+            length = rng.randint(1, 30)
+            right = {0: True, 1: False}.get(group, rng.random() < 0.5)
+            verdict = Verdict.CORRECT if right else Verdict.INCORRECT
+            out.append(
+                Rollout(
+                    prompt,
+                    sample,
+                    [rng.randrange(VOCAB) for _ in range(length)],
+                    [0.0] * length,
+                    finished=(group, sample) != (2, 0),
+                    verdict=Verdict.TIMEOUT if (group, sample) == (3, 1) else verdict,
+                )
+            )
+    return out
+
+
+def settings(root: Path, changes: dict[str, Any]) -> Config:
+    raw: dict[str, Any] = {
+        "output_dir": str(root / "out"),
+        "model": {"student": str(root / "student"), "teacher": str(root / "teacher")},
+        "data": {"train": "unused.jsonl", "max_prompt_tokens": 16},
+        "rollout": {
+            "prompts_per_step": GROUPS,
+            "group_size": SIZE,
+            "max_response_tokens": 32,
+            "temperature": 0.7,
+        },
+        "optimizer": {"lr": LR, "eps": EPS, "weight_decay": 0.0, "clip_grad": 0.0},
+        "train": {"steps": 4, "microbatch_tokens": 256},
+    }
+    for key, value in changes.items():
+        section, name = key.split(".")
+        raw.setdefault(section, {})[name] = value
+    return Config.model_validate(raw)
+
+
+def reference(root: Path, config: Config) -> dict[str, Any]:
+    """Loss, and weights after one Adam update, in float64 with transformers."""
+    from transformers import AutoModelForCausalLM
+
+    load = AutoModelForCausalLM.from_pretrained
+    student = load(root / "student", dtype=torch.float64)
+    teacher = load(root / "teacher", dtype=torch.float64)
+    responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
+    right = [r.finished and r.verdict is Verdict.CORRECT for r in responses]
+    objective, loss = config.objective, torch.zeros((), dtype=torch.float64)
+    losses, means = [], []
+    for response, ok in zip(responses, right, strict=True):
+        prompt, ids = list(response.prompt.token_ids), response.token_ids
+        rows = slice(len(prompt) - 1, len(prompt) + len(ids) - 1)
+        tokens = torch.tensor([prompt + ids])
+        logp = (student(tokens).logits[0, rows] / config.rollout.temperature).log_softmax(-1)
+        logq = teacher(tokens).logits[0, rows].detach().log_softmax(-1)
+        at = torch.tensor(ids)[:, None]
+        own, theirs = logp.gather(1, at)[:, 0], logq.gather(1, at)[:, 0]
+        rho = (own - own.detach()).exp()
+        if ok:
+            losses.append(-rho)
+        elif objective.kl == "reverse_kl":
+            losses.append((logp.exp() * (logp - logq)).sum(-1))
+        else:
+            losses.append(rho * (own.detach() - theirs))
+        means.append(float(own.detach().mean()) if ok else float(theirs.mean()))
+    tokens_total = sum(len(r.token_ids) for r in responses)
+    for index, (response, ok) in enumerate(zip(responses, right, strict=True)):
+        path = [
+            j
+            for j, other in enumerate(responses)
+            if other.prompt.index == response.prompt.index and right[j] == ok
+        ]
+        sign = -1.0 if ok else 1.0
+        weight = math.exp(sign * means[index] / objective.tau) / sum(
+            math.exp(sign * means[j] / objective.tau) for j in path
+        )
+        if objective.normalization == "token_mean":
+            loss = loss + weight * len(path) / tokens_total * losses[index].sum()
+        else:
+            loss = loss + weight / GROUPS * losses[index].sum()
+    loss.backward()
+    after = {
+        name: parameter.detach() - LR * parameter.grad / (parameter.grad.abs() + EPS)
+        for name, parameter in student.named_parameters()
+    }
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in student.parameters()))
+    return {"loss": float(loss), "grad_norm": norm, "weights": after}
+
+
+def one_update(rank: int, world_size: int, root: Path, names: list[str]) -> dict[Any, Any]:
+    """Run every (layout, objective) that fits this world; what rank 0 saw."""
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    from megatron.core import parallel_state
+
+    from scope_megatron.convert.gather import iter_full_tensors
+    from scope_megatron.parallel.topology import create_topology
+    from scope_megatron.train import observe
+    from scope_megatron.train.batch import make_batch
+    from scope_megatron.train.learner import Learner
+
+    out = {}
+    for layout in names:
+        _, parallel, other = LAYOUTS[layout]
+        for objective, changes in OBJECTIVES.items():
+            config = settings(
+                root, {f"parallel.{k}": v for k, v in parallel.items()} | other | changes
+            )
+            topology = create_topology(
+                config.parallel.tensor, config.parallel.pipeline, config.parallel.sequence
+            )
+            learner = Learner(config, topology)
+            groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
+            mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
+            batch = make_batch(mine, "incorrect")
+            metrics = observe.step_metrics()
+            learner.score(batch)
+            learner.update(batch, metrics)
+            values = metrics.reduce(topology.dp_group)
+            student = learner.student
+            weights = iter_full_tensors(student.model, student.hf, topology, 1 << 20)
+            out[layout, objective] = {
+                "loss": values["loss/total"],
+                "grad_norm": values["grad_norm"],
+                "weights": {name: tensor.clone() for name, tensor in weights},
+            }
+            parallel_state.destroy_model_parallel()
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    root = tmp_path_factory.mktemp("layouts")
+    make_tiny_model("qwen2-bias", root / "student")
+    make_tiny_model("llama", root / "teacher")
+    out: dict[Any, Any] = {
+        ("reference", name): reference(root, settings(root, changes))
+        for name, changes in OBJECTIVES.items()
+    }
+    for world in (1, 2, 4):
+        names = [name for name, (size, _, _) in LAYOUTS.items() if size == world]
+        out |= run_distributed_test(one_update, world, root, names, timeout=240)[0]
+    return out
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_update_equals_transformers(results: dict[Any, Any], layout: str, objective: str) -> None:
+    ours, reference_ = results[layout, objective], results["reference", objective]
+    assert ours["loss"] == pytest.approx(reference_["loss"], rel=1e-5)
+    assert ours["grad_norm"] == pytest.approx(reference_["grad_norm"], rel=1e-4)
+    for name, expected in reference_["weights"].items():
+        torch.testing.assert_close(
+            ours["weights"][name].double(),
+            expected,
+            rtol=1e-4,
+            atol=2e-5,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_layouts_agree_among_themselves(results: dict[Any, Any], objective: str) -> None:
+    losses = {layout: results[layout, objective]["loss"] for layout in LAYOUTS}
+    for loss in losses.values():
+        assert loss == pytest.approx(losses["one"], rel=1e-5), losses
