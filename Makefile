@@ -36,11 +36,8 @@ format: env  ## put the code into ruff's format, fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: env  ## HTML pages of the packages' docstrings in build/docs
-	@mkdir -p build/docs
-	cd build/docs && $(abspath $(BIN))/python -c "import pkgutil, pydoc; \
-	[pydoc.writedoc(m.name) for p in ('scope_megatron', 'launch') for m in \
-	pkgutil.walk_packages(['$(CURDIR)/' + p], p + '.')]; pydoc.writedoc('scope_megatron')"
+docs: env  ## write docs/configuration.md from the configuration's schema
+	$(BIN)/python -m tools.config_reference
 
 clean:  ## remove caches and build results; keeps VENV and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -45,16 +45,16 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with `5e-5` read as a number and a key given twice refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor` may be overridden
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key must be a word"
+            elif key.value in seen:
+                problem = f"key {key.value!r} is given twice"
+            else:
+                seen.add(key.value)
                 continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -107,7 +107,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    """Raises yaml.YAMLError alone: PyYAML lets other errors through for some wrong scalars."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
 
 
 def _yaml_reason(error: yaml.YAMLError) -> str:

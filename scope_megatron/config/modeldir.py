@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scope_megatron.config.errors import shown
+
 KNOWN_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 KNOWN_ROPE_TYPES = ("default", "linear", "llama3")
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # vLLM's CPU attention
@@ -72,11 +74,11 @@ def read_shape(directory: Path) -> ModelShape:
     """config.json, refused where the model is one that would silently be built differently."""
     path = directory / "config.json"
     hf = _read_json(path)
-    architecture = (hf.get("architectures") or ["none"])[0]
+    architectures = hf.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     if architecture not in KNOWN_ARCHITECTURES:
-        raise ModelDirError(
-            f"{path} has architecture {architecture}; use one of {', '.join(KNOWN_ARCHITECTURES)}"
-        )
+        known = ", ".join(KNOWN_ARCHITECTURES)
+        raise ModelDirError(f"{path} has architecture {shown(architecture)}; use one of {known}")
     _refuse_variants(path, hf, architecture)
     heads, hidden = _size(path, hf, "num_attention_heads"), _size(path, hf, "hidden_size")
     if not hf.get("head_dim") and hidden % heads:
@@ -102,18 +104,25 @@ def _size(path: Path, hf: dict[str, Any], name: str, default: int | None = None)
     value = hf.get(name)
     if value is None:
         value = default
-    if not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelDirError(f"{path} has no positive {name}; copy the file again")
     return value
 
 
 def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
     """Settings of config.json that change the mathematics and are not implemented."""
-    rope = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):  # older and newer style
+        value = hf.get(name) or {}
+        if not isinstance(value, dict):
+            raise ModelDirError(f"{path} has no mapping at {name}; copy the file again")
+        rope |= value
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in KNOWN_ROPE_TYPES:
         known = ", ".join(KNOWN_ROPE_TYPES)
-        raise ModelDirError(f"{path} has rope_type {rope_type}; use a model with one of {known}")
+        raise ModelDirError(
+            f"{path} has rope_type {shown(rope_type)}; use a model with one of {known}"
+        )
     wrong = {
         "quantization_config": bool(hf.get("quantization_config")),
         "use_sliding_window": bool(hf.get("use_sliding_window")),
@@ -123,8 +132,9 @@ def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
-            value = "" if isinstance(hf[name], dict) else f" {hf[name]}"
-            raise ModelDirError(f"{path} has {name}{value}, not supported; use a model without it")
+            raise ModelDirError(
+                f"{path} has {name} {shown(hf[name])}, not supported; use a model without it"
+            )
 
 
 def check_weights(directory: Path, tied: bool | None) -> None:

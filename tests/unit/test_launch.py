@@ -65,7 +65,7 @@ def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=150,  # about 5 s on an idle machine
     )
 
 
