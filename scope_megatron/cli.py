@@ -105,6 +105,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the installed `scope-megatron` command."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch loads
     app(prog_name="scope-megatron")
 
 

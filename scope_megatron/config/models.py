@@ -322,9 +322,8 @@ class Config(Section):
     @classmethod
     def _opd_samples_once(cls, values: Any) -> Any:
         """opd has no groups: its group_size is 1 unless one was given."""
-        if not isinstance(values, dict):
-            return values
-        algorithm, rollout = values.get("algorithm"), values.get("rollout")
+        sections = values if isinstance(values, dict) else {}
+        algorithm, rollout = sections.get("algorithm"), sections.get("rollout")
         if isinstance(algorithm, dict) and isinstance(rollout, dict):
             if algorithm.get("name") == "opd":
                 return values | {"rollout": {"group_size": 1} | rollout}

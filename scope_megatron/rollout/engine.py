@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ class VLLMEngine:
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         _prepare_environment(settings)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         from vllm import LLM
 
         self._llm = LLM(

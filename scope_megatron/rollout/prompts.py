@@ -183,14 +183,14 @@ def _row(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
     answer = _answer(record)
     if not answer and not need_response:
         raise ValueError("no ground truth (answer, or reward_model.ground_truth)")
-    response = record.get("response")
-    if need_response and not (isinstance(response, str) and response.strip()):
+    response = record.get("response") if need_response else ""
+    if not isinstance(response, str) or need_response and not response.strip():
         raise ValueError("no response")
     return Row(
         where=where,
         messages=_messages(record.get("prompt")),
         answer=answer,
-        response=response if need_response else "",
+        response=response,
         source=str(record.get("data_source") or ""),
     )
 
@@ -212,12 +212,12 @@ def _messages(prompt: object) -> tuple[Message, ...]:
         raise ValueError("no prompt")
     if not isinstance(prompt, list):
         raise ValueError("the prompt is neither text nor a list of chat messages")
-    messages = []
+    messages: list[Message] = []
     for m in prompt:
-        pair = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else (None, None)
-        if not all(isinstance(part, str) for part in pair):
+        role, content = (m.get("role"), m.get("content")) if isinstance(m, Mapping) else (0, 0)
+        if not (isinstance(role, str) and isinstance(content, str)):
             raise ValueError("a chat message needs a role and a content, both text")
-        messages.append({"role": pair[0], "content": pair[1]})
+        messages.append({"role": role, "content": content})
     if not any(m["content"].strip() for m in messages if m["role"] != "system"):
         raise ValueError("the prompt is empty")
     return tuple(messages)

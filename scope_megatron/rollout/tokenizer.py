@@ -126,7 +126,7 @@ class SentencePieceTokenizer:
         known = [int(i) for i in ids if i < self.vocab_size]
         if skip_special:
             return self._model.decode([i for i in known if not self._model.is_control(i)])
-        text, run = "", []
+        text, run = "", list[int]()
         for i in known:
             if self._model.is_control(i):
                 text += self._model.decode(run) + self._model.id_to_piece(i)

@@ -207,6 +207,7 @@ class _Child:
             start_new_session=True,  # its own group to kill, and out of reach of Ctrl-C
             bufsize=0,
         )
+        self._requests: Any = self._process.stdin
         self.replies: Any = self._process.stdout
         self.ready = False
         self.request: _Request | None = None
@@ -221,7 +222,7 @@ class _Child:
         """False if the child is gone. The line is shorter than a pipe's buffer: never blocks."""
         line = json.dumps(asdict(request), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         try:
-            self._process.stdin.write(line)
+            self._requests.write(line)
         except OSError:
             return False
         self.request, self.deadline = request, time.monotonic() + timeout_s
@@ -247,8 +248,8 @@ class _Child:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._requests.close()
+        self.replies.close()
 
 
 def _kill_all(children: list[_Child], owner: int) -> None:
