@@ -100,7 +100,7 @@ class Run:
         resume = self.config.resume
         if resume == "never":
             return 0
-        directory = Path(resume)
+        directory = Path(resume).expanduser()
         if resume == "auto":
             found = checkpoint.latest_checkpoint(self.config.output_dir)
             if found is None:
@@ -144,6 +144,8 @@ class Run:
 
     def _stop(self, step: int, signum: int) -> int:
         path = self._save(step) if step else None
+        if step and self.trainer.topology.is_main:
+            write_report(self.config.output_dir)
         self.console.interrupted(path, _resume_command())
         return 128 + signum
 

@@ -97,7 +97,9 @@ def _load(
 
 def _padded(config: Config, topology: Topology) -> int:
     """One padded width for both models, so that their shards cover the same columns."""
-    directories = [d for d in (config.model.student, config.model.teacher) if d is not None]
+    directories = [config.model.student]
+    if config.needs_teacher:
+        directories.append(config.model.teacher)
     largest = max(int(read_hf_config(d)["vocab_size"]) for d in directories)
     return padded_vocab_size(largest, topology.tp_size)
 

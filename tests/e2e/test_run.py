@@ -1,0 +1,144 @@
+"""Whole runs through the command line: Megatron ranks, vLLM engines, the shipped assets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 10
+TIMEOUT_S = 240
+
+
+def command(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    settings = [
+        f"output_dir={output}",
+        f"train.steps={STEPS}",
+        "evaluation.every=0",
+        "evaluation.limit=32",
+        "checkpoint.every=0",
+        "logging.tensorboard=false",
+    ]
+    start = launcher or (sys.executable, "-m", "scope_megatron")
+    return [*start, "train", "configs/quickstart.yaml", *settings, *overrides]
+
+
+def start(args: list[str]) -> subprocess.Popen[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and output; a hang is interrupted, then killed, and fails the test."""
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    path = output / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def steps(output: Path) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in rows(output) if "reward/mean" in row}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("run") / "whole"
+    code, text = finish(start(command(output)))
+    assert code == 0, text
+    return output, text
+
+
+def test_the_student_gets_better(uninterrupted: tuple[Path, str]) -> None:
+    output, text = uninterrupted
+    assert sorted(steps(output)) == list(range(1, STEPS + 1))
+    before, after = (row["eval/avg@8"] for row in rows(output) if "eval/avg@8" in row)
+    assert before < 0.65, "the shipped student should start clearly below its teacher"
+    assert after > before + 0.05
+    assert "Avg@8" in text and "points" in text
+
+
+def test_the_engine_computes_with_the_trainers_weights(uninterrupted: tuple[Path, str]) -> None:
+    for row in steps(uninterrupted[0]).values():
+        assert row["sync/max_abs_logprob_diff"] < 1e-4
+        assert row["mismatch/mean_abs_logprob"] < 1e-4
+
+
+def test_what_a_run_leaves_behind(uninterrupted: tuple[Path, str]) -> None:
+    output, _ = uninterrupted
+    assert (output / "report.png").stat().st_size > 10_000
+    latest = (output / "checkpoints" / "latest").read_text().strip()
+    assert latest == f"step_{STEPS:08d}"
+    assert (output / "checkpoints" / latest / "metadata.json").exists()
+    from transformers import AutoModelForCausalLM
+
+    trained = AutoModelForCausalLM.from_pretrained(output / "hf").state_dict()
+    start_ = AutoModelForCausalLM.from_pretrained(ROOT / "assets/tiny-student").state_dict()
+    assert trained.keys() == start_.keys()
+    assert all(not trained[name].equal(start_[name]) for name in trained if "proj" in name)
+
+
+def test_interrupt_saves_and_resume_gives_the_same_run(
+    uninterrupted: tuple[Path, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "cut"
+    process = start(command(output))
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(steps(output)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, text = finish(process)
+    assert code == 128 + signal.SIGINT, text
+    assert "resume=auto" in text and "Traceback" not in text
+    done = max(steps(output))
+    assert 3 <= done < STEPS
+    code, text = finish(start(command(output, "resume=auto")))
+    assert code == 0, text
+    whole, cut = steps(uninterrupted[0]), steps(output)
+    assert sorted(cut) == sorted(whole)
+    for step, row in whole.items():
+        for name in ("reward/mean", "loss/total", "grad_norm", "tokens/response"):
+            assert cut[step][name] == pytest.approx(row[name], rel=1e-6), (step, name, done)
+    assert [r["step"] for r in rows(output) if "eval/avg@8" in r] == [0, STEPS]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.tensor=1", "parallel.pipeline=2"),
+        ("parallel.tensor=2", "parallel.sequence=true", "rollout.engine.tensor=2"),
+        ("parallel.tensor=1", "parallel.data=2", "optimizer.distributed=true"),
+    ],
+    ids=["pipeline", "one-engine-over-both-ranks", "data"],
+)
+def test_other_layouts_start_the_same_run(
+    uninterrupted: tuple[Path, str], tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    """Started by torchrun; the first step samples the same tokens and sees the same loss."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    overrides = ("train.steps=2", "evaluation.before=false", "evaluation.after=false")
+    launcher = (*torchrun, "--rdzv-endpoint=localhost:0", "--rdzv-backend=c10d", "-m")
+    args = command(tmp_path / "run", *overrides, *layout, launcher=(*launcher, "scope_megatron"))
+    code, text = finish(start(args))
+    assert code == 0, text
+    first, expected = steps(tmp_path / "run")[1], steps(uninterrupted[0])[1]
+    assert first["tokens/response"] == expected["tokens/response"]
+    assert first["reward/mean"] == expected["reward/mean"]
+    assert first["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-4, abs=1e-6)
+    assert first["sync/max_abs_logprob_diff"] < 1e-4
