@@ -184,7 +184,7 @@ def _row(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
     if not answer and not need_response:
         raise ValueError("no ground truth (answer, or reward_model.ground_truth)")
     response = record.get("response") if need_response else ""
-    if not isinstance(response, str) or need_response and not response.strip():
+    if not isinstance(response, str) or (need_response and not response.strip()):
         raise ValueError("no response")
     return Row(
         where=where,

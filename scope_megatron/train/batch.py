@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class Batch:
         return means
 
 
-def make_batch(rollouts: list[Rollout], truncated: str) -> Batch:
+def make_batch(rollouts: list[Rollout], truncated: Literal["incorrect", "mask"]) -> Batch:
     """Route graded rollouts. ``rollouts`` holds whole groups, side by side."""
     starts = torch.tensor([rollout.sample == 0 for rollout in rollouts], dtype=torch.int64)
     rewards = [reward(rollout) for rollout in rollouts]

@@ -35,7 +35,7 @@ class Learner:
         if self.config.on_policy:
             batch.old_logprobs = self._behaviour_policy(batch)
         if self.frozen is not None:
-            self._score_frozen(batch)
+            self._score_frozen(batch, self.frozen)
 
     def _behaviour_policy(self, batch: Batch) -> dict[int, torch.Tensor]:
         """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
@@ -50,17 +50,17 @@ class Learner:
             vocab_size=self.student.vocab_size,
         )
 
-    def _score_frozen(self, batch: Batch) -> None:
+    def _score_frozen(self, batch: Batch, frozen: setup.FrozenModel) -> None:
         """The teacher scores only what its path needs; grpo's reference scores all."""
         is_teacher = self.config.needs_teacher
         scores = self.scorer.logprobs(
-            self.frozen.model,
+            frozen.model,
             batch.rollouts,
             batch.members(self.algorithm.frozen_scores(batch.routes)),
             temperature=(
                 self.settings.teacher_temperature if is_teacher else self.settings.temperature
             ),
-            vocab_size=self.frozen.vocab_size,
+            vocab_size=frozen.vocab_size,
         )
         batch.mask_unscored(scores)
         if is_teacher:

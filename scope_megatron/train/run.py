@@ -71,8 +71,7 @@ class Run:
         done = self._resume()
         self.saved_step = done if done else -1
         with self._logger(done) as self.logger:
-            if self.trainer.actor is not None:
-                self.trainer.actor.take_weights(self.trainer.learner.student)
+            self.trainer.send_weights()
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
                 self._evaluate(0, "before")

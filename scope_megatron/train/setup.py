@@ -97,9 +97,8 @@ def _load(
 
 def _padded(config: Config, topology: Topology) -> int:
     """One padded width for both models, so that their shards cover the same columns."""
-    directories = [config.model.student]
-    if config.needs_teacher:
-        directories.append(config.model.teacher)
+    teacher = config.model.teacher if config.needs_teacher else None
+    directories = [d for d in (config.model.student, teacher) if d is not None]
     largest = max(int(read_hf_config(d)["vocab_size"]) for d in directories)
     return padded_vocab_size(largest, topology.tp_size)
 
@@ -135,10 +134,10 @@ def build_train_data(config: Config, tokenizer: Tokenizer) -> PromptDataset:
     )
 
 
-def build_eval_data(config: Config, tokenizer: Tokenizer) -> PromptDataset | None:
+def build_eval_data(config: Config, tokenizer: Tokenizer) -> PromptDataset:
+    """The evaluation set; the configuration's rules say that it is there when it is asked for."""
     data = config.data
-    if data.eval is None:
-        return None
+    assert data.eval is not None
     return PromptDataset(
         data.eval, tokenizer, data.max_prompt_tokens, data.system_prompt, setting="data.eval"
     )

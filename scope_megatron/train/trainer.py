@@ -9,6 +9,7 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.parallel import platform, topology
 from scope_megatron.rollout.prompts import PromptOrder
+from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.train import observe, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.batch import Batch, make_batch
@@ -26,15 +27,22 @@ class Trainer:
         tokenizer = setup.build_tokenizer(config)
         self.token_map = tokenizer.token_map_fingerprint()
         self.data = setup.build_train_data(config, tokenizer)
-        self.eval_data = setup.build_eval_data(config, tokenizer)
+        self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else None
         self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
         self.learner = Learner(config, self.topology)
-        self.actor = None
-        if config.needs_engine:
-            sources = {self.data[i].source for i in range(len(self.data))}
-            self.actor = Actor(config, tokenizer, self.topology, sources)
+        self._actor = self._build_actor(tokenizer) if config.needs_engine else None
         self.timer = PhaseTimer(torch.cuda.synchronize if platform.has_cuda() else None)
         self.metrics = observe.step_metrics()
+
+    def _build_actor(self, tokenizer: Tokenizer) -> Actor:
+        sources = {self.data[i].source for i in range(len(self.data))}
+        return Actor(self.config, tokenizer, self.topology, sources)
+
+    @property
+    def actor(self) -> Actor:
+        """The actor; a supervised run that never evaluates has none."""
+        assert self._actor is not None
+        return self._actor
 
     def step(self, step: int) -> dict[str, float]:
         """One step (counted from 0); returns its metrics, the same on every rank."""
@@ -64,7 +72,7 @@ class Trainer:
 
     def sync(self, rollouts: list[Rollout]) -> None:
         """Give the engine the new weights and check that it computes with them."""
-        self.actor.take_weights(self.learner.student)
+        self.send_weights()
         if self.config.engine.check_samples:
             largest, mean = self.actor.check_weights(
                 self.learner.student, rollouts, self.learner.scorer
@@ -72,10 +80,16 @@ class Trainer:
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
+    def send_weights(self) -> None:
+        """The student's weights to the engine, if there is one."""
+        if self._actor is not None:
+            self._actor.take_weights(self.learner.student)
+
     def evaluate(self) -> dict[str, float]:
         """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no weights: send them now)."""
+        assert self.eval_data is not None
         if not self.config.on_policy:
-            self.actor.take_weights(self.learner.student)
+            self.send_weights()
         return self.actor.evaluate(self.eval_data)
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
@@ -87,8 +101,8 @@ class Trainer:
 
     def close(self) -> None:
         """Stop what outlives a python object: the verifier's processes, the process groups."""
-        if self.actor is not None:
-            self.actor.close()
+        if self._actor is not None:
+            self._actor.close()
         topology.destroy()
 
 
