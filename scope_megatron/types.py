@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a dataset, tokenised. ``index`` is its row number over all files of the split."""
+    """One usable row of a dataset, tokenised. ``index`` is its position in the dataset."""
 
     index: int
     token_ids: tuple[int, ...]

@@ -10,6 +10,7 @@ improves. Takes a few minutes on two cores:
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,33 @@ class Recipe:
     schedule: str
     steps: int
     seed: int
+    accuracy: tuple[float, float]  # Avg@8 must come out between these
 
 
-TEACHER = Recipe("tiny-teacher", 192, 2, 6, 512, lr=3e-3, schedule="cosine", steps=2500, seed=0)
-STUDENT = Recipe("tiny-student", 128, 2, 4, 256, lr=2e-3, schedule="constant", steps=650, seed=0)
+TEACHER = Recipe(
+    "tiny-teacher",
+    192,
+    2,
+    6,
+    512,
+    lr=3e-3,
+    schedule="cosine",
+    steps=2500,
+    seed=0,
+    accuracy=(0.9, 1.0),
+)
+STUDENT = Recipe(
+    "tiny-student",
+    128,
+    2,
+    4,
+    256,
+    lr=2e-3,
+    schedule="constant",
+    steps=650,
+    seed=0,
+    accuracy=(0.3, 0.6),
+)
 
 
 def random_model(recipe: Recipe, out: Path) -> None:
@@ -106,9 +130,22 @@ def train_model(recipe: Recipe, data: Path, work: Path, out: Path) -> None:
     config.write_text(yaml.safe_dump(supervised_config(recipe, start, data, output)))
     command = [sys.executable, "-m", "scope_megatron", "train", str(config)]
     subprocess.run(command, check=True)
+    _require_accuracy(recipe, output / "metrics.jsonl")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(output / "hf", out)
     typer.echo(f"wrote {out}")
+
+
+def _require_accuracy(recipe: Recipe, metrics: Path) -> None:
+    """A student stopped early lands anywhere: refuse one that would spoil the quickstart."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    accuracy = [row["eval/avg@8"] for row in rows if "eval/avg@8" in row][-1]
+    low, high = recipe.accuracy
+    if not low <= accuracy <= high:
+        raise SystemExit(
+            f"{recipe.name}: Avg@8 is {accuracy:.1%} after {recipe.steps} steps, wanted "
+            f"{low:.0%} to {high:.0%}; change its steps (--student-steps) or its seed"
+        )
 
 
 def write_data(rollout_dir: Path, work: Path, seed: int) -> None:

@@ -7,6 +7,7 @@ replica makes the same calls with the same arguments (vLLM's external launcher).
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterable
@@ -82,6 +83,7 @@ class VLLMEngine:
         self._asleep = False
         _prepare_environment(settings)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
         from vllm import LLM
 
         self._llm = LLM(
