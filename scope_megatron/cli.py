@@ -18,6 +18,7 @@ import typer
 from scope_megatron.config import Config, ConfigError, load_config
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 PACKAGE = Path(__file__).parent
 
 app = typer.Typer(
@@ -137,6 +138,10 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:  # before the first step, or the second one in a row
+        if _speaks_for_its_node():
+            print("interrupted; what was saved before is kept", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _speaks_for_its_node() -> bool:

@@ -81,22 +81,22 @@ def _perplexities(metrics: StepMetrics, batch: Batch) -> None:
 
 
 def observe_weights(metrics: StepMetrics, batch: Batch, streams: SequenceStreams) -> None:
-    """Largest over smallest weight in a group's path; the mean over groups with two or more."""
+    """Largest over smallest weight in a group's path; geometric mean over groups of two or more."""
     for name, weights in (
         ("weight/student_spread", streams.student_weight),
         ("weight/teacher_spread", streams.teacher_weight),
     ):
-        ratios = _spreads(weights, batch.group) if weights is not None else []
-        metrics.mean(name, sum(ratios), len(ratios))
+        spreads = _log_spreads(weights, batch.group) if weights is not None else []
+        metrics.mean(name, sum(spreads), len(spreads))
 
 
-def _spreads(weights: Tensor, group: Tensor) -> list[float]:
-    ratios = []
+def _log_spreads(weights: Tensor, group: Tensor) -> list[float]:
+    spreads = []
     for label in group.unique():
         inside = weights[(group == label) & (weights > 0)]
         if inside.numel() > 1:
-            ratios.append(float(inside.max() / inside.min()))
-    return ratios
+            spreads.append(float((inside.max() / inside.min()).log()))
+    return spreads
 
 
 def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
@@ -128,10 +128,10 @@ def observe_losses(metrics: StepMetrics, terms: dict[str, float]) -> None:
 
 
 def finish(values: dict[str, float]) -> dict[str, float]:
-    """Turn mean log-perplexities into perplexities, and drop losses that no algorithm here has."""
+    """Turn means of logarithms into geometric means, and drop losses that no algorithm here has."""
     done = {}
     for name, value in values.items():
-        if name.startswith("perplexity/"):
+        if name.startswith(("perplexity/", "weight/")):
             value = math.exp(min(value, 700.0))
         if name.startswith("loss/") and value == 0.0 and name != "loss/total":
             continue

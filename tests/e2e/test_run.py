@@ -70,7 +70,7 @@ def test_the_student_gets_better(uninterrupted: tuple[Path, str]) -> None:
     assert sorted(steps(output)) == list(range(1, STEPS + 1))
     before, after = (row["eval/avg@8"] for row in rows(output) if "eval/avg@8" in row)
     assert before < 0.65, "the shipped student should start clearly below its teacher"
-    assert after > before + 0.05
+    assert after > before + 0.15
     assert "Avg@8" in text and "points" in text
 
 
