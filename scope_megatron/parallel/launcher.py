@@ -23,6 +23,7 @@ _EXIT_GRACE_S = 10.0  # after one rank failed, how long the others may take to n
 def launch(module_args: list[str], nproc: int) -> int:
     """Run ``python -m scope_megatron MODULE_ARGS...`` as ``nproc`` ranks; returns the exit code."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _wait reports
+    print(f"starting {nproc} ranks on this machine ...", flush=True)
     port = _free_port()
     envs = {rank: _rank_environment(rank, nproc, port) for rank in range(nproc)}
     context = start_processes(

@@ -50,7 +50,6 @@ def transformer_config(
     heads = hf["num_attention_heads"]
     architecture = hf["architectures"][0]
     bf16 = dtype == torch.bfloat16
-    te = platform.has_transformer_engine()
     return TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
@@ -79,7 +78,7 @@ def transformer_config(
         calculate_per_token_loss=True,  # weights arrive normalised: nobody divides again
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters
-        persist_layer_norm=te,
+        persist_layer_norm=bf16 and platform.has_transformer_engine(),
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -176,7 +175,7 @@ def _llama3_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
 
 
 def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    if platform.has_transformer_engine():
+    if config.bf16 and platform.has_transformer_engine():  # its packed attention is half precision
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,5 +223,9 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) 
 
 
 def _resume_command() -> str:
+    """What to type to go on: this command, by the path at which it can be found."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("resume=")]
-    return shlex.join(["scope-megatron", *arguments, "resume=auto"])
+    program = Path(os.path.relpath(Path(sys.executable).parent / "scope-megatron"))
+    found = shutil.which("scope-megatron")
+    name = "scope-megatron" if found and Path(found).resolve() == program.resolve() else program
+    return shlex.join([str(name), *arguments, "resume=auto"])

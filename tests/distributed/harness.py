@@ -94,6 +94,7 @@ def _run_rank(
     with open(folder / f"{rank}.stack", "w") as stack:
         try:
             threading.Thread(target=_follow_parent, daemon=True).start()
+            os.environ["LOCAL_RANK"] = str(rank)  # names the device of a rank
             torch.set_num_threads(1)
             if backend == "nccl":
                 torch.cuda.set_device(rank)

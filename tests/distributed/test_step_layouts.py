@@ -164,13 +164,13 @@ def one_update(rank: int, world_size: int, root: Path, names: list[str]) -> dict
             metrics = observe.step_metrics()
             learner.score(batch)
             learner.update(batch, metrics)
-            values = metrics.reduce(topology.dp_group)
+            values = metrics.reduce(topology.dp_group, platform.device())
             student = learner.student
             weights = iter_full_tensors(student.model, student.hf, topology, 1 << 20)
             out[layout, objective] = {
                 "loss": values["loss/total"],
                 "grad_norm": values["grad_norm"],
-                "weights": {name: tensor.clone() for name, tensor in weights},
+                "weights": {name: tensor.cpu().clone() for name, tensor in weights},
             }
             parallel_state.destroy_model_parallel()
     return out

@@ -1,0 +1,62 @@
+"""The same checks on CUDA and NCCL. Run them with `pytest -m gpu` where there are NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.harness import run_distributed_test
+from tests.distributed.test_step_layouts import OBJECTIVES, one_update, reference, settings
+from tests.tiny_hf import make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize("layout", ["one", "one-small-microbatches", "tensor", "pipeline", "data"])
+def test_update_equals_transformers_on_nccl(tmp_path: Path, layout: str) -> None:
+    """float32 on the device against transformers in float64, as on the CPU."""
+    world = 1 if layout.startswith("one") else 2
+    if torch.cuda.device_count() < world:
+        pytest.skip(f"needs {world} GPUs")
+    make_tiny_model("qwen2-bias", tmp_path / "student")
+    make_tiny_model("llama", tmp_path / "teacher")
+    ours = run_distributed_test(one_update, world, tmp_path, [layout], backend="nccl")[0]
+    for name, changes in OBJECTIVES.items():
+        expected = reference(tmp_path, settings(tmp_path, changes))
+        assert ours[layout, name]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert ours[layout, name]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+def test_the_quickstart_learns_on_one_gpu(tmp_path: Path) -> None:
+    """Megatron and vLLM share the device; bfloat16; the engine sleeps while the trainer works."""
+    command = [sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml"]
+    overrides = [
+        f"output_dir={tmp_path}",
+        "parallel.tensor=1",
+        "model.dtype=bfloat16",
+        "train.steps=20",
+        "rollout.engine.gpu_memory_utilization=0.3",
+    ]
+    result = subprocess.run(
+        [*command, *overrides],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    before, after = [row["eval/avg@8"] for row in rows if "eval/avg@8" in row]
+    assert after > before + 0.1
