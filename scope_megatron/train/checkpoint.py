@@ -61,6 +61,12 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
     return directory
 
 
+def steps_done(output_dir: Path) -> int:
+    """Steps that the newest checkpoint of a run holds, 0 without one."""
+    directory = latest_checkpoint(output_dir)
+    return int(directory.name.removeprefix("step_")) if directory else 0
+
+
 def save_checkpoint(
     state: TrainingState,
     output_dir: Path,

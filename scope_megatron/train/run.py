@@ -21,9 +21,15 @@ from scope_megatron.train.metrics import MetricLogger
 from scope_megatron.train.report import write_report
 from scope_megatron.train.trainer import Trainer
 
+MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
+
 
 def run(config: Config) -> int:
     """Train as configured. Returns 0 when finished, 128 + signal when asked to stop before."""
+    if config.resume == "auto" and (done := checkpoint.steps_done(config.output_dir)):
+        if done >= config.train.steps:
+            _say_finished(config, done)
+            return 0
     trainer = Trainer(config)
     console = Console(
         enabled=trainer.topology.is_main,
@@ -35,6 +41,14 @@ def run(config: Config) -> int:
     finally:
         console.close()
         trainer.close()
+
+
+def _say_finished(config: Config, done: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"{config.output_dir} is finished: {done} of {config.train.steps} steps; "
+            "raise train.steps to go on, or give another output_dir to start anew"
+        )
 
 
 def evaluate_only(config: Config) -> int:
@@ -70,6 +84,8 @@ class Run:
 
     def go(self) -> int:
         self.console.header("scope_megatron", self._facts())
+        for reason in self.trainer.data.skipped[:MOST_SKIPPED]:
+            self.console.message(f"skipped {reason}")
         done = self._resume()
         self.saved_step = done if done else -1
         with self._logger(done) as self.logger:
@@ -175,6 +191,7 @@ class Run:
             trainer.topology,
             self.config.model.student,
             out,
+            overwrite=True,
         )
         self.console.message(f"student as Hugging Face directory: {out}")
 

@@ -110,6 +110,8 @@ def test_interrupt_saves_and_resume_gives_the_same_run(
     assert 3 <= done < STEPS
     code, text = finish(start(command(output, "resume=auto")))
     assert code == 0, text
+    code, text = finish(start(command(output, "resume=auto")))  # once more: nothing is left to do
+    assert code == 0 and "is finished" in text
     whole, cut = steps(uninterrupted[0]), steps(output)
     assert sorted(cut) == sorted(whole)
     for step, row in whole.items():
