@@ -26,6 +26,7 @@ from torch.nn import functional
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.attention import PackedCausalAttention
 from scope_megatron.parallel.norm import RMSNorm
+from scope_megatron.parallel.rope import inverse_frequencies, rope_settings, yarn_attributes
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
@@ -46,11 +47,11 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 def transformer_config(
     hf: dict[str, Any], topology: Topology, dtype: torch.dtype
 ) -> TransformerConfig:
-    """megatron-core's TransformerConfig of a Llama, Qwen2 or Qwen3 dense ``config.json``."""
+    """megatron-core's TransformerConfig of a ``config.json``."""
     heads = hf["num_attention_heads"]
     architecture = hf["architectures"][0]
     bf16 = dtype == torch.bfloat16
-    return TransformerConfig(
+    config = TransformerConfig(
         num_layers=hf["num_hidden_layers"],
         hidden_size=hf["hidden_size"],
         num_attention_heads=heads,
@@ -63,7 +64,7 @@ def transformer_config(
         gated_linear_unit=True,
         add_bias_linear=False,
         add_qkv_bias=architecture == "Qwen2ForCausalLM",
-        qk_layernorm=architecture == "Qwen3ForCausalLM",
+        qk_layernorm=architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=topology.tp_size,
@@ -85,7 +86,28 @@ def transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
+        **_expert_settings(hf),
     )
+    for name, value in yarn_attributes(hf).items():
+        setattr(config, name, value)
+    return config
+
+
+def _expert_settings(hf: dict[str, Any]) -> dict[str, Any]:
+    """TransformerConfig's settings of a mixture of experts; none for a dense model."""
+    experts = hf.get("num_experts") or hf.get("num_local_experts")
+    if not experts:
+        return {}
+    return {
+        "num_moe_experts": experts,
+        "moe_ffn_hidden_size": hf.get("moe_intermediate_size") or hf["intermediate_size"],
+        "moe_router_topk": hf["num_experts_per_tok"],
+        # softmax after the choice: the chosen experts' weights sum to one
+        "moe_router_pre_softmax": not hf.get("norm_topk_prob", True),
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+    }
 
 
 def build_model(
@@ -140,45 +162,13 @@ def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
     )
 
 
-def rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
-    """Rope parameters of both styles: ``rope_parameters`` (transformers 5) or the older keys."""
-    settings = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
-    settings.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
-    settings.setdefault("rope_type", settings.pop("type", "default"))
-    return settings
-
-
-def inverse_frequencies(hf: dict[str, Any]) -> Tensor:
-    """Rotary inverse frequencies [head_dim / 2] float32: plain, linear or llama3 scaling."""
-    rope = rope_settings(hf)
-    dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
-    inv = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-    kind = rope["rope_type"]
-    if kind == "default":
-        return inv
-    if kind == "linear":
-        return inv / rope["factor"]
-    if kind == "llama3":
-        return _llama3_frequencies(inv, rope)
-    raise ValueError(
-        f"config.json: rope_type {kind!r} is not supported; supported: default, linear, llama3"
-    )
-
-
-def _llama3_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
-    """Long wavelengths are divided by ``factor``, short ones kept, those between interpolated."""
-    context = rope["original_max_position_embeddings"]
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    turns = context * inv / (2 * math.pi)  # rotations over the original context
-    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return inv * keep + inv / rope["factor"] * (1.0 - keep)
-
-
 def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     if config.bf16 and platform.has_transformer_engine():  # its packed attention is half precision
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, qk_layernorm=config.qk_layernorm
+        )
         norm: Any = TENorm
     else:
         layer = _local_layer_spec(config)
@@ -190,7 +180,11 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
 
 def _local_layer_spec(config: TransformerConfig) -> ModuleSpec:
     """megatron-core's local layer, with packed attention and a norm for sequence parallelism."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        qk_layernorm=config.qk_layernorm,
+        normalization="RMSNorm",
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules

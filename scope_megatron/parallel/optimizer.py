@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -11,6 +14,7 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import OptimizerConfig
@@ -84,3 +88,49 @@ def build_scheduler(
 def learning_rate(optimizer: MegatronOptimizer) -> float:
     """The rate of the next update."""
     return float(optimizer.param_groups[0]["lr"])
+
+
+def before_loading(optimizer: MegatronOptimizer) -> None:
+    """Make a fresh optimizer ready for the states of a checkpoint.
+
+    megatron-core's distributed optimizer expects TE's or Apex's Adam here. With torch's it cannot
+    describe itself before the first update (no states yet), and asks the checkpoint for a ``step``
+    tensor that it does not store (the step is in the parameter groups).
+    """
+    for inner, adam in _torch_adams(optimizer):
+        if isinstance(inner, DistributedOptimizer):
+            inner._set_main_param_and_optimizer_states = partial(_set_states_but_step, inner)
+        if adam.state:
+            continue
+        for group in adam.param_groups:
+            for parameter in group["params"]:
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def after_loading(optimizer: MegatronOptimizer) -> None:
+    """Give every parameter a step of its own: megatron-core loads one tensor for all of them, and
+    torch's Adam would then count every update once per parameter."""
+    for _, adam in _torch_adams(optimizer):
+        for state in adam.state.values():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).clone()
+
+
+def _torch_adams(
+    optimizer: MegatronOptimizer,
+) -> Iterator[tuple[MegatronOptimizer, torch.optim.AdamW]]:
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(inner.optimizer, torch.optim.AdamW):
+            yield inner, inner.optimizer
+
+
+def _set_states_but_step(
+    inner: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+) -> None:
+    group, order = inner.model_param_group_index_map[model_param]
+    main_param = inner.optimizer.param_groups[group]["params"][order]
+    tensors = tensors | {"step": inner.optimizer.state[main_param]["step"]}
+    type(inner)._set_main_param_and_optimizer_states(inner, model_param, tensors)

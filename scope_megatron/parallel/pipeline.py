@@ -7,7 +7,7 @@ pipeline stage only; :func:`score` hands them to every stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -26,19 +26,27 @@ LossFunction = Callable[[Tensor, int], tuple[Tensor, dict[str, Tensor]]]
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module, packs: list[PackedBatch], row_function: RowFunction, topology: Topology
+    model: torch.nn.Module,
+    packs: list[PackedBatch],
+    row_function: RowFunction,
+    topology: Topology,
+    *,
+    project: bool = True,
 ) -> list[Tensor]:
-    """Forward-only pass; ``row_function(logits [T, V/tp], pack index) -> [T]`` on the last stage.
+    """Forward-only pass; ``row_function(output, pack index) -> [T]`` on the last stage.
 
-    Returns its float32 result for every pack, on every rank.
+    The output is the logits [T, V/tp], or without ``project`` the hidden states before them
+    (see :func:`hidden_states`). Returns the function's float32 result for every pack, on every
+    rank.
     """
     if not packs:
         return []
 
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
-        return row_function(_rows(output), index).float()
+        return row_function(_rows(output) if project else output, index).float()
 
-    rows = _run(model, packs, collect, forward_only=True)
+    with nullcontext() if project else _without_output_layer(model):
+        rows = _run(model, packs, collect, forward_only=True)
     if not topology.is_last_stage:
         device = packs[0].tokens.device
         rows = [torch.empty(pack.num_tokens, device=device) for pack in packs]
@@ -59,20 +67,26 @@ def hidden_states(model: GPTModel, packs: list[PackedBatch]) -> list[Tensor]:
 
 
 def forward_backward(
-    model: torch.nn.Module, packs: list[PackedBatch], loss_function: LossFunction
+    model: torch.nn.Module,
+    packs: list[PackedBatch],
+    loss_function: LossFunction,
+    *,
+    project: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Accumulate gradients of the sum of all packs' losses, then reduce them over the data ranks.
 
-    ``loss_function(logits [T, V/tp], pack index) -> (scalar loss, metrics)`` must be normalised
-    already: neither the number of microbatches nor of data-parallel ranks divides it again.
+    ``loss_function(output, pack index) -> (scalar loss, metrics)``, of an output as in
+    :func:`score`, must be normalised already: neither the number of microbatches nor of
+    data-parallel ranks divides it again.
     Returns the metrics of every pack on the last stage, an empty list elsewhere.
     """
 
     def loss(output: Tensor, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        value, metrics = loss_function(_rows(output), index)
+        value, metrics = loss_function(_rows(output) if project else output, index)
         return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
-    return _run(model, packs, loss, forward_only=False)
+    with nullcontext() if project else _without_output_layer(model):
+        return _run(model, packs, loss, forward_only=False)
 
 
 def _run(

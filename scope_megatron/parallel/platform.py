@@ -82,12 +82,14 @@ def resolve_dtype(name: str) -> torch.dtype:
 def initialize() -> None:
     """Prepare this process, once: the device, thread count, and megatron-core on CPU."""
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    _adapt_router()
     if has_cuda():
         torch.cuda.set_device(device())
         return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     _adapt_torch_cuda()
     _adapt_rng_tracker()
+    _adapt_expert_dispatcher()
     for name in _MODULES_NAMING_CUDA:
         _substitute_words(importlib.import_module(name))
 
@@ -128,6 +130,31 @@ def _adapt_rng_tracker() -> None:
     # Both read and write the generator of a CUDA device; here the CPU's stands for it.
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _adapt_router() -> None:
+    """Without Transformer Engine, 0.16 forgets to define a name that the router asks for."""
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+
+
+def _adapt_expert_dispatcher() -> None:
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    def counts_to_numpy(
+        self: MoEAlltoAllTokenDispatcher, point: str, tokens_per_expert: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        for name in ("input_splits", "output_splits", "output_splits_tp"):
+            counts = getattr(self, name, None)
+            if isinstance(counts, torch.Tensor):
+                setattr(self, name, counts.numpy())
+        return tokens_per_expert
+
+    # The token counts are copied to the host on a stream of their own: here they are there.
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = object()
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = counts_to_numpy
 
 
 def _substitute_words(module: types.ModuleType) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
+from scope_megatron.objective.fused import fused_logprob
 from scope_megatron.objective.loss import vocab_parallel_logprob
 from scope_megatron.objective.packing import build, pack, scatter_to_sequences
 from scope_megatron.objective.routing import Routes, route
 from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch, Rollout
 
@@ -101,10 +103,11 @@ class Scorer:
 
     topology: Topology
     microbatch_tokens: int
+    fused: bool  # from hidden states, without all logits
 
     @classmethod
-    def of(cls, config: Config, topology: Topology) -> Scorer:
-        return cls(topology, config.train.microbatch_tokens)
+    def of(cls, config: Config, topology: Topology, *, fused: bool) -> Scorer:
+        return cls(topology, config.train.microbatch_tokens, fused)
 
     def pack(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
         """The chosen responses in microbatches of bounded size, on this rank's device."""
@@ -128,18 +131,23 @@ class Scorer:
         """log pi(token) of the chosen responses' tokens under ``model``, from a forward pass."""
         packs = self.pack(rollouts, members)
 
-        def rows(logits: Tensor, index: int) -> Tensor:
-            return vocab_parallel_logprob(
-                logits,
-                packs[index].targets,
-                self.topology.tp_group,
+        def rows(output: Tensor, index: int) -> Tensor:
+            targets, group = packs[index].targets, self.topology.tp_group
+            if not self.fused:
+                return vocab_parallel_logprob(
+                    output, targets, group, temperature=temperature, vocab_size=vocab_size
+                )
+            return fused_logprob(
+                head_input(output, self.topology),
+                output_weight(model),
+                targets,
+                group,
                 temperature=temperature,
                 vocab_size=vocab_size,
             )
 
         scores: dict[int, Tensor] = {}
-        for values, packed in zip(
-            pipeline.score(model, packs, rows, self.topology), packs, strict=True
-        ):
+        scored = pipeline.score(model, packs, rows, self.topology, project=not self.fused)
+        for values, packed in zip(scored, packs, strict=True):
             scores.update(scatter_to_sequences(values.cpu(), packed.to(torch.device("cpu"))))
         return scores

@@ -2,8 +2,9 @@
 
 Layout under ``output_dir/checkpoints``: one directory ``step_00000040`` per checkpoint in
 megatron-core's distributed format (loadable at another TP, PP or DP size), and ``latest``, a text
-file that names the newest. A checkpoint is written under a temporary name and renamed when it is
-whole, then ``latest`` is replaced: whatever stops a save, an older checkpoint stays loadable.
+file that names the newest. A checkpoint is written under a temporary name, gets a manifest of
+checksums and is renamed when it is whole, then ``latest`` is replaced: whatever stops a save, an
+older checkpoint stays loadable, and a damaged one is never loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from scope_megatron.parallel.optimizer import after_loading, before_loading
 from scope_megatron.parallel.topology import Topology
+from scope_megatron.train.integrity import find_damage, write_manifest
 
 FORMAT = 1
 LATEST = "latest"
@@ -44,27 +47,51 @@ def checkpoints_dir(output_dir: Path) -> Path:
     return output_dir / "checkpoints"
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The directory that ``latest`` names, None when the run has no checkpoint.
+def candidates(output_dir: Path) -> list[Path]:
+    """The run's checkpoints, the one to try first in front: what ``latest`` names, then older ones.
 
-    Raises ValueError when ``latest`` names a directory that is not there.
+    Empty when the run has none. A directory newer than ``latest`` was never finished.
     """
-    pointer = checkpoints_dir(output_dir) / LATEST
+    root = checkpoints_dir(output_dir)
+    pointer = root / LATEST
     if not pointer.exists():
-        return None
-    directory = pointer.parent / pointer.read_text().strip()
-    if not (directory / "metadata.json").exists():
-        raise ValueError(
-            f"resume: {pointer} names {directory.name}, which is not a whole checkpoint; "
-            "write the name of another step_* directory into it"
-        )
-    return directory
+        return []
+    newest = pointer.read_text().strip()
+    names = {path.name for path in root.glob("step_*")} | {newest}
+    return [root / name for name in sorted(names, reverse=True) if name <= newest]
+
+
+def find_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a line on every newer one that is damaged (collective).
+
+    Raises ValueError when there are checkpoints and none of them is whole.
+    """
+    found: list[Any] = [None, []]
+    if dist.get_rank() == 0:
+        for directory in candidates(output_dir):
+            damage = find_damage(directory)
+            if damage is None:
+                found[0] = directory
+                break
+            found[1].append(f"{directory} is damaged: {damage}")
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is None and found[1]:
+        raise ValueError(f"resume: no whole checkpoint is left; {'; '.join(found[1])}")
+    return found[0], found[1]
+
+
+def require_valid(directory: Path) -> None:
+    """Raise ValueError when the checkpoint is damaged (collective)."""
+    found = [find_damage(directory) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is not None:
+        raise ValueError(f"resume: {directory} is damaged: {found[0]}; give another checkpoint")
 
 
 def steps_done(output_dir: Path) -> int:
-    """Steps that the newest checkpoint of a run holds, 0 without one."""
-    directory = latest_checkpoint(output_dir)
-    return int(directory.name.removeprefix("step_")) if directory else 0
+    """Steps that the newest checkpoint of a run is named after, 0 without one."""
+    found = candidates(output_dir)
+    return int(found[0].name.removeprefix("step_")) if found else 0
 
 
 def save_checkpoint(
@@ -87,6 +114,7 @@ def save_checkpoint(
     sharded["scheduler"] = state.scheduler.state_dict()
     dist_checkpointing.save(sharded, str(temporary), content_metadata=_SHARDING)
     if state.topology.is_main:
+        write_manifest(temporary)
         _commit(temporary, final)
         _write_atomically(root / LATEST, final.name)
         _forget_old(root, keep)
@@ -104,11 +132,13 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     progress = common["progress"]
     if progress["format"] > FORMAT:
         raise ValueError(f"resume: {directory} was written by a newer version of scope_megatron")
+    before_loading(state.optimizer)
     same_layout = progress["layout"] == _layout(state.topology)
     sharded = _sharded_state(state, is_loading=True, with_rng=same_layout)
     loaded = dist_checkpointing.load(sharded, str(directory))
     state.model.load_state_dict(loaded["model"], strict=False)
     state.optimizer.load_state_dict(loaded["optimizer"])
+    after_loading(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         _set_rng_state(loaded["rng"])

@@ -25,10 +25,10 @@ class Learner:
         self.student = setup.build_student(config, topology)
         self.frozen = setup.build_frozen(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
-        self.scorer = Scorer.of(config, topology)
         self.settings = LossSettings.of(
             config, self.student.vocab_size, self.frozen.vocab_size if self.frozen else None
         )
+        self.scorer = Scorer.of(config, topology, fused=self.settings.fused)
 
     def score(self, batch: Batch) -> None:
         """Fill in the log-probabilities the algorithm needs, and mask what could not be scored."""

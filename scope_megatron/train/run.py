@@ -117,15 +117,20 @@ class Run:
         resume = self.config.resume
         if resume == "never":
             return 0
-        directory = Path(resume).expanduser()
         if resume == "auto":
-            found = checkpoint.latest_checkpoint(self.config.output_dir)
+            found, damaged = checkpoint.find_valid(self.config.output_dir)
+            for line in damaged:
+                self.console.message(f"{line}; trying the one before it")
             if found is None:
                 return 0
             directory = found
+        else:
+            directory = Path(resume).expanduser()
+            checkpoint.require_valid(directory)
         progress = checkpoint.load_checkpoint(self.state, directory)
         _require_same(progress["identity"], self._identity(), directory)
-        self.evaluations = progress["evaluations"]
+        before = progress["evaluations"].get("before")
+        self.evaluations = {"before": before} if before else {}  # "after" is still to come
         self.console.message(f"resumed from {directory} after step {progress['step']}")
         return int(progress["step"])
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
+from scope_megatron.objective.fused import fused_loss
 from scope_megatron.objective.loss import (
+    Divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
 from scope_megatron.objective.packing import gather_from_sequences
 from scope_megatron.objective.policy import TokenStreams, policy_terms
 from scope_megatron.parallel import pipeline
+from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.train.algorithms import SequenceStreams
 from scope_megatron.train.batch import Batch, Scorer
 from scope_megatron.types import PackedBatch
 
+# logits of one microbatch on one rank (256 MiB in float32) beyond which objective.head auto fuses
+_MANY_LOGITS = 2**26
 _STREAMS = ("mle", "kl", "pg", "nll", "kl_ref")
 
 
@@ -33,14 +39,15 @@ class LossSettings:
     shared_vocab: int
     clip_eps: float | None
     tis_clip: float | None
-    divergence: str | None  # None: the sampled-token estimator
+    divergence: Divergence | None  # None: the sampled-token estimator
     jsd_beta: float
     topk: int
+    fused: bool  # the head takes hidden states, and all logits never exist at once
 
     @classmethod
     def of(cls, config: Config, student_vocab: int, teacher_vocab: int | None) -> LossSettings:
         clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
-        exact = config.objective.kl != "sampled" and config.algorithm.name in ("scope", "opd")
+        kl, has_teacher = config.objective.kl, config.algorithm.name in ("scope", "opd")
         return cls(
             temperature=config.rollout.temperature if config.rollout else 1.0,
             teacher_temperature=config.objective.teacher_temperature,
@@ -48,10 +55,30 @@ class LossSettings:
             shared_vocab=min(student_vocab, teacher_vocab or student_vocab),
             clip_eps=config.algorithm.clip_eps if clipped else None,
             tis_clip=config.objective.tis_clip,
-            divergence=config.objective.kl if exact else None,
+            divergence=kl if kl != "sampled" and has_teacher else None,
             jsd_beta=config.objective.jsd_beta,
             topk=config.objective.topk,
+            fused=_fuses(config, student_vocab),
         )
+
+    @property
+    def exact(self) -> dict[str, Any]:
+        """What the head is told for an exact divergence."""
+        assert self.divergence is not None
+        return {
+            "kind": self.divergence,
+            "temperature": self.temperature,
+            "teacher_temperature": self.teacher_temperature,
+            "vocab_size": self.shared_vocab,
+            "beta": self.jsd_beta,
+            "topk": self.topk,
+        }
+
+
+def _fuses(config: Config, vocab: int) -> bool:
+    logits = config.train.microbatch_tokens * vocab // config.parallel.tensor
+    head = config.objective.head
+    return head == "fused" or (head == "auto" and logits > _MANY_LOGITS)
 
 
 def accumulate_gradients(
@@ -75,10 +102,22 @@ def accumulate_gradients(
         teacher_logits = _teacher_logits(teacher, hidden, index)
         logprob, divergence = _head(logits, teacher_logits, packs[index], settings, scorer.topology)
         terms = rows[index].terms(logprob, divergence, settings)
-        total = sum((term.sum() for term in terms.values()), (logprob * 0.0).sum())
-        return total, {name: term.detach().sum() for name, term in terms.items()}
+        return _total(terms, logprob), _sums(terms)
 
-    metrics = pipeline.forward_backward(student, packs, loss)
+    def loss_of_hidden(output: Tensor, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        teacher_pair = None
+        if teacher is not None and hidden:
+            theirs = head_input(hidden[index], scorer.topology)
+            teacher_pair = (theirs, output_weight(teacher))
+        weight = output_weight(student)
+        return _fused(output, weight, teacher_pair, packs[index], rows[index], settings, scorer)
+
+    metrics = pipeline.forward_backward(
+        student,
+        packs,
+        loss_of_hidden if settings.fused else loss,
+        project=not settings.fused,
+    )
     return _broadcast_sums(metrics, scorer.topology, packs[0].tokens.device)
 
 
@@ -117,6 +156,14 @@ class _Rows:
             given,
         )
 
+    def part(self, rows: slice) -> _Rows:
+        """Of these rows alone."""
+        streams = {field.name: getattr(self.streams, field.name) for field in fields(TokenStreams)}
+        return _Rows(
+            TokenStreams(**{k: v[rows] for k, v in streams.items() if v is not None}),
+            {name: value[rows] for name, value in self.given.items()},
+        )
+
     def terms(
         self, logprob: Tensor, divergence: Tensor | None, settings: LossSettings
     ) -> dict[str, Tensor]:
@@ -153,14 +200,54 @@ def _head(
         pack.targets,
         teacher_logits,
         topology.tp_group,
-        kind=settings.divergence,
-        temperature=settings.temperature,
-        teacher_temperature=settings.teacher_temperature,
-        vocab_size=settings.shared_vocab,
-        beta=settings.jsd_beta,
-        topk=settings.topk,
         inplace_backward=True,
+        **settings.exact,
     )
+
+
+def _fused(
+    output: Tensor,
+    weight: Tensor,
+    teacher: tuple[Tensor, Tensor] | None,
+    pack: PackedBatch,
+    rows: _Rows,
+    settings: LossSettings,
+    scorer: Scorer,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(loss, sum of each term) of a pack from the student's hidden states.
+
+    ``weight`` and ``teacher`` are the output weight and, for an exact divergence, the teacher's
+    hidden states and output weight.
+    """
+
+    def chunk_loss(logprob: Tensor, divergence: Tensor | None, part: slice) -> Tensor:
+        return _total(rows.part(part).terms(logprob, divergence, settings), logprob)
+
+    topology = scorer.topology
+    plain: dict[str, Any] = {
+        "temperature": settings.temperature,
+        "vocab_size": settings.student_vocab,
+    }
+    scored = fused_loss(
+        head_input(output, topology),
+        weight,
+        pack.targets,
+        chunk_loss,
+        topology.tp_group,
+        teacher=teacher,
+        reduce_hidden=not topology.sequence_parallel,
+        **(plain if teacher is None else settings.exact),
+    )
+    return scored.loss, _sums(rows.terms(scored.logprob, scored.divergence, settings))
+
+
+def _total(terms: dict[str, Tensor], logprob: Tensor) -> Tensor:
+    """The loss; the log-probability is in its graph even where no token has a weight."""
+    return sum((term.sum() for term in terms.values()), (logprob * 0.0).sum())
+
+
+def _sums(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: term.detach().sum() for name, term in terms.items()}
 
 
 def _teacher_hidden(

@@ -1,0 +1,29 @@
+"""What stands between a model's last hidden states and its logits, for whoever fuses the two."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor
+
+from scope_megatron.parallel.topology import Topology
+
+
+def output_weight(model: torch.nn.Module) -> Tensor:
+    """[V/tp, H] of the last stage, the embedding's own where the two are tied."""
+    gpt = get_attr_wrapped_model(model, "output_layer", return_model_obj=True)
+    if gpt.share_embeddings_and_output_weights:
+        return gpt.shared_embedding_or_output_weight()
+    return gpt.output_layer.weight
+
+
+def head_input(hidden: Tensor, topology: Topology) -> Tensor:
+    """Hidden states as the last stage gives them, [T(/tp), 1, H] -> [T, H] on every tensor rank.
+
+    With sequence parallelism the backward is a reduce-scatter; without it the gradient must be
+    summed over the tensor ranks by whoever multiplies with a shard of the output weight.
+    """
+    if topology.sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden)
+    return hidden.squeeze(1)
