@@ -25,6 +25,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.parallel.optimizer import after_loading, before_loading
+from scope_megatron.parallel.saving import save_sharded
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.train.integrity import find_damage, write_manifest
 
@@ -112,7 +113,7 @@ def save_checkpoint(
     sharded = _sharded_state(state, is_loading=False)
     sharded["progress"] = {"format": FORMAT, "step": step, **progress}
     sharded["scheduler"] = state.scheduler.state_dict()
-    dist_checkpointing.save(sharded, str(temporary), content_metadata=_SHARDING)
+    save_sharded(sharded, temporary, _SHARDING)
     if state.topology.is_main:
         write_manifest(temporary)
         _commit(temporary, final)
