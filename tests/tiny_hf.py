@@ -19,17 +19,41 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+YARN_FACTOR_ROPE = YARN_ROPE | {"attention_factor": 0.8, "beta_fast": 4.0, "truncate": False}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 32}),
-    "llama-tied": ("Llama", {"head_dim": 16, "tie_word_embeddings": True}),
+    "llama-tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
     "llama3-rope": ("Llama", {"head_dim": 32, "rope_parameters": LLAMA3_ROPE}),
     "qwen2-bias": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3-norms": ("Qwen3", {"head_dim": 32}),
+    "mistral": ("Mistral", {"head_dim": 32, "sliding_window": None}),
+    "qwen2-yarn": ("Qwen2", {"rope_parameters": YARN_ROPE}),
+    "llama-yarn-factor": ("Llama", {"head_dim": 32, "rope_parameters": YARN_FACTOR_ROPE}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48}
+        | {"num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
+    "qwen3-moe-unnormalised": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 4}
+        | {"moe_intermediate_size": 48, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    ),
+    "mixtral": (
+        "Mixtral",
+        {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
 }
 
 
 def make_tiny_model(
-    family: str, directory: Path, dtype: torch.dtype = torch.float32
+    family: str, directory: Path, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> PreTrainedModel:
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
@@ -46,7 +70,7 @@ def make_tiny_model(
         initializer_range=0.1,
         **settings,
     )
-    torch.manual_seed(sum(family.encode()))
+    torch.manual_seed(sum(family.encode()) + seed)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -38,7 +38,7 @@ def cuda_visible() -> bool:
 
 def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
-    rules = (_algorithm, _evaluation, _parallel, _lengths)
+    rules = (_algorithm, _objective, _evaluation, _parallel, _lengths)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
@@ -80,6 +80,15 @@ def _algorithm(config: Config, command: Command) -> Problems:
         yield (
             f"rollout.group_size: is {rollout.group_size} but grpo compares the responses of a "
             "group; set it to 2 or more"
+        )
+
+
+def _objective(config: Config, command: Command) -> Problems:
+    objective = config.objective
+    if objective.preset == "reference_code" and objective.student_weight != "reversed":
+        yield (
+            f"objective.student_weight: is {objective.student_weight} but objective.preset "
+            "reference_code makes it reversed; remove one of the two"
         )
 
 
@@ -202,6 +211,7 @@ def _models(config: Config, command: Command) -> Problems:
         except ModelDirError as error:
             yield f"{key}: {error}"
     yield from _cut(config, shapes)
+    yield from _experts(config, shapes, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
     if "model.student" in shapes:
@@ -214,7 +224,8 @@ def _models(config: Config, command: Command) -> Problems:
 def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
     """Every model divides over the tensor ranks and over the pipeline's stages."""
     names = {
-        "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
+        "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        + ("moe_intermediate_size",),
         "pipeline": ("num_hidden_layers",),
     }
     for by, ranks in (("tensor", config.parallel.tensor), ("pipeline", config.parallel.pipeline)):
@@ -228,6 +239,17 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             if size % ranks:
                 fix = _divisors(math.gcd(*sizes.values()), ranks)
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
+
+
+def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Problems:
+    """megatron-core trains experts under tensor parallelism with sequence parallelism only."""
+    student, layout = shapes.get("model.student"), config.parallel
+    if student and student.experts and layout.tensor > 1 and not layout.sequence:
+        if command == "train":
+            yield (
+                f"parallel.sequence: is false but model.student has {student.experts} experts and "
+                f"parallel.tensor is {layout.tensor}; set it to true"
+            )
 
 
 def _divisors(size: int, below: int) -> str:

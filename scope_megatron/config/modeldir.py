@@ -13,8 +13,16 @@ from typing import Any
 
 from scope_megatron.config.errors import shown
 
-KNOWN_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-KNOWN_ROPE_TYPES = ("default", "linear", "llama3")
+KNOWN_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+)
+KNOWN_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+WINDOWED = ("MistralForCausalLM", "MixtralForCausalLM")  # a window unless config.json says null
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # vLLM's CPU attention
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -40,15 +48,25 @@ class ModelShape:
     vocab: int  # rows of the embedding; may be padded beyond the tokenizer
     max_positions: int
     tied: bool | None  # None: config.json does not say
+    experts: int = 0  # per layer; 0: a dense model
+
+    @property
+    def ffn_name(self) -> str:
+        return _ffn_name(self.architecture)
 
     def divided(self) -> dict[str, int]:
         """What parallelism divides, under config.json's names."""
         return {
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.query_groups,
-            "intermediate_size": self.ffn,
+            self.ffn_name: self.ffn,
             "num_hidden_layers": self.layers,
         }
+
+
+def _ffn_name(architecture: str) -> str:
+    moe = architecture == "Qwen3MoeForCausalLM"  # the others' experts have intermediate_size
+    return "moe_intermediate_size" if moe else "intermediate_size"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -90,14 +108,20 @@ def read_shape(directory: Path) -> ModelShape:
         architecture=architecture,
         layers=_size(path, hf, "num_hidden_layers"),
         hidden=hidden,
-        ffn=_size(path, hf, "intermediate_size"),
+        ffn=_size(path, hf, _ffn_name(architecture)),
         heads=heads,
         query_groups=_size(path, hf, "num_key_value_heads", heads),
         head_dim=_size(path, hf, "head_dim", hidden // heads),
         vocab=_size(path, hf, "vocab_size"),
         max_positions=_size(path, hf, "max_position_embeddings"),
         tied=hf.get("tie_word_embeddings"),
+        experts=_experts(path, hf, architecture),
     )
+
+
+def _experts(path: Path, hf: dict[str, Any], architecture: str) -> int:
+    names = {"Qwen3MoeForCausalLM": "num_experts", "MixtralForCausalLM": "num_local_experts"}
+    return _size(path, hf, names[architecture]) if architecture in names else 0
 
 
 def _size(path: Path, hf: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -123,9 +147,21 @@ def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
         raise ModelDirError(
             f"{path} has rope_type {shown(rope_type)}; use a model with one of {known}"
         )
+    for name in ("factor", "original_max_position_embeddings"):
+        if rope_type == "yarn" and not rope.get(name):
+            raise ModelDirError(f"{path} has rope_type 'yarn' without {name}; correct config.json")
+    window = hf.get("sliding_window", 4096) if architecture in WINDOWED else None
+    if window is not None:
+        raise ModelDirError(
+            f"{path} has sliding_window {shown(window)}, not supported; "
+            "use a model whose config.json has it as null"
+        )
+    moe = architecture == "Qwen3MoeForCausalLM"
     wrong = {
         "quantization_config": bool(hf.get("quantization_config")),
         "use_sliding_window": bool(hf.get("use_sliding_window")),
+        "mlp_only_layers": moe and bool(hf.get("mlp_only_layers")),
+        "decoder_sparse_step": moe and hf.get("decoder_sparse_step", 1) != 1,
         "mlp_bias": bool(hf.get("mlp_bias")),
         "attention_bias": bool(hf.get("attention_bias")) and architecture != "Qwen2ForCausalLM",
         "hidden_act": hf.get("hidden_act", "silu") != "silu",

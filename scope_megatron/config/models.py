@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from scope_megatron.config.objective import ObjectiveConfig
+from scope_megatron.config.section import Section
 
 
 def _to_path(value: Any) -> Any:
@@ -31,14 +34,7 @@ def _to_paths(value: Any) -> Any:
 
 
 AnyPath = Annotated[Path, BeforeValidator(_to_path)]
-Weighting = Literal["perplexity", "uniform", "reversed"]
 TopK = Annotated[int, Field(ge=-1)]
-
-
-class Section(BaseModel):
-    """What all sections share: no unknown keys, no conversions, no NaN, no later change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class AlgorithmConfig(Section):
@@ -175,52 +171,6 @@ class VerifierConfig(Section):
         5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
     )
     workers: int = Field(1, ge=1, description="verifier processes per rank")
-
-
-class ObjectiveConfig(Section):
-    """The loss."""
-
-    tau: float = Field(1.0, gt=0, description="temperature of the group weights; large: uniform")
-    student_weight: Weighting = Field(
-        "perplexity",
-        description="weights of a group's correct responses. perplexity: the student's higher "
-        "perplexity weighs more; reversed: less; uniform: all alike",
-    )
-    teacher_weight: Weighting = Field(
-        "perplexity",
-        description="weights of a group's incorrect responses. perplexity: the teacher's lower "
-        "perplexity weighs more; reversed: less; uniform: all alike",
-    )
-    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk"] = Field(
-        "sampled",
-        description="distance to the teacher, per token: sampled (log-ratio of the sampled "
-        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), or reverse KL on the "
-        "teacher's best tokens (topk)",
-    )
-    jsd_beta: float = Field(0.5, gt=0, lt=1, description="kl=jsd: weight of the teacher's side")
-    topk: int = Field(64, ge=1, description="kl=topk: number of the teacher's best tokens")
-    normalization: Literal["token_mean", "prompt_sum", "sequence_mean"] = Field(
-        "token_mean",
-        description="token_mean: per response token of the global batch; prompt_sum: token sums, "
-        "mean over prompts; sequence_mean: token mean inside each response first",
-    )
-    truncated: Literal["incorrect", "mask"] = Field(
-        "incorrect", description="what a response cut off at the length limit counts as"
-    )
-    teacher_temperature: float = Field(
-        1.0, gt=0, description="the teacher's logits are divided by it"
-    )
-    old_logprobs: Literal["recompute", "rollout"] = Field(
-        "recompute",
-        description="behaviour policy's log-probabilities: a forward pass of the trainer, or the "
-        "engine's own",
-    )
-    tis_clip: float | None = Field(
-        None,
-        gt=0,
-        description="truncated importance weight min(trainer/engine, tis_clip) per token; "
-        "null: off",
-    )
 
 
 class OptimizerConfig(Section):

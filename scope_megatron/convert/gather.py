@@ -53,8 +53,10 @@ def iter_full_tensors(
     exhaust the iterator. Per bucket of at most ``bucket_bytes`` (one parameter may exceed it) of
     one stage: one all-gather over the tensor ranks, one broadcast over the pipeline.
 
-    Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept, and keeping
-    one keeps at most its bucket. Without tensor and pipeline parallelism nothing is copied that
+    Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept. One that is
+    small beside its bucket is a copy, so that keeping it does not keep the bucket. About two
+    buckets are held at a time (twice the largest parameter, where that is larger), beyond what
+    the caller keeps. Without tensor and pipeline parallelism nothing is copied that
     need not be: a tensor may then be a view of the live parameter, which the next optimizer step
     changes. Tied embeddings are yielded once, as the embedding.
     """
@@ -63,8 +65,16 @@ def iter_full_tensors(
     for bucket in _buckets(_all_shards(own, mapping, topology), topology.tp_size, bucket_bytes):
         for shard, parts in zip(bucket, _gather(bucket, own, topology), strict=True):
             rule, names = mapping.find(shard.name)
-            yield from zip(names, rule.operation.to_hf(parts, mapping.sizes), strict=True)
+            for name, tensor in zip(names, rule.operation.to_hf(parts, mapping.sizes), strict=True):
+                yield name, _detached(tensor)
+                del tensor
         del parts  # the bucket's memory, before the next one is gathered
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """A copy where the tensor is less than half of the memory that keeping it would hold."""
+    small = 2 * tensor.nbytes < tensor.untyped_storage().nbytes()
+    return tensor.clone() if small else tensor
 
 
 def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:
@@ -106,12 +116,13 @@ def _gather(bucket: list[_Shard], own: dict[str, Tensor], topology: Topology) ->
     stage, dtype = bucket[0].stage, bucket[0].dtype
     numel = sum(shard.numel for shard in bucket)
     if topology.pp_rank == stage:
-        local = torch.cat([own[shard.name].reshape(-1) for shard in bucket])
+        parts = [own[shard.name].reshape(-1) for shard in bucket]
+        local = torch.cat(parts) if len(parts) > 1 else parts[0]  # one is not copied
         gathered = local[None]
         if tp > 1:
             gathered = local.new_empty(tp, numel)
             _all_gather(gathered.view(-1), local, group=topology.tp_group)
-        del local
+        del local, parts
     else:
         device = next(iter(own.values())).device
         gathered = torch.empty(tp, numel, dtype=dtype, device=device)

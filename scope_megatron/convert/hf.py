@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scope_megatron.convert.directory import commit_directory, is_occupied, make_temporary
 from scope_megatron.convert.gather import global_parameters, iter_full_tensors
 from scope_megatron.convert.mapping import Mapping, Shape
 from scope_megatron.parallel.topology import Topology
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_REOPEN_BYTES = 32 * 2**20
 _FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names; anything else is quantized
 
 # What a model directory holds beside config.json and the weights.
@@ -43,33 +45,70 @@ def load_hf_weights(
     shapes and dtypes first, so a wrong file is refused by all of them alike: ValueError naming
     the tensor and the file.
     """
-    mapping = Mapping(hf)
-    with ExitStack() as stack:
-        checkpoint = _Checkpoint(Path(directory), stack)
-        checkpoint.check(mapping)
-        with torch.no_grad():
-            for name, parameter in global_parameters(model):
-                rule, names = mapping.find(name)
-                sources = [checkpoint.slice(hf_name) for hf_name in names]
-                shape = tuple(parameter.shape)
-                parameter.copy_(
-                    rule.operation.to_megatron(sources, mapping.sizes, topology.tp_rank, shape)
-                )
+    reader = ShardReader(directory, hf)
+    with torch.no_grad():
+        for name, parameter in global_parameters(model):
+            parameter.copy_(reader.shard(name, tuple(parameter.shape), topology.tp_rank))
+
+
+class ShardReader:
+    """A directory of safetensors whose headers were checked, read one parameter at a time."""
+
+    def __init__(self, directory: Path | str, hf: dict[str, Any]) -> None:
+        self.mapping = Mapping(hf)
+        self._checkpoint = _Checkpoint(Path(directory))
+        self._checkpoint.check(self.mapping)
+
+    def shard(self, name: str, shape: Shape, rank: int) -> Tensor:
+        """Tensor rank ``rank``'s part, of this shape, of a Megatron parameter."""
+        rule, names = self.mapping.find(name)
+        sources = [self._checkpoint.slice(hf_name) for hf_name in names]
+        return rule.operation.to_megatron(sources, self.mapping.sizes, rank, shape)
+
+    def release(self) -> None:
+        """Close the files until the next read (a tensor that is a view of one keeps it open)."""
+        self._checkpoint.close()
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor under its Hugging Face name."""
+        return self._checkpoint.slice(name)[:]
 
 
 class _Checkpoint:
-    """The open safetensors files of a directory, of which only the headers are read at first."""
+    """The safetensors files of a directory, of which only the headers are read at first.
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        self._handles: dict[Path, Any] = {}
-        self.files: dict[str, Path] = {}  # tensor -> the file that has it
-        for path in _weight_files(directory):
-            self._handles[path] = stack.enter_context(_open(path))
-            self.files.update(dict.fromkeys(self._handles[path].keys(), path))
+    Files are mapped into memory, and what was read of them counts as this process's memory until
+    they are closed: they are opened again after every ``_REOPEN_BYTES``.
+    """
+
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.files: dict[str, Path] = {}  # tensor -> the file that has it
+        self._handles: dict[Path, Any] = {}
+        self._read_bytes = 0
+        indexed = _weight_files(directory)
+        for path in indexed:
+            self.files.update(dict.fromkeys(self._handle(path).keys(), path))
+        for path, names in indexed.items():
+            for name in names:
+                if self.files.get(name) != path:
+                    raise ValueError(f"{directory / _INDEX}: tensor {name!r} is not in {path.name}")
+
+    def _handle(self, path: Path) -> Any:
+        if path not in self._handles:
+            self._handles[path] = _open(path)
+        return self._handles[path]
+
+    def close(self) -> None:
+        self._handles.clear()
+        self._read_bytes = 0
 
     def slice(self, name: str) -> Any:
-        return self._handles[self.files[name]].get_slice(name)
+        if self._read_bytes > _REOPEN_BYTES:
+            self.close()
+        view = self._handle(self.files[name]).get_slice(name)
+        self._read_bytes += 4 * math.prod(view.get_shape())  # as if float32
+        return view
 
     def check(self, mapping: Mapping) -> None:
         """Every tensor of the model is there in its shape, and no other."""
@@ -84,9 +123,11 @@ class _Checkpoint:
             )
             if name not in expected and not ignored:
                 raise ValueError(f"{path}: tensor {name!r} is not part of {mapping.architecture}")
+        self._read_bytes = 0
 
     def _check_tensor(self, name: str, shape: Shape) -> None:
-        view, path = self.slice(name), self.files[name]
+        path = self.files[name]
+        view = self._handle(path).get_slice(name)
         found = tuple(view.get_shape())
         if found != shape:
             raise ValueError(
@@ -106,21 +147,29 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model: what its index names, else the single file."""
+def _weight_files(directory: Path) -> dict[Path, list[str]]:
+    """The safetensors files of a model and, where there is an index, the tensors it puts there."""
     index, single = directory / _INDEX, directory / _SINGLE
     if not index.is_file():
-        if not single.is_file():
-            raise ValueError(f"{directory}: there is neither {_SINGLE} nor {_INDEX}")
-        return [single]
+        if single.is_file():
+            return {single: []}
+        for pattern in ("*.bin", "*.pt", "*.pth"):
+            for path in sorted(directory.glob(pattern)):
+                raise ValueError(
+                    f"{path} is a pickle, which runs code when it is opened; "
+                    "save the model as safetensors first"
+                )
+        raise ValueError(f"{directory}: there is neither {_SINGLE} nor {_INDEX}")
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{index}: not an index of safetensors files ({error!r})") from error
+    files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         if not (directory / file).is_file():
             raise ValueError(f"{index}: tensor {name!r} is in {file}, which does not exist")
-    return [directory / file for file in dict.fromkeys(weight_map.values())]
+        files.setdefault(directory / file, []).append(name)
+    return files
 
 
 def export_hf(
@@ -133,6 +182,7 @@ def export_hf(
     max_shard_bytes: int = 2 * 2**30,
     bucket_bytes: int = 256 * 2**20,
     overwrite: bool = False,
+    advance: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
     """Write the model as a Hugging Face directory; a collective over all ranks.
 
@@ -140,6 +190,8 @@ def export_hf(
     most ``max_shard_bytes`` at a time, config.json, and the tokenizer and generation files of
     ``source_dir``. Everything goes to a temporary directory beside ``out_dir`` that is synced to
     disk and renamed at the end, so ``out_dir`` is complete or absent.
+
+    Rank 0 calls ``advance`` with the bytes of each tensor.
 
     Raises ValueError on every rank when ``out_dir`` is not empty (unless ``overwrite``), and
     OSError on every rank when writing fails.
@@ -158,6 +210,7 @@ def export_hf(
             try:
                 writer = writer or _Writer(out_dir, dtype, max_shard_bytes)
                 writer.add(name, tensor)
+                advance(tensor.nbytes)
             except Exception as error:
                 failure = error
         if writer and not failure:
@@ -229,52 +282,12 @@ class _Writer:
         _write_json(self.directory / _INDEX, index)
 
 
-def is_occupied(path: Path) -> bool:
-    """True when writing to ``path`` would replace something."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
-
-def temporary_path(final: Path) -> Path:
-    """Where the content of ``final`` is gathered before it is complete."""
-    final = final.absolute()
-    return final.with_name(f".{final.name}.tmp")
-
-
-def make_temporary(final: Path) -> Path:
-    """Create that directory, empty: what an interrupted run left there is removed."""
-    temporary = temporary_path(final)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
 def copy_companions(source_dir: Path, directory: Path) -> None:
     """Copy the tokenizer and generation files of a model directory (not config.json)."""
     for pattern in COMPANIONS:
         for path in source_dir.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, directory / path.name)
-
-
-def commit_directory(temporary: Path, final: Path) -> None:
-    """Sync ``temporary``'s files to disk and rename it to ``final``, replacing what is there."""
-    for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
-    replaced = final.with_name(f".{final.name}.old")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        final.rename(replaced)
-    temporary.rename(final)
-    _sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_config(hf: dict[str, Any], dtype: torch.dtype | None, directory: Path) -> None:

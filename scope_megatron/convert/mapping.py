@@ -1,7 +1,8 @@
 """Which Hugging Face tensors make up which Megatron parameter: one table, read in both directions.
 
-A rule names one Megatron parameter (``{}`` is the layer, counted over the whole model), the Hugging
-Face tensors it is made of, and the operation between them. Fused layouts, along dim 0:
+A rule names one Megatron parameter (``{layer}`` is counted over the whole model, ``{expert}``
+within the layer), the Hugging Face tensors it is made of, and the operation between them. Fused
+layouts, along dim 0:
 
     linear_qkv  per query group: [its query heads; its key head; its value head], biases alike
     linear_fc1  per tensor rank: [rows of gate_proj; the same rows of up_proj]
@@ -23,7 +24,10 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_NUMBERED = re.compile(
+    r"^decoder\.layers\.(?P<layer>\d+)\.(?:mlp\.experts\.local_experts\.(?P<expert>\d+)\.)?"
+)
+_EXPERT = "mlp.experts.local_experts.{expert}."
 
 
 class Sliceable(Protocol):
@@ -42,6 +46,8 @@ class Sizes:
     groups: int  # key and value heads
     head: int  # dimension of one head
     vocab: int  # without padding
+    experts: int = 0  # 0: a dense model
+    expert_ffn: int = 0
 
     @classmethod
     def of(cls, hf: dict[str, Any]) -> Sizes:
@@ -53,6 +59,8 @@ class Sizes:
             groups=hf.get("num_key_value_heads") or heads,
             head=hf.get("head_dim") or hf["hidden_size"] // heads,
             vocab=hf["vocab_size"],
+            experts=hf.get("num_experts") or hf.get("num_local_experts") or 0,
+            expert_ffn=hf.get("moe_intermediate_size") or hf["intermediate_size"],
         )
 
 
@@ -74,14 +82,14 @@ class Operation(Protocol):
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A norm's weight: the same vector on both sides."""
+class Replicated:
+    """A norm's weight, or a router's: the same on both sides and on every tensor rank."""
 
-    size: str  # attribute of Sizes
+    dims: tuple[str, ...]  # attributes of Sizes
     cut: ClassVar[int | None] = None
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
-        return ((getattr(sizes, self.size),),)
+        return (tuple(getattr(sizes, name) for name in self.dims),)
 
     def to_megatron(
         self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
@@ -96,11 +104,12 @@ class Norm:
 class RowParallel:
     """The output projections: every tensor rank has a slice of the inputs."""
 
-    inputs: str  # "heads" (all query heads side by side) or "ffn"
+    inputs: str  # "heads" (all query heads side by side), or an attribute of Sizes
     cut: ClassVar[int | None] = 1
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
-        width = sizes.heads * sizes.head if self.inputs == "heads" else sizes.ffn
+        heads = self.inputs == "heads"
+        width = sizes.heads * sizes.head if heads else getattr(sizes, self.inputs)
         return ((sizes.hidden, width),)
 
     def to_megatron(
@@ -129,6 +138,8 @@ class Vocabulary:
         if start == stop:
             return torch.zeros(shape)
         rows = sources[0][start:stop]
+        if rows.size(0) == shape[0]:
+            return rows
         return torch.cat([rows, rows.new_zeros(shape[0] - rows.size(0), shape[1])])
 
     def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -176,10 +187,11 @@ class FusedQKV:
 class GatedMLP:
     """Gate and up projections, one after the other in every tensor rank's shard."""
 
+    width: str = "ffn"  # attribute of Sizes
     cut: ClassVar[int | None] = 0
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
-        return ((sizes.ffn, sizes.hidden),) * 2
+        return ((getattr(sizes, self.width), sizes.hidden),) * 2
 
     def to_megatron(
         self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
@@ -202,15 +214,15 @@ class Rule:
     duplicate: bool = False  # another parameter has the same content: loaded, never exported
 
 
-_M, _H = "decoder.layers.{}.", "model.layers.{}."  # Megatron, Hugging Face
+_M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."  # Megatron, Hugging Face
 _EMBEDDING = "model.embed_tokens.weight"
 
-_DENSE = (
+_ATTENTION = (
     Rule(("embedding.word_embeddings.weight",), (_EMBEDDING,), Vocabulary()),
     Rule(
         (_M + "input_layernorm.weight", _M + "self_attention.linear_qkv.layer_norm_weight"),
         (_H + "input_layernorm.weight",),
-        Norm("hidden"),
+        Replicated(("hidden",)),
     ),
     Rule(
         (_M + "self_attention.linear_qkv.weight",),
@@ -225,16 +237,41 @@ _DENSE = (
     Rule(
         (_M + "pre_mlp_layernorm.weight", _M + "mlp.linear_fc1.layer_norm_weight"),
         (_H + "post_attention_layernorm.weight",),
-        Norm("hidden"),
+        Replicated(("hidden",)),
     ),
+    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Replicated(("hidden",))),
+)
+_DENSE = (
+    *_ATTENTION,
     Rule(
         (_M + "mlp.linear_fc1.weight",),
         (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"),
         GatedMLP(),
     ),
     Rule((_M + "mlp.linear_fc2.weight",), (_H + "mlp.down_proj.weight",), RowParallel("ffn")),
-    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Norm("hidden")),
 )
+
+
+def _experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    """The router and experts of a layer, under Hugging Face's names for them."""
+    ours, theirs = _M + _EXPERT, _H + block + ".experts.{expert}."
+    return (
+        Rule(
+            (_M + "mlp.router.weight",),
+            (_H + block + ".gate.weight",),
+            Replicated(("experts", "hidden")),
+        ),
+        Rule(
+            (ours + "linear_fc1.weight",),
+            (theirs + gate + ".weight", theirs + up + ".weight"),
+            GatedMLP("expert_ffn"),
+        ),
+        Rule(
+            (ours + "linear_fc2.weight",), (theirs + down + ".weight",), RowParallel("expert_ffn")
+        ),
+    )
+
+
 _QKV_BIAS = Rule(
     (_M + "self_attention.linear_qkv.bias",),
     tuple(_H + f"self_attn.{part}_proj.bias" for part in "qkv"),
@@ -244,7 +281,7 @@ _QK_NORMS = tuple(
     Rule(
         (_M + f"self_attention.{part}_layernorm.weight",),
         (_H + f"self_attn.{part}_norm.weight",),
-        Norm("head"),
+        Replicated(("head",)),
     )
     for part in "qk"
 )
@@ -256,6 +293,13 @@ ARCHITECTURES: dict[str, tuple[Rule, ...]] = {
     "LlamaForCausalLM": _DENSE,
     "Qwen2ForCausalLM": (*_DENSE, _QKV_BIAS),
     "Qwen3ForCausalLM": (*_DENSE, *_QK_NORMS),
+    "MistralForCausalLM": _DENSE,
+    "Qwen3MoeForCausalLM": (
+        *_ATTENTION,
+        *_QK_NORMS,
+        *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
+    ),
+    "MixtralForCausalLM": (*_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
 }
 
 
@@ -279,18 +323,20 @@ class Mapping:
 
     def find(self, name: str) -> tuple[Rule, tuple[str, ...]]:
         """The rule of a Megatron parameter (global layer number), and its Hugging Face names."""
-        layer = _LAYER.match(name)
-        rule = self._by_name.get(_LAYER.sub(_M, name))
+        numbered = _NUMBERED.match(name)
+        numbers = numbered.groupdict() if numbered else {}
+        prefix = (_M + (_EXPERT if numbers["expert"] else "")) if numbered else ""
+        rule = self._by_name.get(prefix + name[numbered.end() if numbered else 0 :])
         if rule is None:
             raise ValueError(f"{self.architecture} has no rule for Megatron's parameter {name!r}")
-        number = layer.group(1) if layer else ""
-        return rule, tuple(template.format(number) for template in rule.hf)
+        return rule, tuple(template.format(**numbers) for template in rule.hf)
 
     def hf_shapes(self) -> dict[str, Shape]:
         """Name and full shape of every tensor of the Hugging Face checkpoint."""
         shapes: dict[str, Shape] = {}
         for rule in self.rules:
             for template, shape in zip(rule.hf, rule.operation.hf_shapes(self.sizes), strict=True):
-                for layer in range(self.layers if "{}" in template else 1):
-                    shapes[template.format(layer)] = shape
+                for layer in range(self.layers if "{layer}" in template else 1):
+                    for expert in range(self.sizes.experts if "{expert}" in template else 1):
+                        shapes[template.format(layer=layer, expert=expert)] = shape
         return shapes

@@ -26,3 +26,4 @@ def engine_weights(
         yield name, tensor
         if tied and name == "model.embed_tokens.weight":
             yield "lm_head.weight", tensor
+        del tensor  # before the next bucket is gathered

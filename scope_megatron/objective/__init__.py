@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from scope_megatron.objective.fused import (
+    FusedLoss,
+    fused_logprob,
+    fused_logprob_and_divergence,
+    fused_loss,
+)
 from scope_megatron.objective.loss import (
     Divergence,
     Scores,
@@ -28,6 +34,7 @@ from scope_megatron.objective.routing import Routes, route
 
 __all__ = [
     "Divergence",
+    "FusedLoss",
     "Normalization",
     "Routes",
     "Scores",
@@ -35,6 +42,9 @@ __all__ = [
     "Totals",
     "WeightMode",
     "build",
+    "fused_logprob",
+    "fused_logprob_and_divergence",
+    "fused_loss",
     "gather_from_sequences",
     "local_totals",
     "pack",

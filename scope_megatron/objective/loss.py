@@ -19,7 +19,8 @@ communication: every rank of the group must get the same upstream gradient, as i
 computes the same loss. All arithmetic is in float32 (float64 for float64 logits) on blocks of
 ``chunk`` tokens, so the extra memory is chunk * W, not T * W.
 
-Logits must be finite; to forbid a token use a large negative number, not -inf.
+Logits of -inf forbid a token: without probability it enters no sum. Where only the teacher
+forbids it, KL(p||q) is not finite in exact arithmetic, and a huge number here.
 """
 
 from __future__ import annotations
@@ -31,16 +32,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scope_megatron.objective.vocab import (
-    Shard,
-    Spec,
-    Statistics,
-    check,
-    chunks,
-    log_mixture,
-    shift,
-    statistics,
-)
+from scope_megatron.objective.gradient import logits_gradient
+from scope_megatron.objective.vocab import Shard, Spec, Statistics, check, statistics
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
 
@@ -102,7 +95,10 @@ def vocab_parallel_scores(
     shard = Shard.of(logits, vocab_size, group)
     check(logits, None, targets, shard, spec)
     stats = statistics(logits, None, targets, shard, spec)
-    entropy = stats.norm.log() - stats.mean if with_entropy else None
+    entropy = None
+    if with_entropy:
+        assert stats.mean is not None
+        entropy = stats.norm.log() - stats.mean
     return Scores(stats.logprob(spec), entropy)
 
 
@@ -195,63 +191,15 @@ class _Head(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_logprob: Tensor | None, grad_divergence: Tensor | None):
         logits, teacher, targets, *saved = ctx.saved_tensors
-        shard, spec, stats = ctx.shard, ctx.spec, Statistics.from_saved(saved)
-        nothing = (None,) * 4
-        if grad_logprob is None and grad_divergence is None:
-            return (None, *nothing)
-        # detach() shares the version counter: whoever else saved the logits gets an error, not
-        # a wrong value
-        grad = logits.detach() if spec.inplace_backward else torch.empty_like(logits)
-        if targets is not None:
-            column, owned = shard.locate(targets)
-        for rows in chunks(logits, shard, spec):
-            gl = None if grad_logprob is None else grad_logprob[rows, None]
-            gd = None if grad_divergence is None else grad_divergence[rows, None]
-            dz = _softmax_slope(logits, teacher, stats, gl, gd, rows, shard, spec)
-            if gl is not None and shard.width:
-                hit = torch.where(owned[rows, None], gl, 0.0)
-                dz.scatter_add_(1, column[rows, None], hit)
-            if gd is not None and spec.kind == "topk" and shard.width:
-                slopes = torch.where(gd == 0, 0.0, stats.slopes[rows] * gd)
-                dz.scatter_add_(1, stats.picks[rows], slopes)
-            grad[rows, : shard.width] = dz.div_(spec.temperature)
-        grad[:, shard.width :] = 0
-        return (grad, *nothing)
-
-
-def _softmax_slope(
-    logits: Tensor,
-    teacher: Tensor | None,
-    stats: Statistics,
-    gl: Tensor | None,
-    gd: Tensor | None,
-    rows: slice,
-    shard: Shard,
-    spec: Spec,
-) -> Tensor:
-    """[rows, width] gradient w.r.t. z / temperature, but for the terms of single columns.
-
-    ``gl`` and ``gd`` [rows, 1] are the upstream gradients of log-probability and divergence; a row
-    whose ``gd`` is zero must not read the teacher, whose logits may be NaN there.
-    """
-    dense = spec.dense and gd is not None
-    if not dense and gl is None:
-        return stats.slopes.new_zeros(stats.slopes[rows].shape[0], shard.width)
-    p = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature)
-    norm = stats.norm[rows, None]
-    if not dense:
-        return p.exp_().mul_(-gl / norm)
-    x, p = p, p.exp().div_(norm)
-    y = shift(teacher[rows, : shard.width], stats.teacher_top[rows], spec.teacher_temperature)
-    teacher_norm = stats.teacher_norm[rows, None]
-    gl = torch.zeros_like(gd) if gl is None else gl
-    if spec.kind == "forward_kl":
-        q = y.exp_().div_(teacher_norm).masked_fill_(gd == 0, 0.0)
-        return p.mul_(gd - gl).sub_(q.mul_(gd))
-    if spec.kind == "reverse_kl":
-        slope = x.sub_(y)
-    else:
-        x, y = x.sub_(norm.log()), y.sub_(teacher_norm.log())
-        slope, gd = x.sub_(log_mixture(x, y, spec.beta)), gd * (1.0 - spec.beta)
-    slope = slope.sub_(stats.mean[rows, None]).masked_fill_(gd == 0, 0.0)
-    return torch.addcmul(-gl, slope, gd, out=slope).mul_(p)
+        grad = None
+        if grad_logprob is not None or grad_divergence is not None:
+            grad = logits_gradient(
+                logits,
+                teacher,
+                targets,
+                Statistics.from_saved(saved),
+                (grad_logprob, grad_divergence),
+                ctx.shard,
+                ctx.spec,
+            )
+        return (grad, *(None,) * 4)

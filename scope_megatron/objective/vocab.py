@@ -7,13 +7,13 @@ Each rank reduces its columns to scalars per token, relative to its own maximum 
 and the same of the teacher. One all-gather brings them together, and they are merged relative to
 the global maximum. ``delta`` is itself taken relative to the local maxima and corrected in the
 merge, so no large numbers are ever subtracted: the statistics are as exact at logits of 1e4 as
-at 1. Used by ``loss.py`` alone, whose docstring has the formulas.
+at 1. Used by ``loss.py``, whose docstring has the formulas, ``fused.py`` and ``gradient.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,9 @@ from torch import Tensor
 _CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**25
 _KINDS = ("reverse_kl", "forward_kl", "jsd", "topk")
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
-_TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM = range(6)
+_TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM, _TEACHER_TARGET = range(7)
+# the fields of Statistics that a backward needs
+_SAVED = ("top", "norm", "target", "mean", "teacher_top", "teacher_norm", "picks", "slopes")
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,13 @@ class Shard:
 class Statistics:
     """Scalars per token over the whole vocabulary, [T] each; None where they have no use."""
 
-    top: Tensor | None = None  # max of z
-    norm: Tensor | None = None  # sum of exp((z - top) / temperature)
-    target: Tensor | None = None  # z of the target
+    top: Tensor  # max of z
+    norm: Tensor  # sum of exp((z - top) / temperature)
+    target: Tensor  # z of the target
     mean: Tensor | None = None  # what _merge_mean says; jsd: KL(p||m)
     teacher_top: Tensor | None = None
     teacher_norm: Tensor | None = None
+    teacher_target: Tensor | None = None
     picks: Tensor | None = None  # topk: [T, k] columns of this shard
     slopes: Tensor | None = None  # topk: [T, k] d divergence / d(z / temperature), 0 if not ours
     divergence: Tensor | None = None
@@ -103,22 +106,26 @@ class Statistics:
     def logprob(self, spec: Spec) -> Tensor:
         return (self.target - self.top) / spec.temperature - self.norm.log()
 
+    def teacher_logprob(self, spec: Spec) -> Tensor | None:
+        """Of the targets, at the teacher's temperature; None where its whole row is not read."""
+        if self.teacher_top is None or self.teacher_norm is None or self.teacher_target is None:
+            return None
+        height = self.teacher_target - self.teacher_top
+        return height / spec.teacher_temperature - self.teacher_norm.log()
+
     def for_backward(self) -> tuple[Tensor | None, ...]:
         """The fields that the backward reads; :meth:`from_saved` takes them back."""
-        return (
-            self.top,
-            self.norm,
-            self.mean,
-            self.teacher_top,
-            self.teacher_norm,
-            self.picks,
-            self.slopes,
-        )
+        return tuple(getattr(self, name) for name in _SAVED)
 
     @classmethod
-    def from_saved(cls, saved: list[Tensor | None]) -> Statistics:
-        top, norm, mean, teacher_top, teacher_norm, picks, slopes = saved
-        return cls(top, norm, None, mean, teacher_top, teacher_norm, picks, slopes)
+    def from_saved(cls, saved: Sequence[Tensor | None]) -> Statistics:
+        return cls(**dict(zip(_SAVED, saved, strict=True)))
+
+    def rows(self, rows: slice) -> Statistics:
+        """Of these tokens alone, as views."""
+        return Statistics.from_saved(
+            [None if value is None else value[rows] for value in self.for_backward()]
+        )
 
 
 def check(
@@ -175,10 +182,20 @@ def chunks(logits: Tensor, shard: Shard, spec: Spec) -> Iterator[slice]:
         yield slice(start, min(start + chunk, total))
 
 
-def shift(block: Tensor, top: Tensor, temperature: float) -> Tensor:
-    """(block - top) / temperature, a new tensor of top's dtype (bf16 blocks are not rounded)."""
+def shift(block: Tensor, top: Tensor, temperature: float, *, finite: bool = True) -> Tensor:
+    """(block - top) / temperature, a new tensor of top's dtype (bf16 blocks are not rounded).
+
+    ``finite`` makes -inf a number without mass, safe in differences and products.
+    """
     shifted = block - top[:, None]
-    return shifted if temperature == 1.0 else shifted.div_(temperature)
+    if temperature != 1.0:
+        shifted.div_(temperature)
+    return shifted.clamp_min_(-math.sqrt(torch.finfo(shifted.dtype).max)) if finite else shifted
+
+
+def maximum(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows] largest entry, finite even where all are -inf."""
+    return block.amax(-1).to(dtype).clamp_min_(torch.finfo(dtype).min)
 
 
 def log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
@@ -190,17 +207,39 @@ def statistics(
     logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
 ) -> Statistics:
     """Everything the forward and the backward need of [T, W] logits, in one exchange (jsd: two)."""
-    local = _reduce(logits, teacher, targets, shard, spec)
-    if spec.kind == "topk":
-        best, values, picks = _local_best(logits, teacher, shard, spec, local.dtype)
-        parts = shard.gather(torch.cat([local, best, values], 1))
-        # [tp, T, 2k] -> two of [T, tp * k], rank-major
-        candidates = [part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1)]
-        return _add_topk(_merge(parts[..., :3], spec), *candidates, picks, shard, spec)
-    stats = _merge(shard.gather(local), spec)
+    local, picks = local_statistics(logits, teacher, targets, shard, spec)
+    stats = merge_statistics(shard.gather(local), picks, shard, spec)
     if spec.kind == "jsd":
-        return _add_jsd(stats, logits, teacher, shard, spec)
-    if spec.dense:
+        assert teacher is not None
+        add_mixture(stats, shard.gather(local_mixture(stats, logits, teacher, shard, spec)), spec)
+    return stats
+
+
+def local_statistics(
+    logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
+) -> tuple[Tensor, Tensor | None]:
+    """([T, columns] to exchange, topk: [T, k] columns of this shard that it offers)."""
+    local = _reduce(logits, teacher, targets, shard, spec)
+    if spec.kind != "topk":
+        return local, None
+    assert teacher is not None
+    best, values, picks = _local_best(logits, teacher, shard, spec, local.dtype)
+    return torch.cat([local, best, values], 1), picks
+
+
+def merge_statistics(parts: Tensor, picks: Tensor | None, shard: Shard, spec: Spec) -> Statistics:
+    """[tp, T, columns] of every rank's :func:`local_statistics` -> the whole vocabulary's.
+
+    jsd's divergence is not among them: see :func:`local_mixture`.
+    """
+    if spec.kind == "topk":
+        assert picks is not None
+        # [tp, T, 2k] -> two of [T, tp * k], rank-major
+        best, values = (part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1))
+        return _add_topk(_merge(parts[..., :3], spec), best, values, picks, shard, spec)
+    stats = _merge(parts, spec)
+    if spec.kind in ("reverse_kl", "forward_kl"):
+        assert stats.teacher_norm is not None and stats.mean is not None
         gap = stats.teacher_norm.log() - stats.norm.log()
         stats.divergence = stats.mean + (gap if spec.kind == "reverse_kl" else -gap)
     return stats
@@ -209,9 +248,9 @@ def statistics(
 def _reduce(
     logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
 ) -> Tensor:
-    """This rank's statistics: [T, 3], or 4 columns with an entropy, 6 with a dense divergence."""
+    """This rank's statistics: [T, 3], or 4 columns with an entropy, 7 with a dense divergence."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    columns = 6 if spec.dense else 4 if spec.entropy else 3
+    columns = 7 if spec.dense else 4 if spec.entropy else 3
     out = torch.zeros(logits.shape[0], columns, dtype=dtype, device=logits.device)
     if shard.width == 0:  # all padding: below every maximum, and no mass
         floor = torch.finfo(dtype).min
@@ -221,24 +260,28 @@ def _reduce(
     if targets is not None:
         column, owned = shard.locate(targets)
         out[:, _TARGET] = torch.where(owned, logits.gather(1, column[:, None])[:, 0].to(dtype), 0.0)
+        if spec.dense and teacher is not None:
+            value = teacher.gather(1, column[:, None])[:, 0].to(dtype)
+            out[:, _TEACHER_TARGET] = torch.where(owned, value, 0.0)
     elif spec.kind == "topk":
         return out  # the full normaliser has no use
     for rows in chunks(logits, shard, spec):
         block = logits[rows, : shard.width]
-        top = block.amax(-1).to(dtype)
-        x = shift(block, top, spec.temperature)
+        top = maximum(block, dtype)
+        x = shift(block, top, spec.temperature, finite=spec.dense or spec.entropy)
         mass = x.exp() if spec.dense or spec.entropy else x.exp_()
         out[rows, _TOP], out[rows, _NORM] = top, mass.sum(-1)
         if spec.entropy:
             out[rows, _MEAN] = mass.mul_(x).sum(-1)
         if spec.dense:
+            assert teacher is not None
             _reduce_teacher(out[rows], teacher[rows, : shard.width], x, mass, spec)
     return out
 
 
 def _reduce_teacher(out: Tensor, block: Tensor, x: Tensor, mass: Tensor, spec: Spec) -> None:
     """Fill the teacher's columns of ``out`` and the mean; overwrites ``x`` and ``mass``."""
-    top = block.amax(-1).to(out.dtype)
+    top = maximum(block, out.dtype)
     y = shift(block, top, spec.teacher_temperature)
     out[:, _TEACHER_TOP] = top
     if spec.kind == "reverse_kl":
@@ -263,6 +306,7 @@ def _merge(parts: Tensor, spec: Spec) -> Statistics:
         stats.teacher_top, there, weight_t = _rescale(parts[..., _TEACHER_TOP], temperature)
         mass_t = weight_t * parts[..., _TEACHER_NORM]
         stats.teacher_norm = mass_t.sum(0)
+        stats.teacher_target = parts[..., _TEACHER_TARGET].sum(0)
         if spec.kind == "reverse_kl":
             stats.mean = _merge_mean(weight, parts, mass, step - there)
         elif spec.kind == "forward_kl":
@@ -287,10 +331,14 @@ def _merge_mean(weight: Tensor, parts: Tensor, mass: Tensor, step: Tensor) -> Te
     return (weight * parts[..., _MEAN] + mass * step).sum(0) / mass.sum(0)
 
 
-def _add_jsd(
+def local_mixture(
     stats: Statistics, logits: Tensor, teacher: Tensor, shard: Shard, spec: Spec
-) -> Statistics:
-    """The two divergences from the mixture, which need the normalisers of the first exchange."""
+) -> Tensor:
+    """jsd: [T, 2] this rank's part of both divergences from the mixture.
+
+    They need the normalisers of the first exchange, and an exchange of their own.
+    """
+    assert stats.teacher_top is not None and stats.teacher_norm is not None
     local = torch.zeros(logits.shape[0], 2, dtype=stats.norm.dtype, device=logits.device)
     for rows in chunks(logits, shard, spec) if shard.width else ():
         x = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature)
@@ -300,9 +348,14 @@ def _add_jsd(
         log_m = log_mixture(log_p, log_q, spec.beta)
         local[rows, 0] = (log_p.exp() * (log_p - log_m)).sum(-1)
         local[rows, 1] = (log_q.exp() * (log_q - log_m)).sum(-1)
-    stats.mean, teacher_kl = shard.gather(local).sum(0).unbind(-1)
-    stats.divergence = (1.0 - spec.beta) * stats.mean + spec.beta * teacher_kl
-    return stats
+    return local
+
+
+def add_mixture(stats: Statistics, parts: Tensor, spec: Spec) -> None:
+    """Fill in jsd from [tp, T, 2] of every rank's :func:`local_mixture`."""
+    student_kl, teacher_kl = parts.sum(0).unbind(-1)
+    stats.mean = student_kl
+    stats.divergence = (1.0 - spec.beta) * student_kl + spec.beta * teacher_kl
 
 
 def _local_best(
@@ -333,8 +386,9 @@ def _add_topk(
     log_p = shift(values, values.amax(-1), spec.temperature).log_softmax(-1)
     log_q = shift(best, best[:, 0], spec.teacher_temperature).log_softmax(-1)
     delta = log_p - log_q
-    stats.divergence = (log_p.exp() * delta).sum(-1)
-    slopes = log_p.exp() * (delta - stats.divergence[:, None])
+    divergence = (log_p.exp() * delta).sum(-1)
+    stats.divergence = divergence
+    slopes = log_p.exp() * (delta - divergence[:, None])
     ours = place.div(spec.topk, rounding_mode="floor") == shard.rank
     stats.slopes = torch.where(ours, slopes, 0.0)
     stats.picks = picks.gather(1, place % spec.topk)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +118,30 @@ def build_model(
     *,
     trainable: bool,
     padded_vocab: int | None = None,
+    materialize: bool = True,
 ) -> GPTModel:
     """This rank's shard of the model, with weights not yet loaded.
 
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
+    One that is not materialized has names and shapes only (on the CPU; CUDA has the memory).
     """
     config = transformer_config(hf, topology, dtype)
-    model = GPTModel(
-        config=config,
-        transformer_layer_spec=_block_spec(config),
-        vocab_size=padded_vocab or padded_vocab_size(hf["vocab_size"], topology.tp_size),
-        max_sequence_length=hf["max_position_embeddings"],
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
-        parallel_output=True,
-        share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)),
-        position_embedding_type="rope",
-        rotary_base=rope_settings(hf)["rope_theta"],
-    )
+    device = platform.device() if materialize or platform.has_cuda() else torch.device("meta")
+    with nullcontext() if device.type != "meta" else device:
+        model = GPTModel(
+            config=config,
+            transformer_layer_spec=_block_spec(config),
+            vocab_size=padded_vocab or padded_vocab_size(hf["vocab_size"], topology.tp_size),
+            max_sequence_length=hf["max_position_embeddings"],
+            pre_process=topology.is_first_stage,
+            post_process=topology.is_last_stage,
+            parallel_output=True,
+            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)),
+            position_embedding_type="rope",
+            rotary_base=rope_settings(hf)["rope_theta"],
+        )
     model.rotary_pos_emb.inv_freq = inverse_frequencies(hf).to(platform.device())
-    model.to(platform.device())
+    model.to(device)
     if dtype == torch.bfloat16:
         model.bfloat16()
     if not trainable:

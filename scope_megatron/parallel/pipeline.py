@@ -45,8 +45,7 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(_rows(output) if project else output, index).float()
 
-    with nullcontext() if project else _without_output_layer(model):
-        rows = _run(model, packs, collect, forward_only=True)
+    rows = _run(model, packs, collect, forward_only=True, project=project)
     if not topology.is_last_stage:
         device = packs[0].tokens.device
         rows = [torch.empty(pack.num_tokens, device=device) for pack in packs]
@@ -62,8 +61,11 @@ def hidden_states(model: GPTModel, packs: list[PackedBatch]) -> list[Tensor]:
     other stages get an empty list. For a teacher whose logits are needed later: H is far smaller
     than V.
     """
-    with _without_output_layer(model):
-        return _run(model, packs, lambda output, index, non_loss_data: output, forward_only=True)
+
+    def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
+        return output
+
+    return _run(model, packs, collect, forward_only=True, project=False)
 
 
 def forward_backward(
@@ -85,18 +87,25 @@ def forward_backward(
         value, metrics = loss_function(_rows(output) if project else output, index)
         return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
 
-    with nullcontext() if project else _without_output_layer(model):
-        return _run(model, packs, loss, forward_only=False)
+    return _run(model, packs, loss, forward_only=False, project=project)
 
 
 def _run(
-    model: torch.nn.Module, packs: list[PackedBatch], collect: Callable, forward_only: bool
+    model: torch.nn.Module,
+    packs: list[PackedBatch],
+    collect: Callable,
+    *,
+    forward_only: bool,
+    project: bool,
 ) -> list:
     def forward_step(
         iterator: Iterator[tuple[int, PackedBatch]], module: torch.nn.Module
     ) -> tuple[Tensor, Callable]:
         index, pack = next(iterator)
-        return packed_forward(module, pack), partial(collect, index=index)
+        # only here: what the schedule does after the forward passes looks at post_process too
+        with nullcontext() if project else _without_output_layer(module):
+            output = packed_forward(module, pack)
+        return output, partial(collect, index=index)
 
     return get_forward_backward_func()(
         forward_step_func=forward_step,

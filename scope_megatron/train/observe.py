@@ -39,6 +39,7 @@ def step_metrics() -> StepMetrics:
             "mismatch/mean_abs_logprob",
             "mismatch/mean_abs_prob",
             "mismatch/k3_kl",
+            "mismatch/tis_clipped",
         ],
         maxima=["sync/max_abs_logprob_diff", "sync/mean_abs_logprob_diff", "lr", "grad_norm"],
     )
@@ -102,6 +103,7 @@ def _log_spreads(weights: Tensor, group: Tensor) -> list[float]:
 def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     """Engine against trainer on the sampled tokens: |d log p|, |d p|, k3 of KL(engine || trainer).
 
+    And the share of tokens whose importance weight is cut off at objective.tis_clip.
     Only where both speak of the same distribution: top-p and top-k renormalise the engine's.
     """
     rollout = config.rollout
@@ -119,6 +121,9 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
         "mismatch/mean_abs_prob", float((old.exp() - engine.exp()).abs().sum()), gap.numel()
     )
     metrics.mean("mismatch/k3_kl", float((gap.expm1() - gap).sum()), gap.numel())
+    if config.objective.tis_clip is not None:
+        clipped = gap > math.log(config.objective.tis_clip)
+        metrics.mean("mismatch/tis_clipped", float(clipped.sum()), gap.numel())
 
 
 def observe_losses(metrics: StepMetrics, terms: dict[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.memory import peak_memory
 from tests.distributed.harness import run_distributed_test
 from tests.tiny_hf import FAMILIES, make_tiny_model
 
@@ -80,6 +81,14 @@ def test_every_rank_sees_every_engine_weight(root: Path) -> None:
             assert_same(weights, expected)
 
 
+def test_at_most_two_buckets_are_held(root: Path) -> None:
+    """Two parameters, where the largest (the padded embedding, here) exceeds a bucket."""
+    largest = 256 * 64 * 4
+    for result in pickle.loads((root / "results.pickle").read_bytes()):
+        for held in result["held"]:
+            assert BUCKET_BYTES < held <= 2 * largest + BUCKET_BYTES // 4  # small copies
+
+
 def test_refusals_reach_every_rank(root: Path) -> None:
     results = pickle.loads((root / "results.pickle").read_bytes())
     for result in results:
@@ -105,7 +114,7 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
     from scope_megatron.parallel.model import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"held": []}
     for out, (tensor, pipeline) in {"pipeline": (2, 2), "data": (2, 1)}.items():
         topology = create_topology(tensor, pipeline)
         for family in FAMILIES:
@@ -114,6 +123,8 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
             load_hf_weights(model, root / family, hf, topology)
             # Kept until the end: a bucket must not overwrite what an earlier one gave.
             results[family] = dict(engine_weights(model, hf, topology, BUCKET_BYTES))
+            weights = partial(engine_weights, model, hf, topology, BUCKET_BYTES)
+            results["held"].append(peak_memory(lambda weights=weights: drain(weights())))
             source, target = root / family, root / f"{family}-{out}"
             settings = {"max_shard_bytes": SHARD_BYTES, "bucket_bytes": BUCKET_BYTES}
             export_hf(model, hf, topology, source, target, **settings)
@@ -124,6 +135,11 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
         results["written twice"] = message_of(ValueError, export, target, overwrite=True)
         parallel_state.destroy_model_parallel()
     return results
+
+
+def drain(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    for item in weights:
+        del item  # else the loop would keep it while the next is made
 
 
 def message_of(

@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "scope": {},
     "scope-prompt-sum": {"objective.normalization": "prompt_sum", "objective.tau": 0.5},
     "scope-reverse-kl": {"objective.kl": "reverse_kl"},
+    "scope-fused": {"objective.head": "fused"},
+    "scope-reverse-kl-fused": {"objective.kl": "reverse_kl", "objective.head": "fused"},
 }
 
 
@@ -88,7 +90,7 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     load = AutoModelForCausalLM.from_pretrained
-    student = load(root / "student", dtype=torch.float64)
+    student = load(root / "student", dtype=torch.float64, experts_implementation="eager")
     teacher = load(root / "teacher", dtype=torch.float64)
     responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
     right = [r.finished and r.verdict is Verdict.CORRECT for r in responses]
@@ -131,10 +133,27 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
         for name, parameter in student.named_parameters()
     }
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in student.parameters()))
-    return {"loss": float(loss), "grad_norm": norm, "weights": after}
+    return {"loss": float(loss), "grad_norm": norm, "weights": by_expert(after)}
 
 
-def one_update(rank: int, world_size: int, root: Path, names: list[str]) -> dict[Any, Any]:
+def by_expert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers holds all experts of a layer in one tensor; checkpoints name each."""
+    out = {}
+    for name, tensor in weights.items():
+        prefix, found, kind = name.rpartition("mlp.experts.")
+        for expert, part in enumerate(tensor if found else []):
+            parts = dict.fromkeys([kind], part)
+            if kind == "gate_up_proj":
+                parts = dict(zip(("gate_proj", "up_proj"), part.chunk(2), strict=True))
+            out |= {f"{prefix}{found}{expert}.{k}.weight": p for k, p in parts.items()}
+        if not found:
+            out[name] = tensor
+    return out
+
+
+def one_update(
+    rank: int, world_size: int, root: Path, names: list[str], objectives: list[str]
+) -> dict[Any, Any]:
     """Run every (layout, objective) that fits this world; what rank 0 saw."""
     from scope_megatron.parallel import platform
 
@@ -150,7 +169,8 @@ def one_update(rank: int, world_size: int, root: Path, names: list[str]) -> dict
     out = {}
     for layout in names:
         _, parallel, other = LAYOUTS[layout]
-        for objective, changes in OBJECTIVES.items():
+        for objective in objectives:
+            changes = OBJECTIVES[objective]
             config = settings(
                 root, {f"parallel.{k}": v for k, v in parallel.items()} | other | changes
             )
@@ -187,14 +207,28 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     }
     for world in (1, 2, 4):
         names = [name for name, (size, _, _) in LAYOUTS.items() if size == world]
-        out |= run_distributed_test(one_update, world, root, names, timeout=240)[0]
+        out |= run_distributed_test(one_update, world, root, names, list(OBJECTIVES), timeout=240)[
+            0
+        ]
     return out
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_update_equals_transformers(results: dict[Any, Any], layout: str, objective: str) -> None:
-    ours, reference_ = results[layout, objective], results["reference", objective]
+    assert_same_update(results[layout, objective], results["reference", objective])
+
+
+@pytest.mark.parametrize("layout", ["tensor-sequence", "pipeline", "data"])
+def test_update_of_experts_equals_transformers(layout: str, tmp_path: Path) -> None:
+    make_tiny_model("qwen3-moe", tmp_path / "student")
+    make_tiny_model("llama", tmp_path / "teacher")
+    expected = reference(tmp_path, settings(tmp_path, OBJECTIVES["scope"]))
+    (ours, _) = run_distributed_test(one_update, 2, tmp_path, [layout], ["scope"])
+    assert_same_update(ours[layout, "scope"], expected)
+
+
+def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None:
     assert ours["loss"] == pytest.approx(reference_["loss"], rel=1e-5)
     assert ours["grad_norm"] == pytest.approx(reference_["grad_norm"], rel=1e-4)
     for name, expected in reference_["weights"].items():

@@ -80,6 +80,7 @@ def expected_scope(batch: Batch, tau: float, student: float, teacher: float) -> 
         ({"teacher_weight": "uniform"}, 1.0, 0.0),
         ({"student_weight": "uniform", "teacher_weight": "uniform"}, 0.0, 0.0),
         ({"student_weight": "reversed"}, -1.0, 1.0),
+        ({"preset": "reference_code"}, -1.0, 1.0),
         ({"teacher_weight": "reversed"}, 1.0, -1.0),
     ],
 )

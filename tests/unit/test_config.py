@@ -84,6 +84,15 @@ def test_opd_samples_once_unless_told(run: Path) -> None:
     assert load_config("run.yaml", [*opd, "rollout.group_size=4"]).rollout.group_size == 4
 
 
+def test_reference_code_reverses_the_students_weights(run: Path) -> None:
+    config = load_config("run.yaml", ["objective.preset=reference_code"])
+    assert config.objective.student_weight == "reversed"
+    assert config.objective.teacher_weight == "perplexity"
+    Path("again.yaml").write_text(config.to_yaml())
+    assert load_config("again.yaml") == config
+    assert load_config("run.yaml").objective.student_weight == "perplexity"
+
+
 def test_grpo_needs_no_teacher(run: Path) -> None:
     config = load_config("run.yaml", ["algorithm.name=grpo", "model.teacher=null"])
     assert not config.needs_teacher

@@ -98,6 +98,10 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm.name=kd", "train.batch_sequences=4", "rollout=null"],
     ),
+    "reference_code_and_weight": (
+        leave,
+        ["objective={preset: reference_code, student_weight: perplexity}"],
+    ),
     "batch_without_kd": (leave, ["train.batch_sequences=4"]),
     "grpo_group_of_one": (leave, ["algorithm.name=grpo", "rollout.group_size=1"]),
     # sizes
@@ -140,9 +144,33 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "head_dim_on_cpu": (student(head_dim=16), []),
     "architecture_unknown": (student(architectures=["GPT2LMHeadModel"]), []),
     "architecture_missing": (teacher(architectures=None), []),
-    "rope_unknown": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
+    "rope_unknown": (student(rope_scaling={"type": "dynamic", "factor": 4.0}), []),
+    "rope_yarn_context": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
     "quantized_config": (student(quantization_config={"bits": 4}), []),
     "sliding_window": (student(use_sliding_window=True), []),
+    "mistral_window": (student(architectures=["MistralForCausalLM"], sliding_window=4096), []),
+    "mistral_window_default": (student(architectures=["MistralForCausalLM"]), []),
+    "experts_missing": (
+        student(architectures=["Qwen3MoeForCausalLM"], moe_intermediate_size=64),
+        [],
+    ),
+    "experts_over_tensor": (
+        student(architectures=["Qwen3MoeForCausalLM"], num_experts=4, moe_intermediate_size=63),
+        ["parallel.tensor=2", "parallel.sequence=true"],
+    ),
+    "experts_without_sequence": (
+        student(architectures=["Qwen3MoeForCausalLM"], num_experts=4, moe_intermediate_size=64),
+        ["parallel.tensor=2"],
+    ),
+    "dense_layers_among_experts": (
+        student(
+            architectures=["Qwen3MoeForCausalLM"],
+            num_experts=4,
+            moe_intermediate_size=64,
+            mlp_only_layers=[0],
+        ),
+        [],
+    ),
     "llama_attention_bias": (
         student(architectures=["LlamaForCausalLM"], attention_bias=True),
         [],

@@ -11,6 +11,7 @@ from torch import Tensor
 from scope_megatron.objective import (
     TokenStreams,
     policy_loss,
+    vocab,
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
@@ -224,6 +225,56 @@ def test_logits_of_both_extremes_are_finite(kind):
     assert pair[1].tolist() == pytest.approx([want, want], rel=1e-6)
     (grad,) = torch.autograd.grad(sum(pair).sum(), logits)
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_tokens_forbidden_by_minus_infinity(kind):
+    """Both models forbid some tokens, the student others on top: as if their columns were gone."""
+    forbidden, only_student = [1, 2, 3, 12], [7]
+    kept = [c for c in range(VOCAB) if c not in forbidden]
+    logits, teacher, upstream = sample(0), sample(2), sample(1)[:, 0]
+    logits[:, forbidden + only_student] = teacher[:, forbidden] = -math.inf
+    targets = torch.tensor([0, 18, 5, 5, 11, 17, 0])
+
+    def head(z):
+        if kind is None:
+            return vocab_parallel_logprob(z, targets, None, temperature=0.6, vocab_size=VOCAB)
+        return vocab_parallel_divergence(z, teacher, kind=kind, vocab_size=VOCAB, **SETTINGS)
+
+    def reference(z):
+        if kind is None:
+            return reference_logprob(z, targets, VOCAB, 0.6)
+        z = z[:, kept].clamp_min(-300.0)  # forbidden enough, and no log(0)
+        return reference_divergence(z, teacher[:, kept], kind, len(kept), **SETTINGS)
+
+    value, grad = value_and_gradient(head, logits, upstream)
+    if kind == "forward_kl":
+        assert (value > 1e3).all()  # the teacher wants what the student forbids
+        return
+    want, slope = value_and_gradient(reference, logits, upstream)
+    torch.testing.assert_close(value, want, rtol=0, atol=1e-11)
+    torch.testing.assert_close(grad, slope.nan_to_num(0.0), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "topk"])
+def test_a_shard_whose_tokens_are_all_forbidden(kind):
+    """Two shards of one process, the second all -inf in both models: as if it were not there."""
+    logits, teacher, targets = sample(0), sample(2), some_targets() % 12
+    logits[:, 12:] = teacher[:, 12:] = -math.inf
+    spec = vocab.Spec(kind=kind, topk=5)
+    local = []
+    for rank in (0, 1):
+        shard = vocab.Shard(None, rank, 12 * rank, 12, WIDTH)
+        columns = slice(12 * rank, 12 * rank + 12)
+        args = (logits[:, columns], teacher[:, columns], targets, shard, spec)
+        local.append(vocab.local_statistics(*args))
+    parts = torch.stack([part for part, _ in local])
+    stats = vocab.merge_statistics(parts, local[1][1], shard, spec)
+    want = vocab_parallel_logprob_and_divergence(
+        logits[:, :12], targets, teacher[:, :12], kind=kind, topk=5
+    )
+    torch.testing.assert_close(stats.logprob(spec), want[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(stats.divergence, want[1], rtol=0, atol=1e-12)
 
 
 def test_rows_without_a_scored_teacher_do_not_spread():

@@ -1,0 +1,235 @@
+"""New weights from Megatron to the engine: in memory, over the disk, and after a full gather.
+
+    python -m benchmarks.bench_reshard [--quick] [--out RESULTS.md]
+
+Two ranks hold a Llama with tensor parallelism 2; each has a vLLM engine of its own that needs the
+whole model. Every method moves the same weights in the same run, in turn, and times are medians
+over rounds of the slower rank. "memcpy" copies as many bytes as the engine takes.
+
+Memory is how far the process grows over its size before the method (resident, sampled), the
+engine's own temporaries included; "stream" is the transfer alone, without an engine, and with it
+the most bytes of tensors it held at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform as machine
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.memory import peak_memory
+from tests.distributed.harness import run_distributed_test
+
+SIZES = {  # name: hidden, ffn, layers, heads, vocabulary
+    "quick": (256, 704, 4, 4, 8192),
+    "default": (1024, 2816, 12, 16, 32000),
+}
+BUCKET = 64 * 2**20
+METHODS = ("in memory", "disk", "full gather", "stream", "memcpy")
+MIB = 2**20
+
+
+class Resident:
+    """Growth of this process's resident memory while it is sampled, in bytes."""
+
+    def __init__(self) -> None:
+        self.start = self.peak = self._now()
+
+    @staticmethod
+    def _now() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    @contextmanager
+    def sampled(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.005):
+                self.peak = max(self.peak, self._now())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.peak = max(self.peak, self._now())
+
+
+def measure(rank: int, world: int, root: Path, rounds: int) -> dict[str, Any]:
+    """Body of a rank: seconds and growth per method and round."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    from scope_megatron.config import EngineConfig
+    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.parallel.topology import create_topology
+    from scope_megatron.rollout.engine import VLLMEngine
+
+    topology = create_topology(world)
+    hf = read_hf_config(root)
+    model = build_model(hf, topology, torch.float32, trainable=False)
+    engine = VLLMEngine(
+        root,
+        EngineConfig(kv_cache_gib=0.05, max_num_seqs=4),
+        max_model_len=64,
+        dtype=torch.float32,
+        eos_ids=[],
+        seed=0,
+    )
+    calls = methods(model, hf, topology, engine, root)
+    out: dict[str, Any] = {"seconds": {m: [] for m in METHODS}, "growth": dict.fromkeys(METHODS, 0)}
+    for number in range(rounds + 1):
+        for name in METHODS:
+            dist.barrier()
+            resident, start = Resident(), time.perf_counter()
+            with resident.sampled():
+                calls[name]()
+            if number > 0:  # the first round warms up
+                out["seconds"][name].append(time.perf_counter() - start)
+                out["growth"][name] = max(out["growth"][name], resident.peak - resident.start)
+    drained = lambda: drain(engine_weights(model, hf, topology, BUCKET))  # noqa: E731
+    out["stream_tensors"] = peak_memory(drained)
+    out["own_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
+    out["engine_bytes"] = sum(t.nbytes for _, t in engine_weights(model, hf, topology, BUCKET))
+    return out
+
+
+def drain(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    for item in weights:
+        del item  # else the loop would keep it while the next is made
+
+
+def methods(
+    model: torch.nn.Module, hf: dict[str, Any], topology: Any, engine: Any, root: Path
+) -> dict[str, Callable[[], object]]:
+    from safetensors import safe_open
+
+    from scope_megatron.convert.gather import iter_full_tensors
+    from scope_megatron.convert.hf import export_hf
+    from scope_megatron.convert.vllm import engine_weights
+
+    exported = root / "exported"
+    tied = bool(hf["tie_word_embeddings"])
+    source = torch.empty(sum(t.numel() for _, t in engine_weights(model, hf, topology, BUCKET)))
+    target = torch.empty_like(source).copy_(source)
+
+    def read() -> Iterator[tuple[str, torch.Tensor]]:
+        for file in sorted(exported.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    yield name, tensors.get_tensor(name)
+                    if tied and name == "model.embed_tokens.weight":
+                        yield "lm_head.weight", tensors.get_tensor(name)
+
+    def over_disk() -> None:
+        export_hf(model, hf, topology, root, exported, overwrite=True)
+        dist.barrier()
+        engine.load_weights(read())
+        dist.barrier()
+
+    def full_gather() -> None:
+        whole = list(iter_full_tensors(model, hf, topology, 1 << 62))
+        if tied:
+            whole.append(("lm_head.weight", dict(whole)["model.embed_tokens.weight"]))
+        engine.load_weights(whole)
+
+    return {
+        "in memory": lambda: engine.load_weights(engine_weights(model, hf, topology, BUCKET)),
+        "disk": over_disk,
+        "full gather": full_gather,
+        "stream": lambda: drain(engine_weights(model, hf, topology, BUCKET)),
+        "memcpy": lambda: target.copy_(source),
+    }
+
+
+def write_config(directory: Path, size: str) -> None:
+    from transformers import LlamaConfig
+
+    hidden, ffn, layers, heads, vocab = SIZES[size]
+    LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(directory)
+
+
+def report(ranks: list[dict[str, Any]], size: str) -> list[str]:
+    seconds = {
+        name: [max(times) for times in zip(*(r["seconds"][name] for r in ranks), strict=True)]
+        for name in METHODS
+    }
+    ratios = {
+        name: statistics.median(
+            a / b for a, b in zip(seconds[name], seconds["in memory"], strict=True)
+        )
+        for name in METHODS
+    }
+    first = ranks[0]
+    lines = [
+        f"Llama, {size}: {first['engine_bytes'] / MIB:.0f} MiB float32 per engine, "
+        f"{first['own_bytes'] / MIB:.0f} MiB per Megatron rank, buckets of {BUCKET // MIB} MiB. "
+        f"{date.today()}, {os.cpu_count()} CPU cores ({machine.machine()}), "
+        f"load {os.getloadavg()[0]:.1f}.",
+        "",
+        "| method | seconds (median) | time / in memory | memory growth, MiB |",
+        "|---|---|---|---|",
+    ]
+    for name in METHODS:
+        growth = max(rank["growth"][name] for rank in ranks) / MIB
+        middle = statistics.median(seconds[name])
+        lines.append(f"| {name} | {middle:.3f} | {ratios[name]:.2f} | {growth:.0f} |")
+    tensors = max(rank["stream_tensors"] for rank in ranks)
+    lines += [
+        "",
+        f"The stream held at most {tensors / MIB:.0f} MiB of tensors at once "
+        f"({tensors / BUCKET:.2f} buckets).",
+    ]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small model, for a check")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="append the table to this file")
+    arguments = parser.parse_args()
+    size = "quick" if arguments.quick else "default"
+    root = Path(tempfile.mkdtemp(prefix="bench-reshard-"))
+    try:
+        write_config(root, size)
+        ranks = run_distributed_test(measure, 2, root, arguments.rounds, timeout=600)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    lines = report(ranks, size)
+    print("\n".join(lines))
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            file.write("\n## Weights to the engine (bench_reshard)\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The section of the configuration that shapes the loss."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from scope_megatron.config.section import Section
+
+Weighting = Literal["perplexity", "uniform", "reversed"]
+
+
+class ObjectiveConfig(Section):
+    """The loss."""
+
+    preset: Literal["paper", "reference_code"] = Field(
+        "paper",
+        description="paper: the published formulas; reference_code: what the published code "
+        "computes instead, which is student_weight=reversed (docs/reference_code.md)",
+    )
+    tau: float = Field(1.0, gt=0, description="temperature of the group weights; large: uniform")
+    student_weight: Weighting = Field(
+        "perplexity",
+        description="weights of a group's correct responses. perplexity: the student's higher "
+        "perplexity weighs more; reversed: less; uniform: all alike",
+    )
+    teacher_weight: Weighting = Field(
+        "perplexity",
+        description="weights of a group's incorrect responses. perplexity: the teacher's lower "
+        "perplexity weighs more; reversed: less; uniform: all alike",
+    )
+    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk"] = Field(
+        "sampled",
+        description="distance to the teacher, per token: sampled (log-ratio of the sampled "
+        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), or reverse KL on the "
+        "teacher's best tokens (topk)",
+    )
+    jsd_beta: float = Field(0.5, gt=0, lt=1, description="kl=jsd: weight of the teacher's side")
+    topk: int = Field(64, ge=1, description="kl=topk: number of the teacher's best tokens")
+    normalization: Literal["token_mean", "prompt_sum", "sequence_mean"] = Field(
+        "token_mean",
+        description="token_mean: per response token of the global batch; prompt_sum: token sums, "
+        "mean over prompts; sequence_mean: token mean inside each response first",
+    )
+    truncated: Literal["incorrect", "mask"] = Field(
+        "incorrect", description="what a response cut off at the length limit counts as"
+    )
+    teacher_temperature: float = Field(
+        1.0, gt=0, description="the teacher's logits are divided by it"
+    )
+    old_logprobs: Literal["recompute", "rollout"] = Field(
+        "recompute",
+        description="behaviour policy's log-probabilities: a forward pass of the trainer, or the "
+        "engine's own",
+    )
+    tis_clip: float | None = Field(
+        None,
+        gt=0,
+        description="truncated importance weight min(trainer/engine, tis_clip) per token; "
+        "null: off",
+    )
+    head: Literal["auto", "fused", "logits"] = Field(
+        "auto",
+        description="how log-probabilities and divergences are computed, with the same result. "
+        "logits: all logits of a microbatch at once; fused: a block of tokens at a time, for "
+        "large vocabularies; auto: fused where a microbatch has more than 2^26 logits per rank",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_sets_weights(cls, values: Any) -> Any:
+        """The reference code reverses the student's weights; another weighting is refused later."""
+        if isinstance(values, dict) and values.get("preset") == "reference_code":
+            return {"student_weight": "reversed"} | values
+        return values
