@@ -37,13 +37,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-yarn-factor": ("Llama", {"head_dim": 32, "rope_parameters": YARN_FACTOR_ROPE}),
     "qwen3-moe": (
         "Qwen3Moe",
-        {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48}
+        {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 64}
         | {"num_experts_per_tok": 2, "norm_topk_prob": True},
     ),
     "qwen3-moe-unnormalised": (
         "Qwen3Moe",
         {"head_dim": 32, "num_experts": 4}
-        | {"moe_intermediate_size": 48, "num_experts_per_tok": 2, "norm_topk_prob": False},
+        | {"moe_intermediate_size": 64, "num_experts_per_tok": 2, "norm_topk_prob": False},
     ),
     "mixtral": (
         "Mixtral",

@@ -54,11 +54,11 @@ def iter_full_tensors(
     one stage: one all-gather over the tensor ranks, one broadcast over the pipeline.
 
     Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept. One that is
-    small beside its bucket is a copy, so that keeping it does not keep the bucket. About two
-    buckets are held at a time (twice the largest parameter, where that is larger), beyond what
-    the caller keeps. Without tensor and pipeline parallelism nothing is copied that
-    need not be: a tensor may then be a view of the live parameter, which the next optimizer step
-    changes. Tied embeddings are yielded once, as the embedding.
+    small beside its bucket is a copy, so that keeping it does not keep the bucket. Two buckets and
+    the parameter being taken apart may be held at a time, beyond what the caller keeps; a larger
+    parameter is a bucket of its own. Without tensor and pipeline parallelism nothing is copied
+    that need not be: a tensor may then be a view of the live parameter, which the next optimizer
+    step changes. Tied embeddings are yielded once, as the embedding.
     """
     mapping = Mapping(hf)
     own = {name: parameter.detach() for name, parameter in global_parameters(model)}

@@ -82,11 +82,11 @@ def test_every_rank_sees_every_engine_weight(root: Path) -> None:
 
 
 def test_at_most_two_buckets_are_held(root: Path) -> None:
-    """Two parameters, where the largest (the padded embedding, here) exceeds a bucket."""
+    """The collective may keep one bucket a moment longer; the largest parameter exceeds one."""
     largest = 256 * 64 * 4
     for result in pickle.loads((root / "results.pickle").read_bytes()):
         for held in result["held"]:
-            assert BUCKET_BYTES < held <= 2 * largest + BUCKET_BYTES // 4  # small copies
+            assert BUCKET_BYTES < held <= 2 * BUCKET_BYTES + 2 * largest
 
 
 def test_refusals_reach_every_rank(root: Path) -> None:

@@ -20,7 +20,7 @@ LOGPROB_TOLERANCE = 1e-3
 LOADS = ("a", "b", "a")
 Answers = list[tuple[list[list[int]], list[list[float]]]]  # per load: tokens, log-probabilities
 
-TIED, UNTIED, EXPERTS = "llama-tied", "qwen3-norms", "qwen3-moe"
+TIED, UNTIED = "llama-tied", "qwen3-norms"
 slow = pytest.mark.slow
 CASES = [  # family, Megatron tensor and pipeline, engine tensor
     pytest.param(TIED, 2, 1, 1),
@@ -31,7 +31,6 @@ CASES = [  # family, Megatron tensor and pipeline, engine tensor
     pytest.param(UNTIED, 2, 1, 2, marks=slow),
     pytest.param(UNTIED, 1, 2, 1, marks=slow),
     pytest.param(UNTIED, 2, 2, 2, marks=slow),
-    pytest.param(EXPERTS, 2, 1, 1, marks=slow),
 ]
 
 
@@ -69,7 +68,7 @@ def greedy(family: str, directory: Path, seed: int) -> tuple[list[list[int]], li
         ids = list(prompt)
         for _ in range(TOKENS):
             best = model(torch.tensor([ids])).logits[0, -1].topk(2)
-            assert best.values[0] - best.values[1] > 5 * LOGPROB_TOLERANCE  # no tie to break
+            assert best.values[0] - best.values[1] > LOGPROB_TOLERANCE  # no tie to break
             ids.append(best.indices[0].item())
             if ids[-1] == model.config.eos_token_id:
                 break
