@@ -29,17 +29,18 @@ def make_temporary(final: Path) -> Path:
 def commit_directory(temporary: Path, final: Path) -> None:
     """Sync ``temporary``'s files to disk and rename it to ``final``, replacing what is there."""
     for path in [*temporary.rglob("*"), temporary]:
-        _sync(path)
+        sync_to_disk(path)
     replaced = final.with_name(f".{final.name}.old")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    _sync(final.parent)
+    sync_to_disk(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """fsync of a file, or of a directory's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from scope_megatron.convert.directory import commit_directory, sync_to_disk
 from scope_megatron.parallel.optimizer import after_loading, before_loading
 from scope_megatron.parallel.saving import save_sharded
 from scope_megatron.parallel.topology import Topology
@@ -116,9 +117,9 @@ def save_checkpoint(
     save_sharded(sharded, temporary, _SHARDING)
     if state.topology.is_main:
         write_manifest(temporary)
-        _commit(temporary, final)
+        commit_directory(temporary, final)
         _write_atomically(root / LATEST, final.name)
-        _forget_old(root, keep)
+        _forget_others(output_dir, keep)
     dist.barrier()
     return final
 
@@ -187,34 +188,18 @@ def _set_rng_state(rng: dict[str, Any]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
 
 
-def _commit(temporary: Path, final: Path) -> None:
-    for path in temporary.iterdir():
-        _fsync(path)
-    _fsync(temporary)
-    replaced = final.with_name(f".old_{final.name}")
-    if final.exists():  # the same step again, after a resume from an older one
-        final.rename(replaced)
-    temporary.rename(final)
-    _fsync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text + "\n")
-    _fsync(temporary)
+    sync_to_disk(temporary)
     os.replace(temporary, path)
-    _fsync(path.parent)
+    sync_to_disk(path.parent)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _forget_old(root: Path, keep: int) -> None:
-    for old in sorted(root.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+def _forget_others(output_dir: Path, keep: int) -> None:
+    """Remove all but the newest ``keep``, and what is newer than ``latest``: a damaged checkpoint
+    that this run went back behind."""
+    kept = candidates(output_dir)[:keep]
+    for directory in checkpoints_dir(output_dir).glob("step_*"):
+        if directory not in kept:
+            shutil.rmtree(directory)

@@ -52,3 +52,16 @@ def test_a_missing_or_truncated_file_is_found(directory: Path, name: str) -> Non
 
 def test_no_directory(directory: Path) -> None:
     assert find_damage(directory / "nowhere") == "it is not there"
+
+
+def test_retention_keeps_the_newest_and_drops_what_latest_went_back_behind(tmp_path: Path) -> None:
+    from scope_megatron.train import checkpoint
+
+    root = checkpoint.checkpoints_dir(tmp_path)
+    for step in (10, 20, 30, 40):
+        (root / f"step_{step:08d}").mkdir(parents=True)
+    assert checkpoint.candidates(tmp_path) == [], "nothing was ever finished"
+    (root / checkpoint.LATEST).write_text("step_00000030\n")
+    assert checkpoint.steps_done(tmp_path) == 30
+    checkpoint._forget_others(tmp_path, keep=2)
+    assert sorted(path.name for path in root.glob("step_*")) == ["step_00000020", "step_00000030"]
