@@ -26,6 +26,7 @@ CASES = [  # family, Megatron tensor and pipeline, engine tensor
     pytest.param(TIED, 2, 1, 1),
     pytest.param(TIED, 2, 1, 2),
     pytest.param(TIED, 1, 2, 1),
+    pytest.param("qwen2-wide", 2, 1, 1),
     pytest.param(TIED, 2, 2, 2, marks=slow),
     pytest.param(UNTIED, 2, 1, 1, marks=slow),
     pytest.param(UNTIED, 2, 1, 2, marks=slow),
