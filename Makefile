@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test lint format docs clean
+.PHONY: help env quickstart test doctor lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ quickstart: env  ## train the small example on this machine (ARGS: key=value ove
 
 test: env  ## run the tests (ARGS: more of pytest's arguments)
 	$(BIN)/python -m pytest -q tests $(ARGS)
+
+doctor: env  ## say what of this machine works, what is missing and how to get it
+	@$(BIN)/scope-megatron doctor
 
 lint: env  ## ruff's checks, formatting, types
 	$(BIN)/ruff check .

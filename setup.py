@@ -17,6 +17,7 @@ CORE = [
     "pyyaml>=6.0",
     "typer>=0.12.3",  # nemo-run's own lower limit
     "rich>=13.7.1",  # nemo-run's own lower limit
+    "packaging>=23",
     "numpy>=1.26",  # 2.4 and newer are refused by vLLM's needs, not by this package
     "safetensors>=0.8",  # transformers 5.19's lower limit
     "tokenizers>=0.23.2,<0.24",  # where transformers 5.16-5.19 and vLLM 0.32 overlap

@@ -85,6 +85,19 @@ def report(
         write_report(run_dir)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list instead")] = False,
+) -> None:
+    """Examine this machine: packages and their versions, GPUs, limits, collectives, Slurm.
+
+    Exit code 1 when something that training needs does not work.
+    """
+    from scope_megatron.doctor import diagnose
+
+    sys.exit(diagnose(as_json))
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         try:

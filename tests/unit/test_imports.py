@@ -13,11 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # config, types <- parallel <- convert <- rollout <- train <- cli;  objective <- train
+# doctor <- cli
 RANK = {
     "config": 0,
     "types": 0,
     "parallel": 1,
     "convert": 2,
+    "doctor": 3,
     "rollout": 3,
     "train": 4,
     "cli": 5,
