@@ -50,6 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     ),
 }
+MIXTURES = [name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings]
 # Qwen2 with heads of 32, the least that the engine takes on a CPU
 ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {"qwen2-wide": ("Qwen2", {"hidden_size": 128})}
 

@@ -15,7 +15,7 @@ the product, 1: rows of the product, None: every rank has all of it).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +28,17 @@ _NUMBERED = re.compile(
     r"^decoder\.layers\.(?P<layer>\d+)\.(?:mlp\.experts\.local_experts\.(?P<expert>\d+)\.)?"
 )
 _EXPERT = "mlp.experts.local_experts.{expert}."
+_EXPERT_NUMBER = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)")
+
+
+def is_expert(name: str) -> bool:
+    """Whether a Megatron parameter belongs to one expert."""
+    return _EXPERT_NUMBER.search(name) is not None
+
+
+def renumber_expert(name: str, number: Callable[[int], int]) -> str:
+    """A Megatron parameter's name with another expert; the same name where there is none."""
+    return _EXPERT_NUMBER.sub(lambda found: str(number(int(found[0]))), name)
 
 
 class Sliceable(Protocol):

@@ -87,14 +87,14 @@ def transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **_expert_settings(hf),
+        **_expert_settings(hf, topology),
     )
     for name, value in yarn_attributes(hf).items():
         setattr(config, name, value)
     return config
 
 
-def _expert_settings(hf: dict[str, Any]) -> dict[str, Any]:
+def _expert_settings(hf: dict[str, Any], topology: Topology) -> dict[str, Any]:
     """TransformerConfig's settings of a mixture of experts; none for a dense model."""
     experts = hf.get("num_experts") or hf.get("num_local_experts")
     if not experts:
@@ -108,6 +108,8 @@ def _expert_settings(hf: dict[str, Any]) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
+        "expert_model_parallel_size": topology.ep_size,
+        "expert_tensor_parallel_size": topology.tp_size if topology.ep_size == 1 else 1,
     }
 
 
