@@ -59,8 +59,8 @@ def iter_full_tensors(
 
     A collective over the tensor x pipeline ranks of one copy of the model, and over the ranks that
     share its experts: all of them must exhaust the iterator. Per bucket of at most
-    ``bucket_bytes`` (one parameter may exceed it) of one stage: one all-gather over the tensor (or
-    expert) ranks, one broadcast over the pipeline.
+    ``bucket_bytes`` of one stage: one all-gather over the tensor (or expert) ranks, one broadcast
+    over the pipeline. One parameter, or the like of it from every expert rank, may exceed that.
 
     Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept. One that is
     small beside its bucket is a copy, so that keeping it does not keep the bucket. Two buckets and

@@ -72,6 +72,8 @@ def measure(rank: int, world_size: int, root: Path) -> dict[tuple[str, str], flo
         for family in FAMILIES if layout in LAYOUTS else MIXTURES:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=False)
+            if expert > 1:
+                assert len(model.decoder.layers[0].mlp.experts.local_experts) == 4 // expert
             load_hf_weights(model, root / family, hf, topology)
             logits = full_logits(model, topology)
             expected = torch.load(root / f"{family}.{topology.dp_rank}.logits")
