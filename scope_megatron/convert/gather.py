@@ -116,9 +116,7 @@ def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) ->
     return [shard for stage in stages for shard in stage]
 
 
-def _buckets(
-    shards: list[_Shard], topology: Topology, bucket_bytes: int
-) -> Iterator[list[_Shard]]:
+def _buckets(shards: list[_Shard], topology: Topology, bucket_bytes: int) -> Iterator[list[_Shard]]:
     """Consecutive shards of one kind that gather to at most ``bucket_bytes``."""
     bucket: list[_Shard] = []
     filled = 0

@@ -232,6 +232,7 @@ def test_update_equals_transformers(results: dict[Any, Any], layout: str, object
 
 
 MIXTURE_LAYOUTS = [*EXPERT_LAYOUTS, "tensor-sequence", "pipeline", "data"]
+MIXTURE_OBJECTIVES = ["scope", "scope-reverse-kl-fused"]
 
 
 @pytest.fixture(scope="module")
@@ -240,17 +241,24 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     root = tmp_path_factory.mktemp("mixtures")
     make_tiny_model("qwen3-moe", root / "student")
     make_tiny_model("mixtral", root / "teacher")
-    out: dict[Any, Any] = {"reference": reference(root, settings(root, OBJECTIVES["scope"]))}
+    out: dict[Any, Any] = {
+        ("reference", name): reference(root, settings(root, OBJECTIVES[name]))
+        for name in MIXTURE_OBJECTIVES
+    }
     layouts = LAYOUTS | EXPERT_LAYOUTS
     for world in (2, 4):
         names = [name for name in MIXTURE_LAYOUTS if layouts[name][0] == world]
-        out |= run_distributed_test(one_update, world, root, names, ["scope"], timeout=240)[0]
+        args = (world, root, names, MIXTURE_OBJECTIVES)
+        out |= run_distributed_test(one_update, *args, timeout=240)[0]
     return out
 
 
+@pytest.mark.parametrize("objective", MIXTURE_OBJECTIVES)
 @pytest.mark.parametrize("layout", MIXTURE_LAYOUTS)
-def test_update_of_experts_equals_transformers(mixtures: dict[Any, Any], layout: str) -> None:
-    assert_same_update(mixtures[layout, "scope"], mixtures["reference"])
+def test_update_of_experts_equals_transformers(
+    mixtures: dict[Any, Any], layout: str, objective: str
+) -> None:
+    assert_same_update(mixtures[layout, objective], mixtures["reference", objective])
 
 
 def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None:
