@@ -122,6 +122,12 @@ def _parallel(config: Config, command: Command) -> Problems:
             "parallel.sequence: is true but parallel.tensor is 1; "
             "set parallel.tensor > 1 or parallel.sequence=false"
         )
+    if tensor * data % parallel.expert:
+        yield (
+            f"parallel.expert: is {parallel.expert}, not a divisor of parallel.tensor x "
+            f"parallel.data {tensor * data}; set it to "
+            f"{_divisors(tensor * data, min(parallel.expert, tensor * data + 1))}"
+        )
     if tensor % config.engine.tensor:
         yield (
             f"rollout.engine.tensor: is {config.engine.tensor}, not a divisor of parallel.tensor "
@@ -233,7 +239,7 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             f"{key} has {name} {size}": size
             for key, shape in shapes.items()
             for name, size in shape.divided().items()
-            if name in names[by]
+            if name in names[by] and not (name == shape.ffn_name and _whole_experts(config, shape))
         }
         for what, size in sizes.items():
             if size % ranks:
@@ -241,9 +247,26 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
 
 
+def _whole_experts(config: Config, shape: ModelShape) -> bool:
+    return shape.experts > 0 and config.parallel.expert > 1
+
+
 def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Problems:
-    """megatron-core trains experts under tensor parallelism with sequence parallelism only."""
+    """Experts divide over the ranks that share them; megatron-core trains them under tensor
+    parallelism with sequence parallelism only."""
     student, layout = shapes.get("model.student"), config.parallel
+    mixtures = {key: shape.experts for key, shape in shapes.items() if shape.experts}
+    if layout.expert > 1 and shapes and not mixtures:
+        yield (
+            f"parallel.expert: is {layout.expert} but no model of the run has experts; set it to 1"
+        )
+    for key, experts in mixtures.items():
+        if experts % layout.expert:
+            common = math.gcd(*mixtures.values(), layout.tensor * layout.data)
+            yield (
+                f"parallel.expert: is {layout.expert} but {key} has {experts} experts; "
+                f"set it to {_divisors(common, layout.expert)}"
+            )
     if student and student.experts and layout.tensor > 1 and not layout.sequence:
         if command == "train":
             yield (

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scope_megatron.convert.mapping import Mapping, is_expert, renumber_expert
+from scope_megatron.convert.mapping import Mapping, expert_of, is_expert, with_expert
 from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
@@ -47,8 +47,9 @@ def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Pa
             _, _, local, rest = name.split(".", 3)
             layer = model.decoder.layers[int(local)]
             name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
-            if is_expert(name):
-                name = renumber_expert(name, layer.mlp.local_expert_indices.__getitem__)
+            expert = expert_of(name)
+            if expert is not None:
+                name = with_expert(name, layer.mlp.local_expert_indices[expert])
         yield name, parameter
 
 
@@ -87,12 +88,13 @@ def _parameters(
     shard: _Shard, gathered: Tensor, mapping: Mapping, topology: Topology
 ) -> Iterator[tuple[str, Tensor]]:
     """(Megatron name, [shards, *shape]): with expert parallelism every rank gave another expert."""
-    if not topology.holds_whole_experts(is_expert(shard.name)):
+    expert = expert_of(shard.name)
+    if expert is None or topology.ep_size == 1:
         yield shard.name, gathered
         return
     held = mapping.sizes.experts // topology.ep_size
     for rank in range(topology.ep_size):
-        name = renumber_expert(shard.name, lambda expert, rank=rank: rank * held + expert % held)
+        name = with_expert(shard.name, rank * held + expert % held)
         yield name, gathered[rank : rank + 1]
 
 

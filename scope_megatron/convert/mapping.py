@@ -15,7 +15,7 @@ the product, 1: rows of the product, None: every rank has all of it).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -31,14 +31,20 @@ _EXPERT = "mlp.experts.local_experts.{expert}."
 _EXPERT_NUMBER = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)")
 
 
+def expert_of(name: str) -> int | None:
+    """The number of the expert that a Megatron parameter belongs to."""
+    found = _EXPERT_NUMBER.search(name)
+    return int(found[0]) if found else None
+
+
 def is_expert(name: str) -> bool:
     """Whether a Megatron parameter belongs to one expert."""
-    return _EXPERT_NUMBER.search(name) is not None
+    return expert_of(name) is not None
 
 
-def renumber_expert(name: str, number: Callable[[int], int]) -> str:
-    """A Megatron parameter's name with another expert; the same name where there is none."""
-    return _EXPERT_NUMBER.sub(lambda found: str(number(int(found[0]))), name)
+def with_expert(name: str, number: int) -> str:
+    """The name of the same parameter of another expert."""
+    return _EXPERT_NUMBER.sub(str(number), name)
 
 
 class Sliceable(Protocol):

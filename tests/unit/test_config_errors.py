@@ -162,6 +162,13 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         student(architectures=["Qwen3MoeForCausalLM"], num_experts=4, moe_intermediate_size=64),
         ["parallel.tensor=2"],
     ),
+    "expert_over_ranks": (leave, ["parallel.expert=3", "parallel.data=4"]),
+    "expert_above_ranks": (leave, ["parallel.expert=2"]),
+    "expert_without_experts": (leave, ["parallel.expert=2", "parallel.data=2"]),
+    "experts_over_expert": (
+        teacher(architectures=["Qwen3MoeForCausalLM"], num_experts=6, moe_intermediate_size=64),
+        ["parallel.expert=4", "parallel.data=4"],
+    ),
     "dense_layers_among_experts": (
         student(
             architectures=["Qwen3MoeForCausalLM"],
