@@ -28,7 +28,7 @@ YARN_ROPE = {
 YARN_FACTOR_ROPE = YARN_ROPE | {"attention_factor": 0.8, "beta_fast": 4.0, "truncate": False}
 # eager: transformers' other attentions leave the cap out
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8}
-GEMMA |= {"attn_implementation": "eager", "eos_token_id": None}
+GEMMA |= {"attn_implementation": "eager", "eos_token_id": None, "pad_token_id": None}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 32}),
     "llama-tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),

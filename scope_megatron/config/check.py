@@ -220,6 +220,11 @@ def _models(config: Config, command: Command) -> Problems:
     yield from _experts(config, shapes, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
+        if shape.capped and config.objective.head == "fused":
+            yield (
+                f"objective.head: is fused but {key} caps its logits (final_logit_softcapping), "
+                "which the fused head does not; set it to auto or logits"
+            )
     if "model.student" in shapes:
         if config.needs_engine or command == "evaluate":
             yield from _served(config, shapes["model.student"])

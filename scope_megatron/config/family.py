@@ -5,9 +5,10 @@ Every function takes the parsed ``config.json``. No torch here: the settings' ch
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 LayerKind = Literal["full_attention", "sliding_attention"]
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 GEMMA = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 _GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scope_megatron.config.family import LayerKind, architecture
+from scope_megatron.config.family import LAYER_KINDS, LayerKind, architecture
 
 
 def has_two_ropes(hf: dict[str, Any]) -> bool:
@@ -36,8 +36,7 @@ def inverse_frequencies(hf: dict[str, Any]) -> Tensor:
     """
     if not has_two_ropes(hf):
         return _frequencies(hf, rope_settings(hf))
-    kinds: tuple[LayerKind, ...] = ("full_attention", "sliding_attention")
-    return torch.cat([_frequencies(hf, rope_settings(hf, kind)) for kind in kinds])
+    return torch.cat([_frequencies(hf, rope_settings(hf, kind)) for kind in LAYER_KINDS])
 
 
 def _frequencies(hf: dict[str, Any], rope: dict[str, Any]) -> Tensor:

@@ -99,8 +99,9 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     load = AutoModelForCausalLM.from_pretrained
-    student = load(root / "student", dtype=torch.float64, experts_implementation="eager")
-    teacher = load(root / "teacher", dtype=torch.float64, experts_implementation="eager")
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    student = load(root / "student", dtype=torch.float64, **eager)
+    teacher = load(root / "teacher", dtype=torch.float64, **eager)
     responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
     right = [r.finished and r.verdict is Verdict.CORRECT for r in responses]
     objective, loss = config.objective, torch.zeros((), dtype=torch.float64)
@@ -259,6 +260,31 @@ def test_update_of_experts_equals_transformers(
     mixtures: dict[Any, Any], layout: str, objective: str
 ) -> None:
     assert_same_update(mixtures[layout, objective], mixtures["reference", objective])
+
+
+GEMMA_LAYOUTS = ["tensor-sequence", "pipeline"]
+GEMMA_OBJECTIVES = ["scope", "scope-reverse-kl"]
+
+
+@pytest.fixture(scope="module")
+def gemmas(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Gemma 2, capped and with tied embeddings, learns from Gemma 3."""
+    root = tmp_path_factory.mktemp("gemmas")
+    make_tiny_model("gemma2", root / "student")
+    make_tiny_model("gemma3", root / "teacher")
+    out: dict[Any, Any] = {
+        ("reference", name): reference(root, settings(root, OBJECTIVES[name]))
+        for name in GEMMA_OBJECTIVES
+    }
+    return out | run_distributed_test(one_update, 2, root, GEMMA_LAYOUTS, GEMMA_OBJECTIVES)[0]
+
+
+@pytest.mark.parametrize("objective", GEMMA_OBJECTIVES)
+@pytest.mark.parametrize("layout", GEMMA_LAYOUTS)
+def test_update_of_gemma_equals_transformers(
+    gemmas: dict[Any, Any], layout: str, objective: str
+) -> None:
+    assert_same_update(gemmas[layout, objective], gemmas["reference", objective])
 
 
 def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None:

@@ -34,6 +34,9 @@ from tests.unit.config_run import (
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
+GEMMA2 |= {"query_pre_attn_scalar": 32, "sliding_window": 64}
+
 # name: (change of the files, overrides). The message is in the golden file under the name.
 CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     # keys and overrides
@@ -148,8 +151,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "rope_yarn_context": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
     "quantized_config": (student(quantization_config={"bits": 4}), []),
     "sliding_window": (student(use_sliding_window=True), []),
-    "mistral_window": (student(architectures=["MistralForCausalLM"], sliding_window=4096), []),
-    "mistral_window_default": (student(architectures=["MistralForCausalLM"]), []),
+    "gemma_size_missing": (student(architectures=["Gemma3ForCausalLM"], head_dim=32), []),
+    "gemma_activation": (student(**GEMMA2, hidden_activation="gelu"), []),
+    "gemma_yarn": (student(**GEMMA2, rope_scaling={"rope_type": "yarn", "factor": 2.0}), []),
+    "gemma_layer_types": (student(**GEMMA2, layer_types=["full_attention"]), []),
+    "gemma_fused_head": (teacher(**GEMMA2), ["objective.head=fused"]),
     "experts_missing": (
         student(architectures=["Qwen3MoeForCausalLM"], moe_intermediate_size=64),
         [],
