@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mixtral",
         {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     ),
-    "mistral-window": ("Mistral", {"head_dim": 32, "sliding_window": 8}),
+    "mistral-sliding": ("Mistral", {"head_dim": 32, "sliding_window": 8}),
     "gemma2": (
         "Gemma2",
         GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.distributed.harness import run_distributed_test
 from tests.tiny_hf import MIXTURES, make_tiny_model
 
-FAMILIES = ("llama", "qwen2-bias", "mixtral")  # untied, tied, experts
+FAMILIES = ("llama", "qwen2-bias", "mixtral", "gemma3")  # untied, tied, experts, more norms
 
 
 def test_streamed_checkpoint_loads_at_another_layout(tmp_path: Path) -> None:
