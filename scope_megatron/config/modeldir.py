@@ -124,10 +124,13 @@ def read_shape(directory: Path) -> ModelShape:
 
 def _experts(path: Path, hf: dict[str, Any], architecture: str) -> int:
     names = {"Qwen3MoeForCausalLM": "num_experts", "MixtralForCausalLM": "num_local_experts"}
-    return _size(path, hf, names[architecture]) if architecture in names else 0
+    if architecture not in names:
+        return 0
+    # transformers 5 writes the second name for both
+    return _size(path, hf, names[architecture], hf.get("num_local_experts"))
 
 
-def _size(path: Path, hf: dict[str, Any], name: str, default: int | None = None) -> int:
+def _size(path: Path, hf: dict[str, Any], name: str, default: Any = None) -> int:
     value = hf.get(name)
     if value is None:
         value = default
