@@ -29,6 +29,8 @@ YARN_FACTOR_ROPE = YARN_ROPE | {"attention_factor": 0.8, "beta_fast": 4.0, "trun
 # eager: transformers' other attentions leave the cap out
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8}
 GEMMA |= {"attn_implementation": "eager", "eos_token_id": None, "pad_token_id": None}
+NARROW = {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48}
+NARROW |= {"num_experts_per_tok": 2, "norm_topk_prob": True}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 32}),
     "llama-tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -65,8 +67,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 MIXTURES = [name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings]
-# Qwen2 with heads of 32, the least that the engine takes on a CPU
-ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {"qwen2-wide": ("Qwen2", {"hidden_size": 128})}
+ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-wide": ("Qwen2", {"hidden_size": 128}),  # heads of 32, the least it takes on a CPU
+    "qwen3-moe-narrow": ("Qwen3Moe", NARROW),  # its experts are padded there
+}
 
 
 def make_tiny_model(
