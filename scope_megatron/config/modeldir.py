@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_megatron.config.errors import shown
-from scope_megatron.config.family import GEMMA, LAYER_KINDS, softcap
+from scope_megatron.config.family import GEMMA, LAYER_KINDS, softcap, window
 
 KNOWN_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -145,15 +145,10 @@ def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
     known = tuple(kind for kind in KNOWN_ROPE_TYPES if kind != "yarn" or not gemma)
     for rope in _ropes(path, hf):
         _refuse_rope(path, rope, known)
-    kinds, layers = hf.get("layer_types"), _size(path, hf, "num_hidden_layers")
-    if gemma and kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - set(LAYER_KINDS):
-            raise ModelDirError(
-                f"{path} has layer_types that do not say {' or '.join(LAYER_KINDS)} for each of "
-                f"{layers} layers; correct config.json"
-            )
-    for name in ("head_dim", "query_pre_attn_scalar", "sliding_window") if gemma else ():
-        _size(path, hf, name)
+    if gemma:
+        _check_gemma(path, hf)
+    elif window(hf) is not None:
+        _size(path, hf, "sliding_window", window(hf))
     moe = architecture == "Qwen3MoeForCausalLM"
     activation = hf.get("hidden_activation" if gemma else "hidden_act")
     activation_name = "hidden_activation" if gemma else "hidden_act"
@@ -172,6 +167,23 @@ def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
             raise ModelDirError(
                 f"{path} has {name} {shown(hf[name])}, not supported; use a model without it"
             )
+
+
+def _check_gemma(path: Path, hf: dict[str, Any]) -> None:
+    for name in ("head_dim", "query_pre_attn_scalar", "sliding_window"):
+        _size(path, hf, name)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        cap = softcap(hf, name)
+        if cap is not None and not (isinstance(cap, int | float) and cap > 0):
+            raise ModelDirError(f"{path} has {name} {shown(cap)}; set it to null or above 0")
+    kinds, layers = hf.get("layer_types"), _size(path, hf, "num_hidden_layers")
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or [kind in LAYER_KINDS for kind in kinds] != [True] * layers:
+        raise ModelDirError(
+            f"{path} has layer_types that do not say {' or '.join(LAYER_KINDS)} for each of "
+            f"{layers} layers; correct config.json"
+        )
 
 
 def _ropes(path: Path, hf: dict[str, Any]) -> list[dict[str, Any]]:

@@ -155,6 +155,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "gemma_activation": (student(**GEMMA2, hidden_activation="gelu"), []),
     "gemma_yarn": (student(**GEMMA2, rope_scaling={"rope_type": "yarn", "factor": 2.0}), []),
     "gemma_layer_types": (student(**GEMMA2, layer_types=["full_attention"]), []),
+    "gemma_cap": (student(**GEMMA2, attn_logit_softcapping=0), []),
+    "mistral_window_zero": (student(architectures=["MistralForCausalLM"], sliding_window=0), []),
     "gemma_fused_head": (teacher(**GEMMA2), ["objective.head=fused"]),
     "experts_missing": (
         student(architectures=["Qwen3MoeForCausalLM"], moe_intermediate_size=64),
