@@ -26,6 +26,11 @@ YARN_ROPE = {
     "original_max_position_embeddings": 16,
 }
 YARN_FACTOR_ROPE = YARN_ROPE | {"attention_factor": 0.8, "beta_fast": 4.0, "truncate": False}
+# eager: transformers' other attentions leave the cap out
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8}
+GEMMA |= {"attn_implementation": "eager", "eos_token_id": None, "pad_token_id": None}
+NARROW = {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48}
+NARROW |= {"num_experts_per_tok": 2, "norm_topk_prob": True}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 32}),
     "llama-tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -49,9 +54,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Mixtral",
         {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     ),
+    "mistral-sliding": ("Mistral", {"head_dim": 32, "sliding_window": 8}),
+    "gemma2": (
+        "Gemma2",
+        GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3",
+        GEMMA
+        | {"sliding_window_pattern": 3, "rope_theta": 1e5, "rope_local_base_freq": 100.0}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ),
 }
-# Qwen2 with heads of 32, the least that the engine takes on a CPU
-ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {"qwen2-wide": ("Qwen2", {"hidden_size": 128})}
+MIXTURES = [name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings]
+ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-wide": ("Qwen2", {"hidden_size": 128}),  # heads of 32, the least it takes on a CPU
+    "qwen3-moe-narrow": ("Qwen3Moe", NARROW),  # its experts are padded there
+}
 
 
 def make_tiny_model(
@@ -71,7 +90,8 @@ def make_tiny_model(
         "max_position_embeddings": 256,
         "initializer_range": 0.1,
     }
-    config = getattr(transformers, f"{architecture}Config")(**(shape | settings))
+    kind = "Gemma3Text" if architecture == "Gemma3" else architecture
+    config = getattr(transformers, f"{kind}Config")(**(shape | settings))
     torch.manual_seed(sum(family.encode()) + seed)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     with torch.no_grad():

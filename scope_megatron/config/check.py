@@ -122,6 +122,12 @@ def _parallel(config: Config, command: Command) -> Problems:
             "parallel.sequence: is true but parallel.tensor is 1; "
             "set parallel.tensor > 1 or parallel.sequence=false"
         )
+    if tensor * data % parallel.expert:
+        yield (
+            f"parallel.expert: is {parallel.expert}, not a divisor of parallel.tensor x "
+            f"parallel.data {tensor * data}; set it to "
+            f"{_divisors(tensor * data, min(parallel.expert, tensor * data + 1))}"
+        )
     if tensor % config.engine.tensor:
         yield (
             f"rollout.engine.tensor: is {config.engine.tensor}, not a divisor of parallel.tensor "
@@ -214,6 +220,11 @@ def _models(config: Config, command: Command) -> Problems:
     yield from _experts(config, shapes, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
+        if shape.capped and config.objective.head == "fused":
+            yield (
+                f"objective.head: is fused but {key} caps its logits (final_logit_softcapping), "
+                "which the fused head does not; set it to auto or logits"
+            )
     if "model.student" in shapes:
         if config.needs_engine or command == "evaluate":
             yield from _served(config, shapes["model.student"])
@@ -233,7 +244,7 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             f"{key} has {name} {size}": size
             for key, shape in shapes.items()
             for name, size in shape.divided().items()
-            if name in names[by]
+            if name in names[by] and not (name == shape.ffn_name and _whole_experts(config, shape))
         }
         for what, size in sizes.items():
             if size % ranks:
@@ -241,9 +252,26 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
 
 
+def _whole_experts(config: Config, shape: ModelShape) -> bool:
+    return shape.experts > 0 and config.parallel.expert > 1
+
+
 def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Problems:
-    """megatron-core trains experts under tensor parallelism with sequence parallelism only."""
+    """Experts divide over the ranks that share them; megatron-core trains them under tensor
+    parallelism with sequence parallelism only."""
     student, layout = shapes.get("model.student"), config.parallel
+    mixtures = {key: shape.experts for key, shape in shapes.items() if shape.experts}
+    if layout.expert > 1 and shapes and not mixtures:
+        yield (
+            f"parallel.expert: is {layout.expert} but no model of the run has experts; set it to 1"
+        )
+    for key, experts in mixtures.items():
+        if experts % layout.expert:
+            common = math.gcd(*mixtures.values(), layout.tensor * layout.data)
+            yield (
+                f"parallel.expert: is {layout.expert} but {key} has {experts} experts; "
+                f"set it to {_divisors(common, layout.expert)}"
+            )
     if student and student.experts and layout.tensor > 1 and not layout.sequence:
         if command == "train":
             yield (
@@ -275,11 +303,6 @@ def _fits(config: Config, key: str, shape: ModelShape) -> Problems:
 
 def _served(config: Config, shape: ModelShape) -> Problems:
     """What the engine asks of the student."""
-    if not cuda_visible() and shape.experts:
-        yield (
-            f"model.student: has {shape.experts} experts, whose weights vLLM's CPU build cannot "
-            "take again; use a dense student, or a GPU"
-        )
     if not cuda_visible() and shape.head_dim not in CPU_HEAD_DIMS:
         allowed = ", ".join(str(size) for size in CPU_HEAD_DIMS)
         yield (

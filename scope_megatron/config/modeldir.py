@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_megatron.config.errors import shown
+from scope_megatron.config.family import GEMMA, LAYER_KINDS, softcap, window
 
 KNOWN_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -20,9 +21,9 @@ KNOWN_ARCHITECTURES = (
     "MistralForCausalLM",
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
+    *GEMMA,
 )
 KNOWN_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-WINDOWED = ("MistralForCausalLM", "MixtralForCausalLM")  # a window unless config.json says null
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # vLLM's CPU attention
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -49,6 +50,7 @@ class ModelShape:
     max_positions: int
     tied: bool | None  # None: config.json does not say
     experts: int = 0  # per layer; 0: a dense model
+    capped: bool = False  # logits are squeezed by a tanh
 
     @property
     def ffn_name(self) -> str:
@@ -116,15 +118,19 @@ def read_shape(directory: Path) -> ModelShape:
         max_positions=_size(path, hf, "max_position_embeddings"),
         tied=hf.get("tie_word_embeddings"),
         experts=_experts(path, hf, architecture),
+        capped=softcap(hf, "final_logit_softcapping") is not None,
     )
 
 
 def _experts(path: Path, hf: dict[str, Any], architecture: str) -> int:
     names = {"Qwen3MoeForCausalLM": "num_experts", "MixtralForCausalLM": "num_local_experts"}
-    return _size(path, hf, names[architecture]) if architecture in names else 0
+    if architecture not in names:
+        return 0
+    # transformers 5 writes the second name for both
+    return _size(path, hf, names[architecture], hf.get("num_local_experts"))
 
 
-def _size(path: Path, hf: dict[str, Any], name: str, default: int | None = None) -> int:
+def _size(path: Path, hf: dict[str, Any], name: str, default: Any = None) -> int:
     value = hf.get(name)
     if value is None:
         value = default
@@ -135,42 +141,72 @@ def _size(path: Path, hf: dict[str, Any], name: str, default: int | None = None)
 
 def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
     """Settings of config.json that change the mathematics and are not implemented."""
-    rope: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):  # older and newer style
-        value = hf.get(name) or {}
-        if not isinstance(value, dict):
-            raise ModelDirError(f"{path} has no mapping at {name}; copy the file again")
-        rope |= value
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in KNOWN_ROPE_TYPES:
-        known = ", ".join(KNOWN_ROPE_TYPES)
-        raise ModelDirError(
-            f"{path} has rope_type {shown(rope_type)}; use a model with one of {known}"
-        )
-    for name in ("factor", "original_max_position_embeddings"):
-        if rope_type == "yarn" and not rope.get(name):
-            raise ModelDirError(f"{path} has rope_type 'yarn' without {name}; correct config.json")
-    window = hf.get("sliding_window", 4096) if architecture in WINDOWED else None
-    if window is not None:
-        raise ModelDirError(
-            f"{path} has sliding_window {shown(window)}, not supported; "
-            "use a model whose config.json has it as null"
-        )
+    gemma = architecture in GEMMA
+    known = tuple(kind for kind in KNOWN_ROPE_TYPES if kind != "yarn" or not gemma)
+    for rope in _ropes(path, hf):
+        _refuse_rope(path, rope, known)
+    if gemma:
+        _check_gemma(path, hf)
+    elif window(hf) is not None:
+        _size(path, hf, "sliding_window", window(hf))
     moe = architecture == "Qwen3MoeForCausalLM"
+    activation = hf.get("hidden_activation" if gemma else "hidden_act")
+    activation_name = "hidden_activation" if gemma else "hidden_act"
     wrong = {
         "quantization_config": bool(hf.get("quantization_config")),
         "use_sliding_window": bool(hf.get("use_sliding_window")),
+        "use_bidirectional_attention": bool(hf.get("use_bidirectional_attention")),
         "mlp_only_layers": moe and bool(hf.get("mlp_only_layers")),
         "decoder_sparse_step": moe and hf.get("decoder_sparse_step", 1) != 1,
         "mlp_bias": bool(hf.get("mlp_bias")),
         "attention_bias": bool(hf.get("attention_bias")) and architecture != "Qwen2ForCausalLM",
-        "hidden_act": hf.get("hidden_act", "silu") != "silu",
+        activation_name: activation not in (None, "gelu_pytorch_tanh" if gemma else "silu"),
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
             raise ModelDirError(
                 f"{path} has {name} {shown(hf[name])}, not supported; use a model without it"
             )
+
+
+def _check_gemma(path: Path, hf: dict[str, Any]) -> None:
+    for name in ("head_dim", "query_pre_attn_scalar", "sliding_window"):
+        _size(path, hf, name)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        cap = softcap(hf, name)
+        if cap is not None and not (isinstance(cap, int | float) and cap > 0):
+            raise ModelDirError(f"{path} has {name} {shown(cap)}; set it to null or above 0")
+    kinds, layers = hf.get("layer_types"), _size(path, hf, "num_hidden_layers")
+    if kinds is None:
+        return
+    if not isinstance(kinds, list) or [kind in LAYER_KINDS for kind in kinds] != [True] * layers:
+        raise ModelDirError(
+            f"{path} has layer_types that do not say {' or '.join(LAYER_KINDS)} for each of "
+            f"{layers} layers; correct config.json"
+        )
+
+
+def _ropes(path: Path, hf: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rope settings in config.json: one, or one per kind of layer."""
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):  # older and newer style
+        value = hf.get(name) or {}
+        if not isinstance(value, dict):
+            raise ModelDirError(f"{path} has no mapping at {name}; copy the file again")
+        rope |= value
+    kinds = [value for value in rope.values() if isinstance(value, dict)]
+    return kinds or [rope]
+
+
+def _refuse_rope(path: Path, rope: dict[str, Any], known: tuple[str, ...]) -> None:
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in known:
+        raise ModelDirError(
+            f"{path} has rope_type {shown(rope_type)}; use a model with one of {', '.join(known)}"
+        )
+    for name in ("factor", "original_max_position_embeddings"):
+        if rope_type == "yarn" and not rope.get(name):
+            raise ModelDirError(f"{path} has rope_type 'yarn' without {name}; correct config.json")
 
 
 def check_weights(directory: Path, tied: bool | None) -> None:

@@ -86,6 +86,12 @@ class ParallelConfig(Section):
     tensor: int = Field(1, ge=1, description="tensor-parallel size (ranks that share a layer)")
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
     data: int = Field(1, ge=1, description="data-parallel replicas")
+    expert: int = Field(
+        1,
+        ge=1,
+        description="neighbouring ranks among tensor x data that share the experts of a layer, "
+        "each holding whole ones; 1: experts are cut by tensor like other weights",
+    )
     sequence: bool = Field(
         False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
     )

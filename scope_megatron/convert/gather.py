@@ -1,4 +1,4 @@
-"""Tensor- and pipeline-parallel shards -> full Hugging Face tensors, streamed in buckets."""
+"""Tensor-, expert- and pipeline-parallel shards -> full Hugging Face tensors, in buckets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scope_megatron.convert.mapping import Mapping
+from scope_megatron.convert.mapping import Mapping, expert_of, is_expert, with_expert
 from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
@@ -20,9 +20,9 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 @dataclass(frozen=True)
 class _Shard:
-    """One parameter as a tensor rank of its pipeline stage holds it."""
+    """One parameter as a rank of its pipeline stage holds it."""
 
-    name: str  # Megatron's, with the layer counted over the whole model
+    name: str  # Megatron's, with layer and expert counted over the whole model
     shape: tuple[int, ...]
     dtype: torch.dtype
     stage: int
@@ -31,16 +31,25 @@ class _Shard:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the shards of a bucket have in common."""
+        return self.stage, self.dtype, is_expert(self.name)
+
 
 def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of this rank, their layers numbered over the whole model (wrappers are opened)."""
+    """Parameters of this rank, layers and experts numbered over the whole model (wrappers are
+    opened)."""
     while hasattr(model, "module"):  # DistributedDataParallel, Float16Module
         model = model.module
     for name, parameter in model.named_parameters():
         if name.startswith("decoder.layers."):
             _, _, local, rest = name.split(".", 3)
-            number = model.decoder.layers[int(local)].layer_number - 1
-            name = f"decoder.layers.{number}.{rest}"
+            layer = model.decoder.layers[int(local)]
+            name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
+            expert = expert_of(name)
+            if expert is not None:
+                name = with_expert(name, layer.mlp.local_expert_indices[expert])
         yield name, parameter
 
 
@@ -49,9 +58,10 @@ def iter_full_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every (Hugging Face name, full tensor) of the model, in the same order on every rank.
 
-    A collective over the tensor x pipeline ranks of one copy of the model: all of them must
-    exhaust the iterator. Per bucket of at most ``bucket_bytes`` (one parameter may exceed it) of
-    one stage: one all-gather over the tensor ranks, one broadcast over the pipeline.
+    A collective over the tensor x pipeline ranks of one copy of the model, and over the ranks that
+    share its experts: all of them must exhaust the iterator. Per bucket of at most
+    ``bucket_bytes`` of one stage: one all-gather over the tensor (or expert) ranks, one broadcast
+    over the pipeline. One parameter, or the like of it from every expert rank, may exceed that.
 
     Each bucket is a fresh buffer, so a tensor stays valid for as long as it is kept. One that is
     small beside its bucket is a copy, so that keeping it does not keep the bucket. Two buckets and
@@ -62,13 +72,30 @@ def iter_full_tensors(
     """
     mapping = Mapping(hf)
     own = {name: parameter.detach() for name, parameter in global_parameters(model)}
-    for bucket in _buckets(_all_shards(own, mapping, topology), topology.tp_size, bucket_bytes):
-        for shard, parts in zip(bucket, _gather(bucket, own, topology), strict=True):
-            rule, names = mapping.find(shard.name)
-            for name, tensor in zip(names, rule.operation.to_hf(parts, mapping.sizes), strict=True):
-                yield name, _detached(tensor)
-                del tensor
-        del parts  # the bucket's memory, before the next one is gathered
+    for bucket in _buckets(_all_shards(own, mapping, topology), topology, bucket_bytes):
+        for shard, gathered in zip(bucket, _gather(bucket, own, topology), strict=True):
+            for parameter, parts in _parameters(shard, gathered, mapping, topology):
+                rule, names = mapping.find(parameter)
+                tensors = rule.operation.to_hf(parts, mapping.sizes)
+                for name, tensor in zip(names, tensors, strict=True):
+                    yield name, _detached(tensor)
+                    del tensor
+                del parts, tensors
+        del gathered  # the bucket's memory, before the next one is gathered
+
+
+def _parameters(
+    shard: _Shard, gathered: Tensor, mapping: Mapping, topology: Topology
+) -> Iterator[tuple[str, Tensor]]:
+    """(Megatron name, [shards, *shape]): with expert parallelism every rank gave another expert."""
+    expert = expert_of(shard.name)
+    if expert is None or topology.ep_size == 1:
+        yield shard.name, gathered
+        return
+    held = mapping.sizes.experts // topology.ep_size
+    for rank in range(topology.ep_size):
+        name = with_expert(shard.name, rank * held + expert % held)
+        yield name, gathered[rank : rank + 1]
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -91,13 +118,14 @@ def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) ->
     return [shard for stage in stages for shard in stage]
 
 
-def _buckets(shards: list[_Shard], tp_size: int, bucket_bytes: int) -> Iterator[list[_Shard]]:
-    """Consecutive shards of one stage and dtype that gather to at most ``bucket_bytes``."""
+def _buckets(shards: list[_Shard], topology: Topology, bucket_bytes: int) -> Iterator[list[_Shard]]:
+    """Consecutive shards of one kind that gather to at most ``bucket_bytes``."""
     bucket: list[_Shard] = []
     filled = 0
     for shard in shards:
-        size = shard.numel * shard.dtype.itemsize * tp_size
-        same = bucket and (bucket[0].stage, bucket[0].dtype) == (shard.stage, shard.dtype)
+        _, ranks = topology.shard_group(is_expert(shard.name))
+        size = shard.numel * shard.dtype.itemsize * ranks
+        same = bucket and bucket[0].kind == shard.kind
         if bucket and (not same or filled + size > bucket_bytes):
             yield bucket
             bucket, filled = [], 0
@@ -108,9 +136,9 @@ def _buckets(shards: list[_Shard], tp_size: int, bucket_bytes: int) -> Iterator[
 
 
 def _gather(bucket: list[_Shard], own: dict[str, Tensor], topology: Topology) -> Iterator[Tensor]:
-    """Per shard of the bucket, all tensor ranks' shards stacked: [tp, *shard shape]."""
-    tp = topology.tp_size
-    if tp == 1 and topology.pp_size == 1:
+    """Per shard of the bucket, those of all ranks of its group stacked: [ranks, *shard shape]."""
+    group, ranks = topology.shard_group(is_expert(bucket[0].name))
+    if ranks == 1 and topology.pp_size == 1:
         yield from (own[shard.name][None] for shard in bucket)
         return
     stage, dtype = bucket[0].stage, bucket[0].dtype
@@ -119,13 +147,13 @@ def _gather(bucket: list[_Shard], own: dict[str, Tensor], topology: Topology) ->
         parts = [own[shard.name].reshape(-1) for shard in bucket]
         local = torch.cat(parts) if len(parts) > 1 else parts[0]  # one is not copied
         gathered = local[None]
-        if tp > 1:
-            gathered = local.new_empty(tp, numel)
-            _all_gather(gathered.view(-1), local, group=topology.tp_group)
+        if ranks > 1:
+            gathered = local.new_empty(ranks, numel)
+            _all_gather(gathered.view(-1), local, group=group)
         del local, parts
     else:
         device = next(iter(own.values())).device
-        gathered = torch.empty(tp, numel, dtype=dtype, device=device)
+        gathered = torch.empty(ranks, numel, dtype=dtype, device=device)
     if topology.pp_size > 1:
         source = dist.get_global_rank(topology.pp_group, stage)
         dist.broadcast(gathered, src=source, group=topology.pp_group)

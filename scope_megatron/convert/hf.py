@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scope_megatron.convert.directory import commit_directory, is_occupied, make_temporary
 from scope_megatron.convert.gather import global_parameters, iter_full_tensors
-from scope_megatron.convert.mapping import Mapping, Shape
+from scope_megatron.convert.mapping import Mapping, Shape, is_expert
 from scope_megatron.parallel.topology import Topology
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +48,8 @@ def load_hf_weights(
     reader = ShardReader(directory, hf)
     with torch.no_grad():
         for name, parameter in global_parameters(model):
-            parameter.copy_(reader.shard(name, tuple(parameter.shape), topology.tp_rank))
+            rank = topology.shard_rank(is_expert(name))
+            parameter.copy_(reader.shard(name, tuple(parameter.shape), rank))
 
 
 class ShardReader:
@@ -202,7 +203,7 @@ def export_hf(
         refusal = ValueError(f"{out_dir} is not empty; choose another directory")
     _raise_together(refusal)
     failure: Exception | None = None
-    if topology.dp_rank == 0:
+    if topology.dp_rank == 0 or topology.ep_size > 1:
         writer = None
         for name, tensor in iter_full_tensors(model, hf, topology, bucket_bytes):
             if not topology.is_main or failure:

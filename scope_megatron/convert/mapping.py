@@ -22,12 +22,31 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from scope_megatron.config.family import is_tied
+
 Shape = tuple[int, ...]
 
 _NUMBERED = re.compile(
     r"^decoder\.layers\.(?P<layer>\d+)\.(?:mlp\.experts\.local_experts\.(?P<expert>\d+)\.)?"
 )
 _EXPERT = "mlp.experts.local_experts.{expert}."
+_EXPERT_NUMBER = re.compile(r"(?<=\.local_experts\.)\d+(?=\.)")
+
+
+def expert_of(name: str) -> int | None:
+    """The number of the expert that a Megatron parameter belongs to."""
+    found = _EXPERT_NUMBER.search(name)
+    return int(found[0]) if found else None
+
+
+def is_expert(name: str) -> bool:
+    """Whether a Megatron parameter belongs to one expert."""
+    return expert_of(name) is not None
+
+
+def with_expert(name: str, number: int) -> str:
+    """The name of the same parameter of another expert."""
+    return _EXPERT_NUMBER.sub(str(number), name)
 
 
 class Sliceable(Protocol):
@@ -217,7 +236,7 @@ class Rule:
 _M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."  # Megatron, Hugging Face
 _EMBEDDING = "model.embed_tokens.weight"
 
-_ATTENTION = (
+_BASE = (
     Rule(("embedding.word_embeddings.weight",), (_EMBEDDING,), Vocabulary()),
     Rule(
         (_M + "input_layernorm.weight", _M + "self_attention.linear_qkv.layer_norm_weight"),
@@ -234,21 +253,36 @@ _ATTENTION = (
         (_H + "self_attn.o_proj.weight",),
         RowParallel("heads"),
     ),
+    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Replicated(("hidden",))),
+)
+_ATTENTION = (
+    *_BASE,
     Rule(
         (_M + "pre_mlp_layernorm.weight", _M + "mlp.linear_fc1.layer_norm_weight"),
         (_H + "post_attention_layernorm.weight",),
         Replicated(("hidden",)),
     ),
-    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Replicated(("hidden",))),
 )
-_DENSE = (
-    *_ATTENTION,
+_MLP = (
     Rule(
         (_M + "mlp.linear_fc1.weight",),
         (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"),
         GatedMLP(),
     ),
     Rule((_M + "mlp.linear_fc2.weight",), (_H + "mlp.down_proj.weight",), RowParallel("ffn")),
+)
+_DENSE = (*_ATTENTION, *_MLP)
+_GEMMA = (  # a norm before and behind each block, which their names do not tell apart
+    *_BASE,
+    *(
+        Rule((_M + ours + ".weight",), (_H + theirs + ".weight",), Replicated(("hidden",)))
+        for ours, theirs in (
+            ("self_attn_bda", "post_attention_layernorm"),
+            ("pre_mlp_layernorm", "pre_feedforward_layernorm"),
+            ("mlp_bda", "post_feedforward_layernorm"),
+        )
+    ),
+    *_MLP,
 )
 
 
@@ -300,6 +334,8 @@ ARCHITECTURES: dict[str, tuple[Rule, ...]] = {
         *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
     ),
     "MixtralForCausalLM": (*_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
+    "Gemma2ForCausalLM": _GEMMA,
+    "Gemma3ForCausalLM": (*_GEMMA, *_QK_NORMS),
 }
 
 
@@ -315,7 +351,7 @@ class Mapping:
                 f"supported: {', '.join(ARCHITECTURES)}"
             )
         self.architecture = architecture
-        self.tied = bool(hf.get("tie_word_embeddings", False))
+        self.tied = is_tied(hf)
         self.sizes = Sizes.of(hf)
         self.layers: int = hf["num_hidden_layers"]
         self.rules = (*ARCHITECTURES[architecture], _TIED_OUTPUT if self.tied else _OUTPUT)

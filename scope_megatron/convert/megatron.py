@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from scope_megatron.convert.gather import global_parameters
 from scope_megatron.convert.hf import ShardReader
+from scope_megatron.convert.mapping import is_expert
 from scope_megatron.parallel.topology import Topology
 
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -58,12 +59,13 @@ def save_streamed(
         # without a name: the tied copy of the embedding, under the embedding's key
         name = local.get(key, "output_layer.weight")
         if isinstance(entry, ShardedTensorFactory):
-            read = _reader(reader, name, tuple(entry.data.shape), topology.tp_rank, dtype)
+            rank = topology.shard_rank(is_expert(name))
+            read = _reader(reader, name, tuple(entry.data.shape), rank, dtype)
             reads |= _pieces(entry, read)
         elif isinstance(entry, ShardedTensor):
             parts = _parts(entry) if name in _VOCABULARY else [entry]
             for number, part in enumerate(parts):
-                rank = topology.tp_rank * len(parts) + number
+                rank = topology.shard_rank(is_expert(name)) * len(parts) + number
                 read = _reader(reader, name, tuple(part.data.shape), rank, dtype)
                 reads[part.key, part.global_offset] = read
             state |= {f"{key}.{number}": part for number, part in enumerate(parts)}

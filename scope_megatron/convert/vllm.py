@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope_megatron.config.family import architecture, is_tied
 from scope_megatron.convert.gather import iter_full_tensors
 from scope_megatron.parallel.topology import Topology
 
@@ -19,8 +20,9 @@ def engine_weights(
 
     Tied embeddings come twice, also as ``lm_head.weight``: vLLM's CPU build packs the output
     layer's weights into a copy, which stays at the old values unless the name is loaded too.
+    Its Gemma 2 has no output layer.
     """
-    tied = bool(hf.get("tie_word_embeddings", False))
+    tied = is_tied(hf) and architecture(hf) != "Gemma2ForCausalLM"
     for name, tensor in iter_full_tensors(model, hf, topology, bucket_bytes):
         tensor = tensor.contiguous()
         yield name, tensor

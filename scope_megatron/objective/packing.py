@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -129,6 +130,12 @@ def build(
     )
 
 
+def filler(pad_multiple: int = 1) -> PackedBatch:
+    """A pack without members, ``pad_multiple`` tokens long, for a rank that must run along."""
+    pack = build([((0,) * pad_multiple, ())], [0])
+    return replace(pack, sequence=torch.full_like(pack.sequence, -1), members=[])
+
+
 def scatter_to_sequences(values: Tensor, pack: PackedBatch) -> dict[int, Tensor]:
     """Cut ``values`` [T, ...] into each sequence's response tokens.
 
@@ -176,7 +183,7 @@ def gather_from_sequences(
                 f"sequence {index}: {value.numel()} values for {count} response tokens"
             )
         parts.append(value.expand(count))
-    flat = torch.cat(parts)
+    flat = torch.cat(parts) if parts else torch.empty(0, device=pack.response.device)
     out = torch.full(pack.response.shape, fill, dtype=flat.dtype, device=pack.response.device)
     out[pack.response] = flat
     return out

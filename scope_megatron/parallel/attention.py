@@ -7,10 +7,12 @@ padding or for another sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -19,7 +21,12 @@ from torch.nn import functional
 
 
 class PackedCausalAttention(MegatronModule):
-    """``core_attention`` over cu_seqlens (THD layout), grouped queries included."""
+    """``core_attention`` over cu_seqlens (THD layout), grouped queries included.
+
+    ``windows`` has an entry per layer of the whole model: how many of the last tokens, itself
+    included, a token sees; None: all. With ``softcap`` the scaled scores s become
+    softcap tanh(s / softcap), and memory grows with the square of the longest sequence.
+    """
 
     def __init__(
         self,
@@ -28,11 +35,15 @@ class PackedCausalAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         softmax_scale: float | None = None,
+        windows: Sequence[int | None] = (),
+        softcap: float | None = None,
         **_: object,
     ) -> None:
         super().__init__(config=config)
         assert attention_type == "self" and config.context_parallel_size == 1
         self.softmax_scale = softmax_scale  # None: 1 / sqrt(head_dim)
+        self.window = windows[layer_number - 1] if windows else None
+        self.softcap = softcap
 
     def forward(
         self,
@@ -49,17 +60,53 @@ class PackedCausalAttention(MegatronModule):
         assert packed_seq_params is not None, "the trainer always packs its sequences"
         bounds = packed_seq_params.cu_seqlens_q.tolist()
         lengths = [end - start for start, end in pairwise(bounds)]
-        outputs = [
-            functional.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                k.transpose(0, 1)[None],
-                v.transpose(0, 1)[None],
-                is_causal=True,
-                scale=self.softmax_scale,
-                enable_gqa=query.size(1) != key.size(1),
-            )[0].transpose(0, 1)
-            for q, k, v in zip(
-                query.split(lengths), key.split(lengths), value.split(lengths), strict=True
-            )
-        ]
+        parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
+        outputs = [self._attend(q, k, v).transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
         return torch.cat(outputs).reshape(query.size(0), -1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One sequence: query [heads, L, d], key and value [groups, L, d] -> [heads, L, d]."""
+        if self.softcap is not None:
+            return self._attend_capped(query, key, value, self.softcap)
+        length = query.size(1)
+        windowed = self.window is not None and self.window < length
+        return functional.scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=self._visible(length, query.device) if windowed else None,
+            is_causal=not windowed,
+            scale=self.softmax_scale,
+            enable_gqa=query.size(0) != key.size(0),
+        )[0]
+
+    def _attend_capped(self, query: Tensor, key: Tensor, value: Tensor, cap: float) -> Tensor:
+        heads, length, width = query.shape
+        grouped = query.unflatten(0, (key.size(0), -1))  # [groups, heads of one, L, d]
+        scale = width**-0.5 if self.softmax_scale is None else self.softmax_scale
+        scores = (grouped @ key[:, None].mT * (scale / cap)).tanh() * cap
+        hidden = ~self._visible(length, query.device)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32)
+        return (weights.to(value.dtype) @ value[:, None]).reshape(heads, length, width)
+
+    def _visible(self, length: int, device: torch.device) -> Tensor:
+        """[L, L]: which key (column) a query (row) sees."""
+        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return seen if self.window is None else seen.triu(1 - self.window)
+
+
+class TwoRopeAttention(SelfAttention):
+    """Self-attention of a model whose layers with and without a window have other frequencies.
+
+    The model's rotary embedding then holds both side by side (see
+    :func:`scope_megatron.parallel.rope.inverse_frequencies`); ``core_attention`` knows which kind
+    of layer this is.
+    """
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
+        """As megatron-core's, with ``rotary_pos_emb`` [S, 1, 1, 2 d] of both kinds."""
+        both = kwargs.get("rotary_pos_emb")
+        assert isinstance(both, Tensor)
+        kind = 0 if self.core_attention.window is None else 1
+        kwargs["rotary_pos_emb"] = both.unflatten(-1, (2, 2, -1))[..., kind, :].flatten(-2)
+        return super().forward(hidden_states, *args, **kwargs)

@@ -18,6 +18,11 @@ def output_weight(model: torch.nn.Module) -> Tensor:
     return gpt.output_layer.weight
 
 
+def caps_logits(model: torch.nn.Module) -> bool:
+    """Whether logits are more than hidden states times the output weight (Gemma 2's cap)."""
+    return get_attr_wrapped_model(model, "config").logit_softcap is not None
+
+
 def head_input(hidden: Tensor, topology: Topology) -> Tensor:
     """Hidden states as the last stage gives them, [T(/tp), 1, H] -> [T, H] on every tensor rank.
 

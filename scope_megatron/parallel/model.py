@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,34 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from scope_megatron.config.family import (
+    architecture,
+    is_gemma,
+    is_tied,
+    softcap,
+    window,
+    windows,
+)
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.attention import PackedCausalAttention
-from scope_megatron.parallel.norm import RMSNorm
-from scope_megatron.parallel.rope import inverse_frequencies, rope_settings, yarn_attributes
+from scope_megatron.parallel.attention import PackedCausalAttention, TwoRopeAttention
+from scope_megatron.parallel.norm import NormedResidual, RMSNorm
+from scope_megatron.parallel.rope import (
+    has_two_ropes,
+    inverse_frequencies,
+    rope_settings,
+    yarn_attributes,
+)
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
+_WITH_QK_NORMS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Gemma3ForCausalLM")
 VOCAB_MULTIPLE = 128  # per tensor rank, as Megatron's --make-vocab-size-divisible-by
 
 
 def read_hf_config(directory: Path | str) -> dict[str, Any]:
     """``config.json`` of a Hugging Face model directory."""
-    return json.loads((Path(directory) / "config.json").read_text())
+    hf = json.loads((Path(directory) / "config.json").read_text())
+    return hf | {"tie_word_embeddings": True} if is_tied(hf) else hf
 
 
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
@@ -50,7 +66,8 @@ def transformer_config(
 ) -> TransformerConfig:
     """megatron-core's TransformerConfig of a ``config.json``."""
     heads = hf["num_attention_heads"]
-    architecture = hf["architectures"][0]
+    family = architecture(hf)
+    gemma = is_gemma(hf)
     bf16 = dtype == torch.bfloat16
     config = TransformerConfig(
         num_layers=hf["num_hidden_layers"],
@@ -61,11 +78,13 @@ def transformer_config(
         ffn_hidden_size=hf["intermediate_size"],
         layernorm_epsilon=hf["rms_norm_eps"],
         normalization="RMSNorm",
-        activation_func=functional.silu,
+        activation_func=_gelu if gemma else functional.silu,
         gated_linear_unit=True,
         add_bias_linear=False,
-        add_qkv_bias=architecture == "Qwen2ForCausalLM",
-        qk_layernorm=architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        add_qkv_bias=family == "Qwen2ForCausalLM",
+        qk_layernorm=family in _WITH_QK_NORMS,
+        layernorm_zero_centered_gamma=gemma,
+        softmax_scale=hf["query_pre_attn_scalar"] ** -0.5 if gemma else None,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=topology.tp_size,
@@ -87,14 +106,19 @@ def transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **_expert_settings(hf),
+        **_expert_settings(hf, topology),
     )
     for name, value in yarn_attributes(hf).items():
         setattr(config, name, value)
+    config.logit_softcap = softcap(hf, "final_logit_softcapping")
     return config
 
 
-def _expert_settings(hf: dict[str, Any]) -> dict[str, Any]:
+def _gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def _expert_settings(hf: dict[str, Any], topology: Topology) -> dict[str, Any]:
     """TransformerConfig's settings of a mixture of experts; none for a dense model."""
     experts = hf.get("num_experts") or hf.get("num_local_experts")
     if not experts:
@@ -108,6 +132,8 @@ def _expert_settings(hf: dict[str, Any]) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
+        "expert_model_parallel_size": topology.ep_size,
+        "expert_tensor_parallel_size": topology.tp_size if topology.ep_size == 1 else 1,
     }
 
 
@@ -130,17 +156,19 @@ def build_model(
     with nullcontext() if device.type != "meta" else device:
         model = GPTModel(
             config=config,
-            transformer_layer_spec=_block_spec(config),
+            transformer_layer_spec=_block_spec(config, hf),
             vocab_size=padded_vocab or padded_vocab_size(hf["vocab_size"], topology.tp_size),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=topology.is_first_stage,
             post_process=topology.is_last_stage,
             parallel_output=True,
-            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)),
+            share_embeddings_and_output_weights=is_tied(hf),
             position_embedding_type="rope",
             rotary_base=rope_settings(hf)["rope_theta"],
         )
     model.rotary_pos_emb.inv_freq = inverse_frequencies(hf).to(platform.device())
+    if is_gemma(hf):
+        _add_gemma_hooks(model, dtype)
     model.to(device)
     if dtype == torch.bfloat16:
         model.bfloat16()
@@ -167,8 +195,22 @@ def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
     )
 
 
-def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    if config.bf16 and platform.has_transformer_engine():  # its packed attention is half precision
+def _add_gemma_hooks(model: GPTModel, dtype: torch.dtype) -> None:
+    """Gemma scales the embeddings, and Gemma 2 caps the logits; megatron-core does neither."""
+    scale = torch.tensor(model.config.hidden_size**0.5, dtype=dtype).item()  # rounded as theirs is
+    cap = model.config.logit_softcap
+    if model.pre_process:
+        model.embedding.register_forward_hook(lambda module, args, output: output * scale)
+    if model.post_process and cap is not None:
+        model.output_layer.register_forward_hook(
+            lambda module, args, output: ((output[0] / cap).tanh() * cap, output[1])
+        )
+
+
+def _block_spec(config: TransformerConfig, hf: dict[str, Any]) -> TransformerBlockSubmodules:
+    own_attention = is_gemma(hf) or window(hf) is not None
+    # Transformer Engine's packed attention is half precision, and has no softcap
+    if config.bf16 and platform.has_transformer_engine() and not own_attention:
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -176,15 +218,18 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         )
         norm: Any = TENorm
     else:
-        layer = _local_layer_spec(config)
+        layer = _local_layer_spec(config, hf)
         norm = RMSNorm
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
     )
 
 
-def _local_layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """megatron-core's local layer, with packed attention and a norm for sequence parallelism."""
+def _local_layer_spec(config: TransformerConfig, hf: dict[str, Any]) -> ModuleSpec:
+    """megatron-core's local layer, with packed attention and a norm for sequence parallelism.
+
+    Gemma's layers have a norm behind attention and MLP as well.
+    """
     layer = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
         qk_layernorm=config.qk_layernorm,
@@ -193,7 +238,17 @@ def _local_layer_spec(config: TransformerConfig) -> ModuleSpec:
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PackedCausalAttention
+    attention.core_attention = partial(
+        PackedCausalAttention,
+        windows=windows(hf),
+        softcap=softcap(hf, "attn_logit_softcapping"),
+    )
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if has_two_ropes(hf):
+        layer.submodules.self_attention.module = TwoRopeAttention
+    if is_gemma(hf):
+        sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
+        add = ModuleSpec(NormedResidual, params={"config": config, **sizes})
+        layer.submodules.self_attn_bda = layer.submodules.mlp_bda = add
     return layer

@@ -21,7 +21,14 @@ from scope_megatron.config import OptimizerConfig
 
 
 def wrap_student(model: GPTModel, settings: OptimizerConfig) -> DistributedDataParallel:
-    """Give the student gradient buffers; gradients are summed over the data-parallel ranks."""
+    """Give the student gradient buffers; gradients are summed over the data-parallel ranks.
+
+    Experts get buffers and an optimizer of their own, with and without expert parallelism (their
+    ranks differ with it), so that a checkpoint's states load at any ``parallel.expert``.
+    """
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False
     ddp = DistributedDataParallel(
         config=model.config,
         ddp_config=DistributedDataParallelConfig(

@@ -8,18 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope_megatron.config.family import LAYER_KINDS, LayerKind, architecture
 
-def rope_settings(hf: dict[str, Any]) -> dict[str, Any]:
+
+def has_two_ropes(hf: dict[str, Any]) -> bool:
+    """Whether layers with a window have frequencies of their own (Gemma 3)."""
+    return architecture(hf) == "Gemma3ForCausalLM"
+
+
+def rope_settings(hf: dict[str, Any], kind: LayerKind = "full_attention") -> dict[str, Any]:
     """Rope parameters of both styles: ``rope_parameters`` (transformers 5) or the older keys."""
-    settings = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
+    parameters = dict(hf.get("rope_parameters") or {})
+    if has_two_ropes(hf):
+        if kind == "sliding_attention" and kind not in parameters:
+            return {"rope_type": "default", "rope_theta": hf.get("rope_local_base_freq", 10000.0)}
+        parameters = dict(parameters.get(kind) or {"rope_theta": hf.get("rope_theta", 1000000.0)})
+    settings = dict(hf.get("rope_scaling") or {}) | parameters
     settings.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
     settings.setdefault("rope_type", settings.pop("type", "default"))
     return settings
 
 
 def inverse_frequencies(hf: dict[str, Any]) -> Tensor:
-    """Rotary inverse frequencies [head_dim / 2] float32, plain or scaled."""
-    rope = rope_settings(hf)
+    """Rotary inverse frequencies [head_dim / 2] float32, plain or scaled.
+
+    Where layers with a window have others, [head_dim]: first those of the layers without one.
+    """
+    if not has_two_ropes(hf):
+        return _frequencies(hf, rope_settings(hf))
+    return torch.cat([_frequencies(hf, rope_settings(hf, kind)) for kind in LAYER_KINDS])
+
+
+def _frequencies(hf: dict[str, Any], rope: dict[str, Any]) -> Tensor:
     dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     inv = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     kind = rope["rope_type"]

@@ -31,6 +31,9 @@ class Topology:
     pp_group: ProcessGroup
     dp_group: ProcessGroup
     mp_group: ProcessGroup  # the tensor x pipeline ranks that hold one copy of the model
+    ep_rank: int = 0
+    ep_size: int = 1
+    ep_group: ProcessGroup | None = None  # neighbours among a stage's tensor x data ranks
 
     @property
     def is_first_stage(self) -> bool:
@@ -48,6 +51,20 @@ class Topology:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def holds_whole_experts(self, is_expert: bool) -> bool:
+        """Whether such a parameter is not cut: expert parallelism deals out whole experts."""
+        return is_expert and self.ep_size > 1
+
+    def shard_rank(self, is_expert: bool) -> int:
+        """Which tensor-parallel shard of such a parameter this rank holds."""
+        return 0 if self.holds_whole_experts(is_expert) else self.tp_rank
+
+    def shard_group(self, is_expert: bool) -> tuple[ProcessGroup | None, int]:
+        """The ranks, and their number, over which a stage's parameters of this kind are spread."""
+        if self.holds_whole_experts(is_expert):
+            return self.ep_group, self.ep_size
+        return self.tp_group, self.tp_size
 
 
 def initialize_distributed(timeout_s: float = 1800.0) -> None:
@@ -72,11 +89,19 @@ def _free_port() -> int:
 
 
 def create_topology(
-    tensor: int = 1, pipeline: int = 1, sequence: bool = False, seed: int = 1234
+    tensor: int = 1,
+    pipeline: int = 1,
+    sequence: bool = False,
+    seed: int = 1234,
+    *,
+    expert: int = 1,
 ) -> Topology:
     """Build Megatron's process groups over the world (collective over all ranks).
 
-    Raises ValueError when the world does not divide into tensor x pipeline.
+    With ``expert`` > 1 that many neighbouring tensor x data ranks of a stage share the experts of
+    its layers, each holding whole ones; otherwise tensor parallelism cuts them like other weights.
+    Raises ValueError when the world does not divide into tensor x pipeline, or a stage's ranks
+    not into groups of ``expert``.
     """
     world = dist.get_world_size()
     if world % (tensor * pipeline):
@@ -84,10 +109,17 @@ def create_topology(
             f"parallel.tensor={tensor} x parallel.pipeline={pipeline} does not divide the "
             f"{world} started processes; start a multiple of {tensor * pipeline}"
         )
+    if world // pipeline % expert:
+        raise ValueError(
+            f"parallel.expert={expert} does not divide the {world // pipeline} processes of a "
+            "pipeline stage; set it to a divisor of parallel.tensor x parallel.data"
+        )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
+            expert_model_parallel_size=expert,
+            expert_tensor_parallel_size=tensor if expert == 1 else 1,
             create_gloo_process_groups=True,  # the optimizer and its checkpoint ask for them
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
@@ -105,6 +137,9 @@ def create_topology(
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
         mp_group=parallel_state.get_model_parallel_group(),
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        ep_size=expert,
+        ep_group=parallel_state.get_expert_model_parallel_group(),
     )
 
 

@@ -156,6 +156,8 @@ class VLLMEngine:
         """See :class:`Engine`. In place; every weight of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
+        if not platform.has_cuda():
+            self._llm.collective_rpc(_forget_packed_experts)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
@@ -187,6 +189,17 @@ def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
         engine_logprobs=logprobs,
         finished=completion.finish_reason == "stop",
     )
+
+
+def _forget_packed_experts(worker: Any) -> None:
+    """Let vLLM's CPU build set the kernels of experts up again, which packs their weights.
+
+    With a kernel there, it would copy new weights as they are over the packed ones.
+    """
+    for layer in worker.get_model().modules():
+        method = getattr(layer, "quant_method", None)
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _prepare_environment(settings: EngineConfig) -> None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.objective.fused import fused_logprob
 from scope_megatron.objective.loss import vocab_parallel_logprob
-from scope_megatron.objective.packing import build, pack, scatter_to_sequences
+from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
 from scope_megatron.objective.routing import Routes, route
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.head import head_input, output_weight
@@ -110,14 +111,24 @@ class Scorer:
         return cls(topology, config.train.microbatch_tokens, fused)
 
     def pack(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
-        """The chosen responses in microbatches of bounded size, on this rank's device."""
+        """The chosen responses in microbatches of bounded size, on this rank's device.
+
+        With expert parallelism, collective: every replica gets the same number of microbatches,
+        since they pass through every layer together.
+        """
         multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
         sequences = [(r.prompt.token_ids, r.token_ids) for r in rollouts]
         bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
-        return [
-            build(sequences, [members[i] for i in bin_], multiple).to(platform.device())
-            for bin_ in bins
-        ]
+        packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
+        if self.topology.ep_size > 1:
+            packs += [filler(multiple)] * (self._most(len(packs)) - len(packs))
+        return [packed.to(platform.device()) for packed in packs]
+
+    def _most(self, count: int) -> int:
+        """The largest of the replicas' counts."""
+        counts = torch.tensor(count, device=platform.device())
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self.topology.dp_group)
+        return int(counts)
 
     def logprobs(
         self,

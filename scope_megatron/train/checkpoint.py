@@ -32,7 +32,10 @@ from scope_megatron.train.integrity import find_damage, write_manifest
 
 FORMAT = 1
 LATEST = "latest"
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,  # experts' states under their names alone
+}
 
 
 @dataclass

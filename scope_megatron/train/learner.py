@@ -8,6 +8,7 @@ import torch.distributed as dist
 from scope_megatron.config import Config
 from scope_megatron.objective.normalize import Totals, local_totals
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.head import caps_logits
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.train import observe, setup
@@ -25,8 +26,12 @@ class Learner:
         self.student = setup.build_student(config, topology)
         self.frozen = setup.build_frozen(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
+        models = [self.student.model, *([self.frozen.model] if self.frozen else [])]
         self.settings = LossSettings.of(
-            config, self.student.vocab_size, self.frozen.vocab_size if self.frozen else None
+            config,
+            self.student.vocab_size,
+            self.frozen.vocab_size if self.frozen else None,
+            capped=any(caps_logits(model) for model in models),
         )
         self.scorer = Scorer.of(config, topology, fused=self.settings.fused)
 

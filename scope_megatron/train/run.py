@@ -219,10 +219,13 @@ class Run:
         }
         if config.needs_teacher:
             facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
-        facts["layout"] = (
+        layout = (
             f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
             f"data {topo.dp_size}"
         )
+        if topo.ep_size > 1:
+            layout += f", expert {topo.ep_size}"
+        facts["layout"] = layout
         if config.rollout and config.on_policy:
             rollout = config.rollout
             facts["rollouts"] = (

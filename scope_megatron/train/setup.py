@@ -52,7 +52,13 @@ def start_process(config: Config) -> Topology:
     platform.initialize()
     initialize_distributed()
     parallel = config.parallel
-    return create_topology(parallel.tensor, parallel.pipeline, parallel.sequence, config.seed)
+    return create_topology(
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence,
+        config.seed,
+        expert=parallel.expert,
+    )
 
 
 def build_student(config: Config, topology: Topology) -> Student:

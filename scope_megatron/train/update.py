@@ -45,7 +45,10 @@ class LossSettings:
     fused: bool  # the head takes hidden states, and all logits never exist at once
 
     @classmethod
-    def of(cls, config: Config, student_vocab: int, teacher_vocab: int | None) -> LossSettings:
+    def of(
+        cls, config: Config, student_vocab: int, teacher_vocab: int | None, *, capped: bool
+    ) -> LossSettings:
+        """``capped``: a model squeezes its logits, which the fused head knows nothing of."""
         clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
         kl, has_teacher = config.objective.kl, config.algorithm.name in ("scope", "opd")
         return cls(
@@ -58,7 +61,7 @@ class LossSettings:
             divergence=kl if kl != "sampled" and has_teacher else None,
             jsd_beta=config.objective.jsd_beta,
             topk=config.objective.topk,
-            fused=_fuses(config, student_vocab),
+            fused=not capped and _fuses(config, student_vocab),
         )
 
     @property

@@ -12,16 +12,28 @@ from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
 from tests.tiny_hf import make_tiny_model
 
-LOADS = {"same": (2, 1), "pipeline": (1, 2), "data": (1, 1)}
+Layouts = dict[str, dict[str, Any]]  # the first one saves, all of them load
+LOADS: Layouts = {"same": {"tensor": 2}, "pipeline": {"pipeline": 2}, "data": {}}
+EXPERT_LOADS: Layouts = {
+    "same": {"data": 2, "expert": 2},
+    "pipeline": {"pipeline": 2},
+    "data": {"data": 2},
+    "expert-tensor": {"tensor": 2, "sequence": True, "expert": 2},
+}
 
 
 @pytest.mark.parametrize("distributed", [False, True], ids=["optimizer", "distributed-optimizer"])
-def test_a_checkpoint_goes_on_at_any_layout(tmp_path: Path, distributed: bool) -> None:
-    make_tiny_model("llama-tied", tmp_path / "student")
+@pytest.mark.parametrize(
+    ("family", "loads"), [("llama-tied", LOADS), ("qwen3-moe", EXPERT_LOADS)], ids=["", "experts"]
+)
+def test_a_checkpoint_goes_on_at_any_layout(
+    tmp_path: Path, family: str, loads: Layouts, distributed: bool
+) -> None:
+    make_tiny_model(family, tmp_path / "student")
     make_tiny_model("llama", tmp_path / "teacher")
-    results = run_distributed_test(save_and_load, 2, tmp_path, distributed, timeout=240)[0]
+    results = run_distributed_test(save_and_load, 2, tmp_path, loads, distributed, timeout=240)[0]
     saved, continued = results["saved"], results["continued"]
-    for layout in LOADS:
+    for layout in loads:
         loaded, further = results[layout]
         for name, tensor in saved.items():
             assert torch.equal(loaded[name], tensor), (layout, name)
@@ -30,7 +42,9 @@ def test_a_checkpoint_goes_on_at_any_layout(tmp_path: Path, distributed: bool) -
     assert results["skipped"] == ["step_00000002"], "the newest was damaged: the one before is used"
 
 
-def save_and_load(rank: int, world_size: int, root: Path, distributed: bool) -> dict[str, Any]:
+def save_and_load(
+    rank: int, world_size: int, root: Path, loads: Layouts, distributed: bool
+) -> dict[str, Any]:
     from scope_megatron.parallel import platform
 
     platform.initialize()
@@ -39,7 +53,7 @@ def save_and_load(rank: int, world_size: int, root: Path, distributed: bool) -> 
     from scope_megatron.train import checkpoint
 
     output, results = root / "out", {}
-    learner, topology = learner_at(root, 2, 1, distributed)
+    learner, topology = learner_at(root, loads["same"], distributed)
     state = state_of(learner, topology)
     update(learner, topology)
     progress = checkpoint.layout_progress(topology)
@@ -53,9 +67,9 @@ def save_and_load(rank: int, world_size: int, root: Path, distributed: bool) -> 
     found, lines = checkpoint.find_valid(output)
     assert found == directory
     results["skipped"] = [Path(line.split(" is damaged")[0]).name for line in lines]
-    for layout, (tensor, pipeline) in LOADS.items():
+    for layout, parallel in loads.items():
         parallel_state.destroy_model_parallel()
-        learner, topology = learner_at(root, tensor, pipeline, distributed)
+        learner, topology = learner_at(root, parallel, distributed)
         assert checkpoint.load_checkpoint(state_of(learner, topology), directory)["step"] == 1
         loaded = weights(learner, topology)
         update(learner, topology)
@@ -63,7 +77,7 @@ def save_and_load(rank: int, world_size: int, root: Path, distributed: bool) -> 
     return results
 
 
-def learner_at(root: Path, tensor: int, pipeline: int, distributed: bool) -> Any:
+def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
     from scope_megatron.parallel.topology import create_topology
     from scope_megatron.train.learner import Learner
 
@@ -71,10 +85,10 @@ def learner_at(root: Path, tensor: int, pipeline: int, distributed: bool) -> Any
         "optimizer.distributed": distributed,
         "optimizer.lr": 1e-2,
         "optimizer.eps": 1e-3,
-        "parallel.tensor": tensor,
-        "parallel.pipeline": pipeline,
     }
-    topology = create_topology(tensor, pipeline)
+    changes |= {f"parallel.{name}": value for name, value in parallel.items()}
+    sizes = {name: value for name, value in parallel.items() if name != "data"}
+    topology = create_topology(**sizes)
     return Learner(settings(root, changes), topology), topology
 
 

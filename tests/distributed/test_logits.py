@@ -9,21 +9,32 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import FAMILIES, VOCAB, make_tiny_model
+from tests.tiny_hf import FAMILIES, MIXTURES, VOCAB, make_tiny_model
 
 TOLERANCE = 1e-4
 LENGTHS = (3, 40, 13)  # 56 tokens, a multiple of tp; 40 reaches into llama3's scaled frequencies
-LAYOUTS = {  # tensor, pipeline, sequence: all of them fit into a world of two
-    "one": (1, 1, False),
-    "tensor": (2, 1, False),
-    "sequence": (2, 1, True),
-    "pipeline": (1, 2, False),
+LAYOUTS = {  # tensor, pipeline, sequence, expert: all of them fit into a world of two
+    "one": (1, 1, False, 1),
+    "tensor": (2, 1, False, 1),
+    "sequence": (2, 1, True, 1),
+    "pipeline": (1, 2, False, 1),
+}
+EXPERT_LAYOUTS = {
+    "expert-data": (1, 1, False, 2),  # the replicas, with different tokens, share the experts
+    "expert-tensor": (2, 1, False, 2),
+    "expert-sequence": (2, 1, True, 2),
 }
 
 
-def sequences() -> list[torch.Tensor]:
+def cases() -> list[tuple[str, str]]:
+    every = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
+    return every + [(family, layout) for family in MIXTURES for layout in EXPERT_LAYOUTS]
+
+
+def sequences(replica: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, VOCAB, (length,), generator=generator) for length in LENGTHS]
+    all_ = [torch.randint(0, VOCAB, (length,), generator=generator) for length in LENGTHS]
+    return all_[replica:] + all_[:replica]  # every replica runs them in another order
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +44,14 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], fl
     for family in FAMILIES:
         model = make_tiny_model(family, root / family)
         with torch.no_grad():
-            logits = [model(tokens[None]).logits[0] for tokens in sequences()]
-        torch.save(torch.cat(logits), root / f"{family}.logits")
-    return run_distributed_test(measure, 2, root)[0]
+            for replica in range(2):
+                logits = [model(tokens[None]).logits[0] for tokens in sequences(replica)]
+                torch.save(torch.cat(logits), root / f"{family}.{replica}.logits")
+    ranks = run_distributed_test(measure, 2, root)
+    return {case: max(rank[case] for rank in ranks) for case in ranks[0]}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "layout"), cases())
 def test_logits_match(errors: dict[tuple[str, str], float], family: str, layout: str) -> None:
     assert errors[family, layout] < TOLERANCE
 
@@ -55,14 +67,16 @@ def measure(rank: int, world_size: int, root: Path) -> dict[tuple[str, str], flo
     from scope_megatron.parallel.topology import create_topology
 
     out = {}
-    for layout, (tensor, pipeline, sequence) in LAYOUTS.items():
-        topology = create_topology(tensor, pipeline, sequence)
-        for family in FAMILIES:
+    for layout, (tensor, pipeline, sequence, expert) in (LAYOUTS | EXPERT_LAYOUTS).items():
+        topology = create_topology(tensor, pipeline, sequence, expert=expert)
+        for family in FAMILIES if layout in LAYOUTS else MIXTURES:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=False)
+            if expert > 1:
+                assert len(model.decoder.layers[0].mlp.experts.local_experts) == 4 // expert
             load_hf_weights(model, root / family, hf, topology)
             logits = full_logits(model, topology)
-            expected = torch.load(root / f"{family}.logits")
+            expected = torch.load(root / f"{family}.{topology.dp_rank}.logits")
             assert expected.abs().max() > 1.0  # large enough for the tolerance to mean something
             out[family, layout] = (logits - expected).abs().max().item()
         parallel_state.destroy_model_parallel()
@@ -76,15 +90,17 @@ def full_logits(model: torch.nn.Module, topology: object) -> torch.Tensor:
     from scope_megatron.parallel.topology import broadcast_from_last_stage
     from scope_megatron.types import PackedBatch
 
-    tokens = torch.cat(sequences())
+    parts = sequences(topology.dp_rank)
+    lengths = [part.numel() for part in parts]
+    tokens = torch.cat(parts)
     zeros = torch.zeros_like(tokens)
     batch = PackedBatch(
         tokens=tokens,
         targets=zeros,
-        position_ids=torch.cat([torch.arange(length) for length in LENGTHS]),
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
         response=zeros.bool(),
         sequence=zeros,
-        cu_seqlens=torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         max_seqlen=max(LENGTHS),
     )
     if not topology.is_first_stage:

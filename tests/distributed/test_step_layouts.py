@@ -33,6 +33,15 @@ LAYOUTS = {  # name: (world, parallel settings, other settings)
     "tensor-pipeline": (4, {"tensor": 2, "pipeline": 2}, {"train.microbatch_tokens": 96}),
     "tensor-data": (4, {"tensor": 2, "data": 2}, {}),
 }
+# Small microbatches: the replicas come to different numbers of them, and must run the same.
+SMALL = {"train.microbatch_tokens": 64}
+EXPERT_LAYOUTS = {
+    "expert-data": (2, {"data": 2, "expert": 2}, SMALL),
+    "expert-tensor": (2, {"tensor": 2, "sequence": True, "expert": 2}, {}),
+    "expert-distributed": (4, {"data": 4, "expert": 2}, SMALL | {"optimizer.distributed": True}),
+    "expert-pipeline": (4, {"pipeline": 2, "data": 2, "expert": 2}, SMALL),
+    "expert-4": (4, {"tensor": 2, "data": 2, "sequence": True, "expert": 4}, SMALL),
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "scope": {},
     "scope-prompt-sum": {"objective.normalization": "prompt_sum", "objective.tau": 0.5},
@@ -90,8 +99,9 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     load = AutoModelForCausalLM.from_pretrained
-    student = load(root / "student", dtype=torch.float64, experts_implementation="eager")
-    teacher = load(root / "teacher", dtype=torch.float64)
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    student = load(root / "student", dtype=torch.float64, **eager)
+    teacher = load(root / "teacher", dtype=torch.float64, **eager)
     responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
     right = [r.finished and r.verdict is Verdict.CORRECT for r in responses]
     objective, loss = config.objective, torch.zeros((), dtype=torch.float64)
@@ -168,14 +178,17 @@ def one_update(
 
     out = {}
     for layout in names:
-        _, parallel, other = LAYOUTS[layout]
+        _, parallel, other = (LAYOUTS | EXPERT_LAYOUTS)[layout]
         for objective in objectives:
             changes = OBJECTIVES[objective]
             config = settings(
                 root, {f"parallel.{k}": v for k, v in parallel.items()} | other | changes
             )
             topology = create_topology(
-                config.parallel.tensor, config.parallel.pipeline, config.parallel.sequence
+                config.parallel.tensor,
+                config.parallel.pipeline,
+                config.parallel.sequence,
+                expert=config.parallel.expert,
             )
             learner = Learner(config, topology)
             groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
@@ -219,13 +232,59 @@ def test_update_equals_transformers(results: dict[Any, Any], layout: str, object
     assert_same_update(results[layout, objective], results["reference", objective])
 
 
-@pytest.mark.parametrize("layout", ["tensor-sequence", "pipeline", "data"])
-def test_update_of_experts_equals_transformers(layout: str, tmp_path: Path) -> None:
-    make_tiny_model("qwen3-moe", tmp_path / "student")
-    make_tiny_model("llama", tmp_path / "teacher")
-    expected = reference(tmp_path, settings(tmp_path, OBJECTIVES["scope"]))
-    (ours, _) = run_distributed_test(one_update, 2, tmp_path, [layout], ["scope"])
-    assert_same_update(ours[layout, "scope"], expected)
+MIXTURE_LAYOUTS = [*EXPERT_LAYOUTS, "tensor-sequence", "pipeline", "data"]
+MIXTURE_OBJECTIVES = ["scope", "scope-reverse-kl-fused"]
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Student and teacher are mixtures."""
+    root = tmp_path_factory.mktemp("mixtures")
+    make_tiny_model("qwen3-moe", root / "student")
+    make_tiny_model("mixtral", root / "teacher")
+    out: dict[Any, Any] = {
+        ("reference", name): reference(root, settings(root, OBJECTIVES[name]))
+        for name in MIXTURE_OBJECTIVES
+    }
+    layouts = LAYOUTS | EXPERT_LAYOUTS
+    for world in (2, 4):
+        names = [name for name in MIXTURE_LAYOUTS if layouts[name][0] == world]
+        args = (world, root, names, MIXTURE_OBJECTIVES)
+        out |= run_distributed_test(one_update, *args, timeout=240)[0]
+    return out
+
+
+@pytest.mark.parametrize("objective", MIXTURE_OBJECTIVES)
+@pytest.mark.parametrize("layout", MIXTURE_LAYOUTS)
+def test_update_of_experts_equals_transformers(
+    mixtures: dict[Any, Any], layout: str, objective: str
+) -> None:
+    assert_same_update(mixtures[layout, objective], mixtures["reference", objective])
+
+
+GEMMA_LAYOUTS = ["tensor-sequence", "pipeline"]
+GEMMA_OBJECTIVES = ["scope", "scope-reverse-kl"]
+
+
+@pytest.fixture(scope="module")
+def gemmas(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Gemma 2, capped and with tied embeddings, learns from Gemma 3."""
+    root = tmp_path_factory.mktemp("gemmas")
+    make_tiny_model("gemma2", root / "student")
+    make_tiny_model("gemma3", root / "teacher")
+    out: dict[Any, Any] = {
+        ("reference", name): reference(root, settings(root, OBJECTIVES[name]))
+        for name in GEMMA_OBJECTIVES
+    }
+    return out | run_distributed_test(one_update, 2, root, GEMMA_LAYOUTS, GEMMA_OBJECTIVES)[0]
+
+
+@pytest.mark.parametrize("objective", GEMMA_OBJECTIVES)
+@pytest.mark.parametrize("layout", GEMMA_LAYOUTS)
+def test_update_of_gemma_equals_transformers(
+    gemmas: dict[Any, Any], layout: str, objective: str
+) -> None:
+    assert_same_update(gemmas[layout, objective], gemmas["reference", objective])
 
 
 def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None:

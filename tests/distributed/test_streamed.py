@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.tiny_hf import MIXTURES, make_tiny_model
 
-FAMILIES = ("llama", "qwen2-bias", "mixtral")  # untied, tied, experts
+FAMILIES = ("llama", "qwen2-bias", "mixtral", "gemma3")  # untied, tied, experts, more norms
 
 
 def test_streamed_checkpoint_loads_at_another_layout(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_streamed_checkpoint_loads_at_another_layout(tmp_path: Path) -> None:
 
 
 def save_and_load(rank: int, world: int, root: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Written by tensor=2, read by pipeline=2."""
+    """Written by tensor=2, mixtures by expert=2; read by pipeline=2."""
     from scope_megatron.parallel import platform
 
     platform.initialize()
@@ -45,15 +45,16 @@ def save_and_load(rank: int, world: int, root: Path) -> dict[str, dict[str, torc
         nonlocal written
         written += nbytes
 
-    topology = create_topology(tensor=2)
     for family in FAMILIES:
+        mixture = family in MIXTURES
+        topology = create_topology(tensor=1 if mixture else 2, expert=2 if mixture else 1)
         hf = read_hf_config(root / family)
         model = build_model(hf, topology, torch.float32, trainable=False, materialize=False)
         reader = ShardReader(root / family, hf)
         target = root / f"{family}-megatron"
         megatron.save_streamed(model, reader, topology, torch.float32, target, advance)
+        parallel_state.destroy_model_parallel()
     assert written > 0
-    parallel_state.destroy_model_parallel()
 
     topology = create_topology(pipeline=2)
     out = {}

@@ -22,15 +22,29 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["one", "one-small-microbatches", "tensor", "pipeline", "data"])
-def test_update_equals_transformers_on_nccl(tmp_path: Path, layout: str) -> None:
+DENSE_LAYOUTS = ["one", "one-small-microbatches", "tensor", "pipeline", "data"]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        *(("qwen2-bias", layout) for layout in DENSE_LAYOUTS),
+        ("gemma2", "one"),
+        ("gemma3", "tensor-sequence"),
+        ("qwen3-moe", "one"),
+        ("qwen3-moe", "expert-data"),
+        ("qwen3-moe", "expert-tensor"),
+    ],
+)
+def test_update_equals_transformers_on_nccl(tmp_path: Path, family: str, layout: str) -> None:
     """float32 on the device against transformers in float64, as on the CPU."""
     world = 1 if layout.startswith("one") else 2
     if torch.cuda.device_count() < world:
         pytest.skip(f"needs {world} GPUs")
-    make_tiny_model("qwen2-bias", tmp_path / "student")
+    make_tiny_model(family, tmp_path / "student")
     make_tiny_model("llama", tmp_path / "teacher")
-    ours = run_distributed_test(one_update, world, tmp_path, [layout], backend="nccl")[0]
+    args = (world, tmp_path, [layout], list(OBJECTIVES))
+    ours = run_distributed_test(one_update, *args, backend="nccl")[0]
     for name, changes in OBJECTIVES.items():
         expected = reference(tmp_path, settings(tmp_path, changes))
         assert ours[layout, name]["loss"] == pytest.approx(expected["loss"], rel=1e-4)

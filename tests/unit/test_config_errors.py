@@ -34,6 +34,9 @@ from tests.unit.config_run import (
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
+GEMMA2 |= {"query_pre_attn_scalar": 32, "sliding_window": 64}
+
 # name: (change of the files, overrides). The message is in the golden file under the name.
 CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     # keys and overrides
@@ -148,8 +151,13 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "rope_yarn_context": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
     "quantized_config": (student(quantization_config={"bits": 4}), []),
     "sliding_window": (student(use_sliding_window=True), []),
-    "mistral_window": (student(architectures=["MistralForCausalLM"], sliding_window=4096), []),
-    "mistral_window_default": (student(architectures=["MistralForCausalLM"]), []),
+    "gemma_size_missing": (student(architectures=["Gemma3ForCausalLM"], head_dim=32), []),
+    "gemma_activation": (student(**GEMMA2, hidden_activation="gelu"), []),
+    "gemma_yarn": (student(**GEMMA2, rope_scaling={"rope_type": "yarn", "factor": 2.0}), []),
+    "gemma_layer_types": (student(**GEMMA2, layer_types=["full_attention"]), []),
+    "gemma_cap": (student(**GEMMA2, attn_logit_softcapping=0), []),
+    "mistral_window_zero": (student(architectures=["MistralForCausalLM"], sliding_window=0), []),
+    "gemma_fused_head": (teacher(**GEMMA2), ["objective.head=fused"]),
     "experts_missing": (
         student(architectures=["Qwen3MoeForCausalLM"], moe_intermediate_size=64),
         [],
@@ -161,6 +169,13 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "experts_without_sequence": (
         student(architectures=["Qwen3MoeForCausalLM"], num_experts=4, moe_intermediate_size=64),
         ["parallel.tensor=2"],
+    ),
+    "expert_over_ranks": (leave, ["parallel.expert=3", "parallel.data=4"]),
+    "expert_above_ranks": (leave, ["parallel.expert=2"]),
+    "expert_without_experts": (leave, ["parallel.expert=2", "parallel.data=2"]),
+    "experts_over_expert": (
+        teacher(architectures=["Qwen3MoeForCausalLM"], num_experts=6, moe_intermediate_size=64),
+        ["parallel.expert=4", "parallel.data=4"],
     ),
     "dense_layers_among_experts": (
         student(

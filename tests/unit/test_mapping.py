@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scope_megatron.config.modeldir import check_weights, read_shape
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.convert.mapping import (
     ARCHITECTURES,
@@ -35,6 +36,17 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def config_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "config.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_settings_checks_take_what_transformers_writes(
+    family: str, directories: dict[str, Path]
+) -> None:
+    shape = read_shape(directories[family])
+    mapping = Mapping(config_of(directories[family]))
+    sizes = mapping.sizes
+    assert (shape.experts, shape.head_dim, shape.vocab) == (sizes.experts, sizes.head, sizes.vocab)
+    check_weights(directories[family], mapping.tied)
 
 
 def test_fused_qkv_interleaves_by_query_group() -> None:

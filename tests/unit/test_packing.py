@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scope_megatron.objective import build, gather_from_sequences, pack, scatter_to_sequences
+from scope_megatron.objective.packing import filler
 
 SEQUENCES = [
     ((11, 12, 13), (14, 15)),
@@ -115,3 +116,11 @@ def test_gather_refuses_what_does_not_fit():
         gather_from_sequences([[1.0, 2.0], [1.0, 2.0]], packed)
     with pytest.raises(ValueError, match="no value for sequence 1"):
         gather_from_sequences({0: [1.0, 2.0]}, packed)
+
+
+def test_a_filler_runs_along_and_holds_nothing() -> None:
+    pack = filler(4)
+    assert pack.num_tokens == 4 and pack.cu_seqlens.tolist() == [0, 4] and pack.members == []
+    assert not pack.response.any() and (pack.sequence == -1).all()
+    assert scatter_to_sequences(torch.arange(4.0), pack) == {}
+    assert gather_from_sequences({}, pack, fill=-1.0).tolist() == [-1.0] * 4
