@@ -250,6 +250,35 @@ class LoggingConfig(Section):
     progress: bool = Field(True, description="show progress in the terminal")
 
 
+class FaultsConfig(Section):
+    """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
+
+    heartbeat_timeout_s: float = Field(
+        25.0,
+        ge=0,
+        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
+        "machine gone) ends the run, which names it; 0: no watchdog",
+    )
+    hang_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="a rank that is alive but stays in one phase of a step for so long ends the "
+        "run; more than the longest rollout or evaluation takes",
+    )
+    nonfinite_updates: int = Field(
+        3,
+        ge=1,
+        description="an update whose loss or gradient is not finite is skipped on every rank; "
+        "after so many in a row the run stops",
+    )
+    restarts: int = Field(
+        0,
+        ge=0,
+        description="how often `train` on this machine starts its ranks again, from the last "
+        "checkpoint, after a lost or hung rank or a failed engine",
+    )
+
+
 class Config(Section):
     """A whole run. Relative paths are relative to the current directory."""
 
@@ -273,6 +302,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -97,6 +97,13 @@ def learning_rate(optimizer: MegatronOptimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
+def gradients_are_finite(model: DistributedDataParallel) -> bool:
+    """Whether every gradient in this rank's buffers is finite; one pass over them, no copy."""
+    buffers = [*model.buffers, *model.expert_parallel_buffers]
+    largest = [torch.linalg.vector_norm(b.grad_data, ord=torch.inf) for b in buffers]
+    return bool(torch.stack(largest).isfinite().all()) if largest else True
+
+
 def before_loading(optimizer: MegatronOptimizer) -> None:
     """Make a fresh optimizer ready for the states of a checkpoint.
 

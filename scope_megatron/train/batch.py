@@ -35,6 +35,7 @@ class Batch:
     old_logprobs: dict[int, Tensor] = field(default_factory=dict)  # behaviour policy
     teacher_logprobs: dict[int, Tensor] = field(default_factory=dict)
     reference_logprobs: dict[int, Tensor] = field(default_factory=dict)
+    unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
 
     def members(self, mask: Tensor) -> list[int]:
         """Indices of the responses a mask [B] selects."""
@@ -47,6 +48,7 @@ class Batch:
             del scores[index]
             self.routes.correct[index] = self.routes.incorrect[index] = False
             self.routes.masked[index] = True
+            self.unscored.add(index)
 
     def parts(self, count: int) -> list[Batch]:
         """The groups dealt into ``count`` batches."""
@@ -68,6 +70,7 @@ class Batch:
             old_logprobs=renumbered(self.old_logprobs),
             teacher_logprobs=renumbered(self.teacher_logprobs),
             reference_logprobs=renumbered(self.reference_logprobs),
+            unscored={place[i] for i in self.unscored if i in place},
         )
 
     def mean_logprob(self, logprobs: dict[int, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from scope_megatron.train import observe, setup
 from scope_megatron.train.algorithms import ALGORITHMS
 from scope_megatron.train.batch import Batch, Scorer
 from scope_megatron.train.metrics import StepMetrics
+from scope_megatron.train.nonfinite import NonFiniteGuard
 from scope_megatron.train.update import LossSettings, accumulate_gradients
 
 
@@ -34,11 +35,13 @@ class Learner:
             capped=any(caps_logits(model) for model in models),
         )
         self.scorer = Scorer.of(config, topology, fused=self.settings.fused)
+        self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
 
     def score(self, batch: Batch) -> None:
         """Fill in the log-probabilities the algorithm needs, and mask what could not be scored."""
         if self.config.on_policy:
             batch.old_logprobs = self._behaviour_policy(batch)
+            batch.mask_unscored(batch.old_logprobs)
         if self.frozen is not None:
             self._score_frozen(batch, self.frozen)
 
@@ -91,12 +94,33 @@ class Learner:
             self.settings,
             self.scorer,
         )
+        observe.observe_losses(metrics, terms)
+        observe.observe_weights(metrics, batch, streams)
         metrics.maximum("lr", learning_rate(self.student.optimizer))
+        members = batch.members(streams.active())
+        nothing_left = bool(batch.unscored) and not members
+        if not self.guard.accepts(terms, self.student.ddp, nothing_left):
+            metrics.maximum("update/skipped", 1.0)
+            self._record_skipped(batch, sorted({*members, *batch.unscored}))
+            return
         _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
-        observe.observe_losses(metrics, terms)
-        observe.observe_weights(metrics, batch, streams)
+
+    def _record_skipped(self, batch: Batch, members: list[int]) -> None:
+        topology = self.topology
+        self.guard.record(
+            batch,
+            topology.rank,
+            writes=topology.tp_rank == topology.pp_rank == 0,
+            scores=lambda: self.scorer.logprobs(
+                self.student.ddp,
+                batch.rollouts,
+                members,
+                temperature=self.settings.temperature,
+                vocab_size=self.student.vocab_size,
+            ),
+        )
 
     def _global(self, values: torch.Tensor) -> torch.Tensor:
         """Counts of this rank -> of the global batch."""

@@ -22,6 +22,7 @@ def step_metrics() -> StepMetrics:
             "path/correct",
             "path/incorrect",
             "path/masked",
+            "path/unscored",
             "rollout/truncated",
             "tokens/response",
             "tokens/total",
@@ -41,7 +42,13 @@ def step_metrics() -> StepMetrics:
             "mismatch/k3_kl",
             "mismatch/tis_clipped",
         ],
-        maxima=["sync/max_abs_logprob_diff", "sync/mean_abs_logprob_diff", "lr", "grad_norm"],
+        maxima=[
+            "sync/max_abs_logprob_diff",
+            "sync/mean_abs_logprob_diff",
+            "lr",
+            "grad_norm",
+            "update/skipped",
+        ],
     )
 
 
@@ -64,6 +71,7 @@ def _rollouts(metrics: StepMetrics, batch: Batch) -> None:
     metrics.sum("path/correct", int(batch.routes.correct.sum()))
     metrics.sum("path/incorrect", int(batch.routes.incorrect.sum()))
     metrics.sum("path/masked", int(batch.routes.masked.sum()))
+    metrics.sum("path/unscored", len(batch.unscored))
     metrics.sum("rollout/truncated", sum(not r.finished for r in batch.rollouts))
     metrics.mean("rollout/response_tokens_mean", int(batch.lengths.sum()), len(batch.rollouts))
     metrics.sum("tokens/response", int(batch.lengths.sum()))

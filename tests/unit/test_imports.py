@@ -17,6 +17,7 @@ PACKAGE = ROOT / "scope_megatron"
 RANK = {
     "config": 0,
     "types": 0,
+    "exits": 0,
     "parallel": 1,
     "convert": 2,
     "doctor": 3,

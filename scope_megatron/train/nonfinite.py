@@ -1,0 +1,111 @@
+"""Losses and gradients that are not finite: seen before the optimizer, which then does not step.
+
+An update is skipped on every rank or on none, so parameters, optimizer states and schedule stay
+what they were. The responses of the batch are written down with the student's log-probability of
+each, computed again: those where it is not finite are what to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+
+from scope_megatron.exits import NONFINITE, StopRun
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.optimizer import gradients_are_finite
+from scope_megatron.train.batch import Batch
+
+DIRECTORY = "nonfinite"
+
+
+class NonFiniteGuard:
+    """Decides with all ranks whether an update may be applied, and counts those that may not."""
+
+    def __init__(self, output_dir: Path, limit: int) -> None:
+        self._directory, self._limit = output_dir / DIRECTORY, limit
+        self._in_a_row = self._skipped = 0
+
+    def accepts(
+        self, terms: dict[str, float], ddp: DistributedDataParallel, nothing_left: bool
+    ) -> bool:
+        """Whether loss terms and gradients are finite on every rank (collective over all).
+
+        ``nothing_left``: every response of this replica was masked, some for scores that are not
+        finite. Their loss is 0, but the student is what is broken.
+        """
+        bad = nothing_left or not all(map(math.isfinite, terms.values()))
+        bad = bad or not gradients_are_finite(ddp)
+        flag = torch.tensor(float(bad), device=platform.device())
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if flag:
+            self._in_a_row, self._skipped = self._in_a_row + 1, self._skipped + 1
+        else:
+            self._in_a_row = 0
+        return not flag
+
+    def record(
+        self,
+        batch: Batch,
+        rank: int,
+        writes: bool,
+        scores: Callable[[], dict[int, torch.Tensor]],
+    ) -> None:
+        """Write the batch's responses down (``writes``: one rank of each replica), then stop the
+        run when this was one skipped update in a row too many.
+
+        ``scores`` gives the student's log-probabilities by response (collective over a replica).
+        """
+        again = scores()
+        path = self._directory / f"skipped_{self._skipped:05d}_rank_{rank:05d}.jsonl"
+        if writes:
+            lines = [json.dumps(_row(batch, index, again)) for index in range(len(batch.rollouts))]
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                path.write_text("".join(f"{line}\n" for line in lines))
+            except OSError as error:  # a full disk must not end what the skip has saved
+                print(f"warning: {path}: {error}", flush=True)
+        if rank == 0:
+            print(
+                "warning: a loss or gradient is not finite: no rank applied the update "
+                f"({self._in_a_row} in a row); its responses are in {self._directory}",
+                flush=True,
+            )
+        if self._in_a_row >= self._limit:
+            raise StopRun(
+                NONFINITE,
+                f"faults.nonfinite_updates: {self._in_a_row} updates in a row had a loss or "
+                f"gradient that is not finite; the responses are in {self._directory}. Lower "
+                "optimizer.lr, or leave the data rows that they name out",
+            )
+
+
+def _row(batch: Batch, index: int, again: dict[int, torch.Tensor]) -> dict[str, Any]:
+    rollout = batch.rollouts[index]
+    student = again.get(index)
+    routes = {"correct": batch.routes.correct, "incorrect": batch.routes.incorrect}
+    path = next((name for name, mask in routes.items() if mask[index]), "masked")
+    return {
+        "prompt": rollout.prompt.index,
+        "source": rollout.prompt.source,
+        "sample": rollout.sample,
+        "path": path,
+        "tokens": len(rollout.token_ids),
+        "suspect": student is not None and not bool(student.isfinite().all()),
+        "student_mean_logprob": _mean(student),
+        "teacher_mean_logprob": _mean(batch.teacher_logprobs.get(index)),
+    }
+
+
+def _mean(values: torch.Tensor | None) -> float | str | None:
+    """JSON has no NaN: its name, then."""
+    if values is None or not len(values):
+        return None
+    mean = float(values.mean())
+    return mean if math.isfinite(mean) else str(mean)
