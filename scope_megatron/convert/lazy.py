@@ -23,15 +23,13 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from scope_megatron.convert.gather import global_parameters
 from scope_megatron.convert.mapping import Mapping
 
-Sharded = ShardedTensor | ShardedTensorFactory
 
-
-def sharded_parameters(model: torch.nn.Module) -> Iterator[tuple[str, str, Sharded]]:
+def sharded_parameters(model: torch.nn.Module) -> Iterator[tuple[str, str, Any]]:
     """(key of the state dict, name over the whole model, description) of every parameter."""
     names = {id(parameter): name for name, parameter in global_parameters(model)}
     local = {name: names[id(parameter)] for name, parameter in model.named_parameters()}
     for key, entry in model.sharded_state_dict().items():
-        if isinstance(entry, Sharded):
+        if isinstance(entry, ShardedTensor | ShardedTensorFactory):
             # without a name: the tied copy of the embedding, under the embedding's key
             yield key, local.get(key, "output_layer.weight"), entry
 
@@ -81,7 +79,7 @@ class LazyCheckpoint:
         target = _Target(torch.empty(sizes, dtype=stored.properties.dtype))
         try:
             for item in items:  # one at a time: a stored piece may be large
-                self._reader.read_data(LoadPlan([item]), target)  # type: ignore[arg-type]
+                self._reader.read_data(LoadPlan([item]), target)
         except (OSError, EOFError, RuntimeError, UnpicklingError, AssertionError) as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ValueError(f"{self.directory}: tensor {key!r} is damaged ({reason})") from error

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
@@ -166,7 +167,9 @@ class _ReadingPlanner(MCoreSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return super().resolve_data(write_item)
         place = write_item.index.fqn, tuple(write_item.index.offset)
-        return self._reads[place]().reshape(write_item.tensor_data.chunk.sizes).contiguous()
+        tensor = self._reads[place]().reshape(write_item.tensor_data.chunk.sizes).contiguous()
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        return tensor if whole else tensor.clone()  # a view is saved with all that it views
 
 
 class _ResumingWriter(checkpoint.FileSystemWriter):
@@ -180,6 +183,10 @@ class _ResumingWriter(checkpoint.FileSystemWriter):
     ) -> None:
         super().__init__(workspace.files)
         self._workspace, self._limit, self._advance = workspace, max_file_bytes, advance
+
+    def storage_meta(self) -> StorageMeta:
+        """Without the temporary path and a random number: the same input gives the same bytes."""
+        return StorageMeta()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         groups = self._groups(plan.items)
@@ -226,7 +233,7 @@ class _ResumingWriter(checkpoint.FileSystemWriter):
                 if item.type == WriteItemType.BYTE_IO:
                     file.write(value.getbuffer())
                 else:
-                    torch.save(value, file)  # type: ignore[arg-type]
+                    torch.save(value, file)
                     self._advance(value.nbytes)
                 spans.append((start, file.tell() - start))
             file.notes = spans

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,8 @@ def compare(
 ) -> tuple[int, str]:
     """Read both sides back; (number of tensors, SHA-256 over them). ValueError at a difference."""
     total, count = hashlib.sha256(), 0
-    for name, tensor in _all_tensors(megatron):
+    tensors = (part for name in megatron.names for part in megatron.hf_tensors(name))
+    for name, tensor in tensors:  # not one ahead: both sides' tensors are in memory
         found = hashlib.sha256(raw_bytes(tensor.to(dtype))).digest()
         if found != hashlib.sha256(raw_bytes(hf.tensor(name).to(dtype))).digest():
             raise ValueError(f"tensor {name!r} does not read back as it was")
@@ -137,8 +138,3 @@ def compare(
     if count != len(megatron.mapping.hf_shapes()):
         raise ValueError(f"{count} tensors were read back, not all of the model's")
     return count, total.hexdigest()
-
-
-def _all_tensors(source: LazyCheckpoint) -> Iterator[tuple[str, Tensor]]:
-    for parts in one_ahead(source.hf_tensors(name) for name in source.names):
-        yield from parts
