@@ -3,18 +3,19 @@
     python tools/convert_hf_checkpoint.py --hf MODEL --out CKPT --to megatron
     python tools/convert_hf_checkpoint.py --megatron CKPT --out MODEL --to hf
 
-One process does it, with one or two parameters in memory at a time, in both directions. The
-checkpoint loads at any tensor, pipeline and expert size: --tp, --pp and --ep say for which one it
-is meant (they are checked against the model, shown in the plan, and decide how far the vocabulary
-is padded).
+One process does it, with one parameter in memory at a time, in both directions.
+
+The checkpoint loads at any tensor, pipeline and expert size: --tp, --pp and --ep say for which one
+it is meant. They are checked against the model and shown in the plan; --tp decides how far the
+vocabulary is padded.
 
 --megatron also takes a checkpoint that training wrote (output_dir/checkpoints/step_...); its
-optimizer is not read. Such a directory has no config.json: name the model's with --hf.
+optimizer is not read. It has no config.json: name the model's directory with --hf. Its index is a
+pickle: convert only checkpoints that you trust.
 
 The output appears under its name only when it is complete. Until then it grows in .NAME.tmp beside
-it; after an interruption the same command goes on where it was, in both directions: finished files
-are checked and kept, a half-written one is redone. With another source or other options it starts
-over.
+it. After an interruption the same command goes on where it was, in both directions: finished files
+are checked and kept, a half-written one is redone. Another source or other options start over.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ def main(
         raise typer.Exit(130) from None
 
 
-main.__doc__ = __doc__
+# typer keeps line breaks; paragraphs read better, and the commands keep theirs
+main.__doc__ = re.sub(r"(\w|[,:.;])\n(?=\S)", r"\1 ", __doc__)
 
 
 def _bytes(text: str) -> int:
@@ -255,10 +257,11 @@ def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verif
         raise
     except (OSError, RuntimeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[-1]
-        raise OSError(
-            f"cannot write {job.out}: {reason} (repeat the command to go on, or remove "
-            f"{workspace.root})"
-        ) from error
+        if workspace.finished_bytes:
+            reason += f"; repeat the command to go on, or remove {workspace.root}"
+        else:
+            workspace.discard()
+        raise OSError(f"cannot write {job.out}: {reason}") from error
     finally:
         workspace.close()
     seconds, size = time.monotonic() - started, sum(files) / 1e6

@@ -81,6 +81,10 @@ class ShardReader:
         """A whole tensor under its Hugging Face name."""
         return self._checkpoint.slice(name)[:]
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor under its Hugging Face name."""
+        return self._checkpoint.slice(name)[start:stop]
+
 
 class _Checkpoint:
     """The safetensors files of a directory, of which only the headers are read at first.

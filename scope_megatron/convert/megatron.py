@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from scope_megatron.convert.ahead import one_ahead
 from scope_megatron.convert.hf import ShardReader
 from scope_megatron.convert.lazy import sharded_parameters
 from scope_megatron.convert.workspace import Workspace
@@ -191,17 +190,11 @@ class _ResumingWriter(checkpoint.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         groups = self._groups(plan.items)
         names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(len(groups))]
-        missing = (
-            item
-            for name, items in zip(names, groups, strict=True)
-            for item in ([] if self._workspace.finished(name) else items)
-        )
-        data = one_ahead(planner.resolve_data(item) for item in missing)
         results: list[WriteResult] = []
         for name, items in zip(names, groups, strict=True):
             record = self._workspace.finished(name)
             if record is None:
-                spans = self._write_file(name, items, data)
+                spans = self._write_file(name, items, planner)
             else:
                 spans = record["notes"]
                 self._advance(sum(map(_item_bytes, items)))
@@ -224,12 +217,12 @@ class _ResumingWriter(checkpoint.FileSystemWriter):
         return groups
 
     def _write_file(
-        self, name: str, items: list[WriteItem], data: Iterator[Any]
+        self, name: str, items: list[WriteItem], planner: SavePlanner
     ) -> list[tuple[int, int]]:
         with self._workspace.create(name) as file:
             spans = []
             for item in items:
-                start, value = file.tell(), next(data)
+                start, value = file.tell(), planner.resolve_data(item)
                 if item.type == WriteItemType.BYTE_IO:
                     file.write(value.getbuffer())
                 else:

@@ -1,4 +1,4 @@
-"""A distributed checkpoint -> Hugging Face files, with one or two parameters in memory."""
+"""A distributed checkpoint -> Hugging Face files, with one parameter in memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scope_megatron.convert.ahead import one_ahead
 from scope_megatron.convert.hf import ShardReader
 from scope_megatron.convert.lazy import LazyCheckpoint
 from scope_megatron.convert.mapping import Shape
 from scope_megatron.convert.workspace import Workspace
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_COMPARED_BYTES = 16 * 2**20
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -47,19 +47,14 @@ def export_streamed(
     """
     shards = _plan(source, dtype, max_shard_bytes)
     names = [_file_name(number, len(shards)) for number in range(len(shards))]
-    missing = [
-        shard for name, shard in zip(names, shards, strict=True) if not workspace.finished(name)
-    ]
-    parameters = (source.hf_tensors(name) for shard in missing for name in shard.parameters)
-    tensors = one_ahead(parameters)
     for name, shard in zip(names, shards, strict=True):
         if workspace.finished(name):
             advance(shard.nbytes(dtype))
             continue
         with workspace.create(name) as file:
             file.write(_header(shard, dtype))
-            for _ in shard.parameters:
-                for hf_name, tensor in next(tensors):
+            for parameter in shard.parameters:
+                for hf_name, tensor in source.hf_tensors(parameter):
                     _check_shape(hf_name, tensor, shard.shapes[hf_name])
                     file.write(raw_bytes(tensor.to(dtype)))
                     advance(tensor.numel() * dtype.itemsize)
@@ -127,14 +122,25 @@ def compare(
     """Read both sides back; (number of tensors, SHA-256 over them). ValueError at a difference."""
     total, count = hashlib.sha256(), 0
     tensors = (part for name in megatron.names for part in megatron.hf_tensors(name))
-    for name, tensor in tensors:  # not one ahead: both sides' tensors are in memory
+    for name, tensor in tensors:
         found = hashlib.sha256(raw_bytes(tensor.to(dtype))).digest()
-        if found != hashlib.sha256(raw_bytes(hf.tensor(name).to(dtype))).digest():
+        if found != _digest(hf, name, tensor.shape, dtype):
             raise ValueError(f"tensor {name!r} does not read back as it was")
-        hf.release()
         total.update(found)
         count += 1
         advance(tensor.numel() * dtype.itemsize)
     if count != len(megatron.mapping.hf_shapes()):
         raise ValueError(f"{count} tensors were read back, not all of the model's")
     return count, total.hexdigest()
+
+
+def _digest(hf: ShardReader, name: str, shape: Shape, dtype: torch.dtype) -> bytes:
+    """SHA-256 of a tensor in the files, a few rows in memory at a time."""
+    digest = hashlib.sha256()
+    step = max(1, _COMPARED_BYTES // (4 * math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        rows = hf.rows(name, start, min(start + step, shape[0]))
+        digest.update(raw_bytes(rows.to(dtype)))
+        del rows  # it may be a view of the file, which then stays mapped
+        hf.release()
+    return digest.digest()

@@ -29,10 +29,15 @@ class HashedFile:
         self._file = file
         self.sha256, self.size = hashlib.sha256(), 0
         self.notes: Any = None  # JSON that is kept with the record of the file
+        self.failure: OSError | None = None  # what torch.save reports as something else
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        self._file.write(view)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            self.failure = error
+            raise
         self.sha256.update(view)
         self.size += view.nbytes
         return view.nbytes
@@ -105,6 +110,7 @@ class Workspace:
     def create(self, name: str) -> Iterator[HashedFile]:
         """Write a file; when the block ends it is synced and recorded, when it fails removed."""
         path = self.files / name
+        hashed: HashedFile | None = None
         try:
             with path.open("wb") as file:
                 hashed = HashedFile(file)
@@ -113,6 +119,8 @@ class Workspace:
                 os.fsync(file.fileno())
         except BaseException:
             path.unlink(missing_ok=True)
+            if hashed is not None and hashed.failure is not None:
+                raise hashed.failure from None
             raise
         self._finished[name] = {
             "bytes": hashed.size,
