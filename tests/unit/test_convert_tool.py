@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,42 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 
 from scope_megatron.convert.workspace import Workspace
+from tests.convert_tool import ROOT, convert, in_process
 from tests.tiny_hf import make_tiny_model
 from tools import convert_hf_checkpoint as tool
-
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "convert_hf_checkpoint.py"
-
-
-def in_process(*arguments: object) -> int:
-    """Run the tool here (a start takes seconds); its exit status."""
-    app = typer.Typer()
-    app.command()(tool.main)
-    with patch.dict(os.environ), pytest.raises(SystemExit) as exit_:  # it sets some
-        app(list(map(str, arguments)))
-    return exit_.value.code
-
-
-def convert(*arguments: object, file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the tool; with ``file_bytes`` no file may grow beyond that (as on a full disk)."""
-
-    def limit() -> None:
-        if file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=environment, preexec_fn=limit
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,31 +64,6 @@ def test_missing_source_is_refused(model: Path, tmp_path: Path) -> None:
     result = convert("--hf", model, "--out", tmp_path / "out", "--to", "hf")
     assert result.returncode == 2
     assert result.stderr == "error: --to hf reads from --megatron: give it a directory\n"
-
-
-def test_dry_run_needs_no_weights(tmp_path: Path) -> None:
-    llama = {  # Llama 2 7B
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "bfloat16",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    result = convert("--hf", tmp_path, "--out", tmp_path / "out", "--to", "megatron", "--dry-run")
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    qkv = "decoder.layers.{layer}.self_attention.linear_qkv.weight"
-    assert f"    32 x {qkv}  [12288, 4096]  3072.0 MiB" in lines
-    assert lines[-2:] == [
-        "LlamaForCausalLM: 195 tensors, 6,738,415,616 parameters, bfloat16",
-        "12.55 GiB to write",
-    ]
-    assert not (tmp_path / "out").exists()
 
 
 def replace_config(source: Path, **values: object) -> None:
@@ -392,34 +340,3 @@ def test_code_in_a_pickle_never_runs(
     assert in_process(*arguments) == 2
     assert "pytorch_model.bin: not a complete file of weights (" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--tp", 3], "--tp 3 does not divide num_attention_heads 4; give a divisor"),
-        (["--pp", 3], "--pp 3 does not divide num_hidden_layers 4; give a divisor"),
-        (["--ep", 2], "--ep 2: Qwen2ForCausalLM has no experts; leave it out"),
-        (["--shard-size", "2"], "--shard-size 2: give a size as 500MB or 2GB"),
-    ],
-)
-def test_options_that_do_not_fit(
-    option: list[object],
-    message: str,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    arguments = ["--hf", model, "--out", tmp_path / "out", "--to", "megatron"]
-    assert in_process(*arguments, *option) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
-
-
-def test_expert_layout_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_tiny_model("mixtral", tmp_path)
-    arguments = ["--hf", tmp_path, "--out", tmp_path / "out", "--to", "megatron", "--dry-run"]
-    assert in_process(*arguments, "--ep", 3) == 2
-    error = "error: --ep 3 does not divide the number of experts, 4; give a divisor\n"
-    assert capsys.readouterr().err.endswith(error)
-    assert in_process(*arguments, "--ep", 2, "--tp", 2) == 0
-    assert "per rank at tensor 2 x pipeline 1, experts over 2" in capsys.readouterr().out
