@@ -18,6 +18,9 @@ from torch import Tensor
 from scope_megatron.convert.directory import commit_directory, is_occupied, make_temporary
 from scope_megatron.convert.gather import global_parameters, iter_full_tensors
 from scope_megatron.convert.mapping import Mapping, Shape, is_expert
+from scope_megatron.convert.pickles import INDEX as PICKLE_INDEX
+from scope_megatron.convert.pickles import SINGLE as PICKLE_SINGLE
+from scope_megatron.convert.pickles import PickleFile
 from scope_megatron.parallel.topology import Topology
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,11 +56,16 @@ def load_hf_weights(
 
 
 class ShardReader:
-    """A directory of safetensors whose headers were checked, read one parameter at a time."""
+    """A directory of safetensors whose headers were checked, read one parameter at a time.
 
-    def __init__(self, directory: Path | str, hf: dict[str, Any]) -> None:
+    With ``allow_pickle`` a directory without safetensors may hold ``pytorch_model*.bin``.
+    """
+
+    def __init__(
+        self, directory: Path | str, hf: dict[str, Any], allow_pickle: bool = False
+    ) -> None:
         self.mapping = Mapping(hf)
-        self._checkpoint = _Checkpoint(Path(directory))
+        self._checkpoint = _Checkpoint(Path(directory), allow_pickle)
         self._checkpoint.check(self.mapping)
 
     def shard(self, name: str, shape: Shape, rank: int) -> Tensor:
@@ -74,6 +82,10 @@ class ShardReader:
         """A whole tensor under its Hugging Face name."""
         return self._checkpoint.slice(name)[:]
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor under its Hugging Face name."""
+        return self._checkpoint.slice(name)[start:stop]
+
 
 class _Checkpoint:
     """The safetensors files of a directory, of which only the headers are read at first.
@@ -82,18 +94,18 @@ class _Checkpoint:
     they are closed: they are opened again after every ``_REOPEN_BYTES``.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, allow_pickle: bool) -> None:
         self.directory = directory
         self.files: dict[str, Path] = {}  # tensor -> the file that has it
         self._handles: dict[Path, Any] = {}
         self._read_bytes = 0
-        indexed = _weight_files(directory)
+        index, indexed = _weight_files(directory, allow_pickle)
         for path in indexed:
             self.files.update(dict.fromkeys(self._handle(path).keys(), path))
         for path, names in indexed.items():
             for name in names:
                 if self.files.get(name) != path:
-                    raise ValueError(f"{directory / _INDEX}: tensor {name!r} is not in {path.name}")
+                    raise ValueError(f"{index}: tensor {name!r} is not in {path.name}")
 
     def _handle(self, path: Path) -> Any:
         if path not in self._handles:
@@ -142,29 +154,37 @@ class _Checkpoint:
 
 
 def _open(path: Path) -> Any:
+    if path.suffix == ".bin":
+        return PickleFile(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from error
 
 
-def _weight_files(directory: Path) -> dict[Path, list[str]]:
-    """The safetensors files of a model and, where there is an index, the tensors it puts there."""
-    index, single = directory / _INDEX, directory / _SINGLE
-    if not index.is_file():
+def _weight_files(directory: Path, allow_pickle: bool) -> tuple[Path, dict[Path, list[str]]]:
+    """The index, and the files of a model with the tensors that the index, if any, puts there."""
+    names = [(_INDEX, _SINGLE)] + [(PICKLE_INDEX, PICKLE_SINGLE)] * allow_pickle
+    for index, single in ((directory / index, directory / single) for index, single in names):
+        if index.is_file():
+            return index, _indexed_files(directory, index)
         if single.is_file():
-            return {single: []}
-        for pattern in ("*.bin", "*.pt", "*.pth"):
-            for path in sorted(directory.glob(pattern)):
-                raise ValueError(
-                    f"{path} is a pickle, which runs code when it is opened; "
-                    "save the model as safetensors first"
-                )
-        raise ValueError(f"{directory}: there is neither {_SINGLE} nor {_INDEX}")
+            return index, {single: []}
+    for pattern in ("*.bin", "*.pt", "*.pth"):
+        for path in sorted(directory.glob(pattern)):
+            raise ValueError(
+                f"{path} is a pickle, which runs code when it is opened; save the model as "
+                "safetensors, or read pytorch_model.bin with torch's weights-only loader: "
+                "tools/convert_hf_checkpoint.py --allow-pickle"
+            )
+    raise ValueError(f"{directory}: there is neither {_SINGLE} nor {_INDEX}")
+
+
+def _indexed_files(directory: Path, index: Path) -> dict[Path, list[str]]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of safetensors files ({error!r})") from error
+        raise ValueError(f"{index}: not an index of weight files ({error!r})") from error
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         if not (directory / file).is_file():

@@ -6,6 +6,7 @@ strategy that writes the same format (``torch_dist``) and asks for every tensor 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,12 +25,15 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from scope_megatron.convert.gather import global_parameters
 from scope_megatron.convert.hf import ShardReader
-from scope_megatron.convert.mapping import is_expert
-from scope_megatron.parallel.topology import Topology
+from scope_megatron.convert.lazy import sharded_parameters
+from scope_megatron.convert.workspace import Workspace
 
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _PART_BYTES = 32 * 2**20  # a vocabulary is larger than a layer: it is written in parts
@@ -41,43 +45,44 @@ Place = tuple[str, tuple[int, ...]]  # key and global offset in the checkpoint
 def save_streamed(
     model: torch.nn.Module,
     reader: ShardReader,
-    topology: Topology,
+    workspace: Workspace,
     dtype: torch.dtype,
-    directory: Path,
+    max_file_bytes: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the checkpoint of a model that may be on the meta device; a collective.
+    """Write the checkpoint of a model that may be on the meta device, as the only process.
 
-    ``advance`` is called with the bytes of each tensor written. Raises OSError on every rank when
-    one cannot write.
+    Files of at most ``max_file_bytes`` (one piece may exceed it) go to the workspace; those that
+    it has from an earlier attempt are kept. ``advance`` is called with the bytes of each tensor
+    written. Raises OSError when the files cannot be written.
     """
     state: dict[str, Any] = {}
-    names = {id(parameter): name for name, parameter in global_parameters(model)}
-    local = {name: names[id(parameter)] for name, parameter in model.named_parameters()}
     reads: dict[Place, Read] = {}
+    parameters = {key: name for key, name, _ in sharded_parameters(model)}
     for key, entry in model.sharded_state_dict().items():
-        # without a name: the tied copy of the embedding, under the embedding's key
-        name = local.get(key, "output_layer.weight")
+        name = parameters.get(key, "")
         if isinstance(entry, ShardedTensorFactory):
-            rank = topology.shard_rank(is_expert(name))
-            read = _reader(reader, name, tuple(entry.data.shape), rank, dtype)
+            read = _reader(reader, name, tuple(entry.data.shape), 0, dtype)
             reads |= _pieces(entry, read)
         elif isinstance(entry, ShardedTensor):
             parts = _parts(entry) if name in _VOCABULARY else [entry]
             for number, part in enumerate(parts):
-                rank = topology.shard_rank(is_expert(name)) * len(parts) + number
-                read = _reader(reader, name, tuple(part.data.shape), rank, dtype)
+                read = _reader(reader, name, tuple(part.data.shape), number, dtype)
                 reads[part.key, part.global_offset] = read
             state |= {f"{key}.{number}": part for number, part in enumerate(parts)}
             continue
         state[key] = entry
-    strategy = _StreamingStrategy(reads, advance)
+    strategy = _StreamingStrategy(reads, workspace, max_file_bytes, advance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of torch's ShardedTensor
         try:
-            dist_checkpointing.save({"model": state}, str(directory), sharded_strategy=strategy)
-        except CheckpointException as error:  # a BaseException, with every rank's failure in it
+            dist_checkpointing.save(
+                {"model": state}, str(workspace.files), sharded_strategy=strategy
+            )
+        except CheckpointException as error:  # a BaseException, with the failure in it
             reason, _ = next(iter(error.failures.values()))
+            if isinstance(reason, ValueError | KeyboardInterrupt):
+                raise reason from None
             raise OSError(str(reason)) from reason
 
 
@@ -128,9 +133,16 @@ def _parts(entry: ShardedTensor) -> list[ShardedTensor]:
 class _StreamingStrategy(SaveShardedStrategy):
     """megatron-core's ``torch_dist`` save, with tensors read when they are written."""
 
-    def __init__(self, reads: dict[Place, Read], advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        reads: dict[Place, Read],
+        workspace: Workspace,
+        max_file_bytes: int,
+        advance: Callable[[int], None],
+    ) -> None:
         super().__init__("torch_dist", 1)
-        self._reads, self._advance = reads, advance
+        self._writer = _ResumingWriter(workspace, max_file_bytes, advance)
+        self._planner = _ReadingPlanner(reads)
 
     @property
     def can_handle_sharded_objects(self) -> bool:
@@ -140,20 +152,90 @@ class _StreamingStrategy(SaveShardedStrategy):
         state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         checkpoint.save(
             mcore_to_pyt_state_dict(state, False),
-            storage_writer=checkpoint.FileSystemWriter(checkpoint_dir, per_thread_copy_ahead=0),
-            planner=_ReadingPlanner(self._reads, self._advance),
+            storage_writer=self._writer,
+            planner=self._planner,
         )
 
 
 class _ReadingPlanner(MCoreSavePlanner):
-    def __init__(self, reads: dict[Place, Read], advance: Callable[[int], None]) -> None:
+    def __init__(self, reads: dict[Place, Read]) -> None:
         super().__init__(dedup_replicated_tensors=False, flatten_state_dict=False)
-        self._reads, self._advance = reads, advance
+        self._reads = reads
 
     def resolve_data(self, write_item: WriteItem) -> Any:
         if write_item.type == WriteItemType.BYTE_IO:
             return super().resolve_data(write_item)
         place = write_item.index.fqn, tuple(write_item.index.offset)
         tensor = self._reads[place]().reshape(write_item.tensor_data.chunk.sizes).contiguous()
-        self._advance(tensor.nbytes)
-        return tensor
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        return tensor if whole else tensor.clone()  # a view is saved with all that it views
+
+
+class _ResumingWriter(checkpoint.FileSystemWriter):
+    """torch's file format (serialized items, one after the other), in files of a limited size.
+
+    The record of a file keeps where its items lie, so that one from an earlier attempt is used.
+    """
+
+    def __init__(
+        self, workspace: Workspace, max_file_bytes: int, advance: Callable[[int], None]
+    ) -> None:
+        super().__init__(workspace.files)
+        self._workspace, self._limit, self._advance = workspace, max_file_bytes, advance
+
+    def storage_meta(self) -> StorageMeta:
+        """Without the temporary path and a random number: the same input gives the same bytes."""
+        return StorageMeta()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        groups = self._groups(plan.items)
+        names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(len(groups))]
+        results: list[WriteResult] = []
+        for name, items in zip(names, groups, strict=True):
+            record = self._workspace.finished(name)
+            if record is None:
+                spans = self._write_file(name, items, planner)
+            else:
+                spans = record["notes"]
+                self._advance(sum(map(_item_bytes, items)))
+            for item, (start, length) in zip(items, spans, strict=True):
+                info = _StorageInfo(name, start, length)
+                results.append(WriteResult(item.index, length, info))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def _groups(self, items: list[WriteItem]) -> list[list[WriteItem]]:
+        groups: list[list[WriteItem]] = [[]]
+        filled = 0
+        for item in items:
+            if groups[-1] and filled + _item_bytes(item) > self._limit:
+                groups.append([])
+                filled = 0
+            groups[-1].append(item)
+            filled += _item_bytes(item)
+        return groups
+
+    def _write_file(
+        self, name: str, items: list[WriteItem], planner: SavePlanner
+    ) -> list[tuple[int, int]]:
+        with self._workspace.create(name) as file:
+            spans = []
+            for item in items:
+                start, value = file.tell(), planner.resolve_data(item)
+                if item.type == WriteItemType.BYTE_IO:
+                    file.write(value.getbuffer())
+                else:
+                    torch.save(value, file)
+                    self._advance(value.nbytes)
+                spans.append((start, file.tell() - start))
+            file.notes = spans
+        return spans
+
+
+def _item_bytes(item: WriteItem) -> int:
+    """Bytes of a tensor; an object is small."""
+    if item.tensor_data is None:
+        return 0
+    kind = item.tensor_data.properties.dtype
+    return math.prod(item.tensor_data.chunk.sizes) * kind.itemsize

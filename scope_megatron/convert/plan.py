@@ -7,7 +7,40 @@ from collections.abc import Iterator
 
 import torch
 
+from scope_megatron.config.modeldir import ModelShape
 from scope_megatron.convert.mapping import Mapping, Shape
+
+
+def check_layout(shape: ModelShape, tensor: int, pipeline: int, expert: int) -> None:
+    """ValueError (naming the option and the sizes) when the model cannot be cut like that."""
+    divided = shape.divided()
+    layers = divided.pop("num_hidden_layers")
+    checks = [("--tp", tensor, name, size) for name, size in divided.items()]
+    checks.append(("--pp", pipeline, "num_hidden_layers", layers))
+    if shape.experts:
+        checks.append(("--ep", expert, "the number of experts,", shape.experts))
+    elif expert > 1:
+        raise ValueError(f"--ep {expert}: {shape.architecture} has no experts; leave it out")
+    for option, ranks, name, size in checks:
+        if size % ranks:
+            raise ValueError(f"{option} {ranks} does not divide {name} {size}; give a divisor")
+
+
+def rank_bytes(
+    mapping: Mapping, dtype: torch.dtype, tensor: int, pipeline: int, expert: int
+) -> int:
+    """About the bytes of weights of one rank: norms are counted as cut, stages as equal."""
+    dense = experts = 0
+    for rule in mapping.rules:
+        per_expert = "{expert}" in rule.hf[0]
+        for shape in rule.operation.hf_shapes(mapping.sizes):
+            count = mapping.layers if "{layer}" in rule.hf[0] else 1
+            size = count * math.prod(shape) * dtype.itemsize
+            if per_expert:
+                experts += size * mapping.sizes.experts
+            elif not rule.duplicate:
+                dense += size
+    return (dense + experts // expert) // (tensor * pipeline)
 
 
 def total_bytes(mapping: Mapping, dtype: torch.dtype) -> int:

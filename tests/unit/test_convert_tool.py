@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import random
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-import typer
 from safetensors.torch import load_file, save_file
 
+from scope_megatron.convert.workspace import Workspace
+from tests.convert_tool import ROOT, convert, in_process
 from tests.tiny_hf import make_tiny_model
 from tools import convert_hf_checkpoint as tool
-
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "convert_hf_checkpoint.py"
-
-
-def convert(*arguments: object, file_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the tool; with ``file_bytes`` no file may grow beyond that (as on a full disk)."""
-
-    def limit() -> None:
-        if file_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=environment, preexec_fn=limit
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,31 +64,6 @@ def test_missing_source_is_refused(model: Path, tmp_path: Path) -> None:
     result = convert("--hf", model, "--out", tmp_path / "out", "--to", "hf")
     assert result.returncode == 2
     assert result.stderr == "error: --to hf reads from --megatron: give it a directory\n"
-
-
-def test_dry_run_needs_no_weights(tmp_path: Path) -> None:
-    llama = {  # Llama 2 7B
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "torch_dtype": "bfloat16",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    result = convert("--hf", tmp_path, "--out", tmp_path / "out", "--to", "megatron", "--dry-run")
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    qkv = "decoder.layers.{layer}.self_attention.linear_qkv.weight"
-    assert f"    32 x {qkv}  [12288, 4096]  3072.0 MiB" in lines
-    assert lines[-2:] == [
-        "LlamaForCausalLM: 195 tensors, 6,738,415,616 parameters, bfloat16",
-        "12.55 GiB to write",
-    ]
-    assert not (tmp_path / "out").exists()
 
 
 def replace_config(source: Path, **values: object) -> None:
@@ -164,27 +128,215 @@ def test_refusals(
     shutil.copytree(model, source)
     change(source)
     arguments = ["--hf", str(source), "--out", str(out), "--to", "megatron"]
-    app = typer.Typer()
-    app.command()(tool.main)
-    with pytest.raises(SystemExit) as exit_:
-        app(arguments)
-    assert exit_.value.code == 2
+    assert in_process(*arguments) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {source}/") and message.replace('"', "'") in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(model: Path) -> Path:
+    """Of several files, so that an interruption leaves some of them."""
+    out = model.parent / "checkpoint"
+    arguments = ["--hf", model, "--out", out, "--to", "megatron", "--shard-size", "1MB"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tool, "_bytes", lambda text: 30_000)
+        assert in_process(*arguments) == 0
+    return out
+
+
+def source_of(to: str, model: Path, checkpoint: Path) -> list[object]:
+    return ["--hf", model] if to == "megatron" else ["--megatron", checkpoint]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
 @pytest.mark.parametrize("to", ["megatron", "hf"])
-def test_full_disk_leaves_nothing(to: str, model: Path, tmp_path: Path) -> None:
-    source = {"--hf": model}
-    if to == "hf":
-        source = {"--megatron": tmp_path / "megatron"}
-        made = convert("--hf", model, "--out", tmp_path / "megatron", "--to", "megatron")
-        assert made.returncode == 0, made.stderr
-    before = sorted(path.name for path in tmp_path.iterdir())
-    result = convert(
-        *next(iter(source.items())), "--out", tmp_path / "out", "--to", to, file_bytes=60_000
-    )
+def test_full_disk_leaves_nothing(to: str, model: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = convert(*source_of(to, model, checkpoint), "--out", out, "--to", to, file_bytes=60_000)
     assert result.returncode == 2, result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f"error: cannot write {tmp_path / 'out'}: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert result.stderr.splitlines()[-1].startswith(f"error: cannot write {out}: ")
+    assert result.stderr.endswith(": [Errno 27] File too large\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_without_room_is_refused_with_the_figures(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    assert in_process("--hf", model, "--out", tmp_path / "out", "--to", "megatron") == 2
+    assert f" MB are needed but {tmp_path} has 0.1 MB free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# The tool with files of 30 kB, killed by itself after so many bytes of output.
+KILLED = """
+import os, signal, sys, typer
+from scope_megatron.convert.workspace import HashedFile
+from tools import convert_hf_checkpoint as tool
+left, write = int(sys.argv.pop(1)), HashedFile.write
+def killing(self, data):
+    global left
+    left -= memoryview(data).nbytes
+    if left < 0:
+        self._file.write(b"half")
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, data)
+HashedFile.write = killing
+tool._bytes = lambda text: 30_000
+typer.run(tool.main)
+"""
+
+
+@pytest.mark.parametrize("to", ["megatron", "hf"])
+def test_killed_conversion_goes_on_and_ends_the_same(
+    to: str,
+    model: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tool, "_bytes", lambda text: 30_000)
+    source, whole, out = source_of(to, model, checkpoint), tmp_path / "whole", tmp_path / "out"
+    assert in_process(*source, "--out", whole, "--to", to) == 0
+    for left in random.Random(to).sample(range(40_000, 110_000), 2):
+        command = [sys.executable, "-c", KILLED, left, *source, "--out", out, "--to", to]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        killed = subprocess.run(
+            list(map(str, command)), env=environment, timeout=100, capture_output=True, text=True
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not out.exists()
+    damaged = json.loads((tmp_path / ".out.tmp" / "progress.json").read_text())["files"]
+    assert len(damaged) > 2
+    victim = tmp_path / ".out.tmp" / "files" / sorted(damaged)[0]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")  # its checksum finds it: redone
+    capsys.readouterr()
+    assert in_process(*source, "--out", out, "--to", to) == 0
+    assert "going on: " in capsys.readouterr().out
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_other_options_start_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--hf", model, "--out", out, "--to", "megatron"]
+    monkeypatch.setattr(Workspace, "commit", Mock(side_effect=KeyboardInterrupt))
+    assert in_process(*arguments) == 130
+    assert capsys.readouterr().err.endswith("the same command goes on where it was\n")
+    monkeypatch.undo()
+    assert in_process(*arguments, "--dtype", "float32") == 0
+    assert "an unfinished conversion of another source or options" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def first_file(source: Path) -> Path:
+    return next(source.glob("*.distcp"))
+
+
+def without_manifest(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    def both(source: Path) -> None:
+        (source / "manifest.json").unlink()
+        change(source)
+
+    return both
+
+
+CHECKPOINT_REFUSALS = {  # name: (change of the checkpoint, part of the one line)
+    "flipped bit": (lambda source: flip(first_file(source)), "has changed since it was written"),
+    "damaged manifest": (
+        lambda source: (source / "manifest.json").write_text("{"),
+        "is damaged: manifest.json cannot be read; copy it again",
+    ),
+    "truncated": (
+        without_manifest(lambda source: os.truncate(first_file(source), 100)),
+        "has 100 bytes, but the checkpoint's index asks for ",
+    ),
+    "missing file": (
+        without_manifest(lambda source: first_file(source).unlink()),
+        "is missing although the checkpoint's index names it",
+    ),
+    "no index": (
+        without_manifest(lambda source: (source / ".metadata").unlink()),
+        "not a distributed checkpoint ([Errno 2] No such file",
+    ),
+    "shape": (
+        without_manifest(lambda source: replace_config(source, intermediate_size=128)),
+        "tensor 'decoder.layers.mlp.linear_fc1.weight' has shape (4, 192, 64), "
+        "but config.json asks for (4, 256, 64)",
+    ),
+    "missing tensor": (
+        without_manifest(lambda source: replace_config(source, tie_word_embeddings=False)),
+        "tensor 'output_layer.weight' is missing",
+    ),
+    "left over": (
+        without_manifest(lambda source: replace_config(source, architectures=["LlamaForCausalLM"])),
+        "tensor 'decoder.layers.self_attention.linear_qkv.bias' is not part of LlamaForCausalLM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_REFUSALS)
+def test_checkpoint_refusals(
+    name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = CHECKPOINT_REFUSALS[name]
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    change(source)
+    assert in_process("--megatron", source, "--out", tmp_path / "out", "--to", "hf") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_pickles_when_asked_for(shards: int, model: Path, checkpoint: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(model, source, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(model / "model.safetensors")
+    if shards == 1:
+        torch.save(tensors, source / "pytorch_model.bin")
+    else:
+        files = {name: f"pytorch_model-{len(name) % 2}.bin" for name in tensors}
+        for file in set(files.values()):
+            torch.save({n: t for n, t in tensors.items() if files[n] == file}, source / file)
+        index = source / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": files}))
+    arguments = ["--hf", source, "--out", out, "--to", "megatron"]
+    assert in_process(*arguments) == 2
+    assert in_process(*arguments, "--allow-pickle", "--verify") == 0
+    assert in_process("--megatron", out, "--out", tmp_path / "back", "--to", "hf") == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("evil",)
+
+
+def test_code_in_a_pickle_never_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "source"
+    shutil.copytree(model, source, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({"x": Evil()}, source / "pytorch_model.bin")
+    arguments = ["--hf", source, "--out", tmp_path / "out", "--to", "megatron", "--allow-pickle"]
+    assert in_process(*arguments) == 2
+    assert "pytorch_model.bin: not a complete file of weights (" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
