@@ -219,10 +219,10 @@ def gradient_blocks(
         dz = -gl * p
     else:
         gd = tl.load(grad_divergence + row) * scale
-        scored = gd != 0  # else the teacher's logits are not read: they may be NaN
+        scored = gd != 0.0  # else the teacher's logits are not read: they may be NaN
         zt = tl.load(
             teacher + row * teacher_row_stride + offset * teacher_column_stride,
-            mask=real & scored,
+            mask=column < tl.where(scored, width, 0),
             other=0.0,
         )
         y = _shift(zt.to(tl.float32), tl.load(teacher_top + row), 1.0 / teacher_temperature)
