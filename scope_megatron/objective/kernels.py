@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from types import ModuleType
 from typing import Any
 
@@ -44,15 +45,15 @@ def chosen(logits: Tensor, teacher: Tensor | None, spec: Spec) -> bool:
         return False
     if spec.kernel == "auto":
         return logits.is_cuda and _programs() is not None
+    if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"objective.kernel: is triton but the logits are on {logits.device}, not CUDA; "
+            "set it to auto or torch"
+        )
     if _programs() is None:
         raise ValueError(
             "objective.kernel: is triton but Triton does not import; install triton, "
             "or set it to auto or torch"
-        )
-    if not (logits.is_cuda or _interpreted()):
-        raise ValueError(
-            f"objective.kernel: is triton but the logits are on {logits.device}, not CUDA; "
-            "set it to auto or torch"
         )
     return True
 
@@ -148,9 +149,3 @@ def _programs() -> ModuleType | None:
         return importlib.import_module("scope_megatron.objective.triton_kernels")
     except Exception:
         return None
-
-
-def _interpreted() -> bool:
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)

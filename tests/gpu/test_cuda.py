@@ -30,7 +30,8 @@ def test_update_equals_transformers_on_nccl(tmp_path: Path, layout: str) -> None
         pytest.skip(f"needs {world} GPUs")
     make_tiny_model("qwen2-bias", tmp_path / "student")
     make_tiny_model("llama", tmp_path / "teacher")
-    ours = run_distributed_test(one_update, world, tmp_path, [layout], backend="nccl")[0]
+    args = (tmp_path, [layout], list(OBJECTIVES))
+    ours = run_distributed_test(one_update, world, *args, backend="nccl")[0]
     for name, changes in OBJECTIVES.items():
         expected = reference(tmp_path, settings(tmp_path, changes))
         assert ours[layout, name]["loss"] == pytest.approx(expected["loss"], rel=1e-4)
