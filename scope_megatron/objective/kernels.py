@@ -122,7 +122,9 @@ def _run(name: str, programs: int, what: str, *args: Any, **constants: Any) -> N
     if programs:  # a grid of none is an error
         module = _programs()
         assert module is not None
-        getattr(module, name)[(programs,)](*args, **constants, num_warps=_WARPS[what])
+        # without fused multiply-adds: equal logits of both models differ by exactly zero
+        options = {"num_warps": _WARPS[what], "enable_fp_fusion": False}
+        getattr(module, name)[(programs,)](*args, **constants, **options)
 
 
 def _kind(spec: Spec) -> str:

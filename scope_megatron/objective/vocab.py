@@ -7,7 +7,8 @@ Each rank reduces its columns to scalars per token, relative to its own maximum 
 and the same of the teacher. One all-gather brings them together, and they are merged relative to
 the global maximum. ``delta`` is itself taken relative to the local maxima and corrected in the
 merge, so no large numbers are ever subtracted: the statistics are as exact at logits of 1e4 as
-at 1. Used by ``loss.py``, whose docstring has the formulas, ``fused.py`` and ``gradient.py``.
+at 1. Used by ``loss.py``, whose docstring has the formulas, ``fused.py`` and ``gradient.py``. On
+CUDA the local part may be a Triton kernel's: see ``kernels.py``.
 """
 
 from __future__ import annotations
