@@ -48,44 +48,47 @@ def _log_mixture(log_p, log_q, beta):
     return high + tl.log(1.0 + tl.exp(-tl.abs(a - b)))
 
 
+@triton.jit
+def _load(row, column, stride, end, other: tl.constexpr):
+    """A row's columns below ``end`` in float32, ``other`` for the rest."""
+    values = tl.load(row + column.to(tl.int64) * stride, mask=column < end, other=other)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _store_at(out, row, column, stride, width):
+    """A row's entry in a column of this shard, else 0."""
+    owned = (column >= 0) & (column < width)
+    tl.store(out, tl.load(row + column * stride, mask=owned, other=0.0))
+
+
+@triton.jit
+def _store_top(out, top):
+    tl.store(out, tl.where(top == _FLOOR, _FLOAT32_MIN, top))
+
+
 @triton.jit(do_not_specialize=["start"])
 def reduce_rows(
     logits,
     teacher,  # read for a divergence only
     targets,  # [T] tokens, or None
     out,  # [T, COLUMNS] float32, as vocab._reduce gives it
-    row_stride,
-    column_stride,
-    teacher_row_stride,
-    teacher_column_stride,
-    start,
-    width,
-    temperature,
-    teacher_temperature,
-    KIND: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    row_stride, column_stride, teacher_row_stride, teacher_column_stride,
+    start, width, temperature, teacher_temperature,
+    KIND: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program per row."""
     DENSE: tl.constexpr = KIND != "logprob" and KIND != "entropy"
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
-    scale = 1.0 / temperature
-    top = tl.full((), _FLOOR, tl.float32)
-    norm = tl.full((), 0.0, tl.float32)
-    mean = tl.full((), 0.0, tl.float32)
-    teacher_top = tl.full((), _FLOOR, tl.float32)
-    teacher_norm = tl.full((), 0.0, tl.float32)
-    teacher_scale = 1.0
     if DENSE:
         teacher += row * teacher_row_stride
-        teacher_scale = 1.0 / teacher_temperature
+    scale, teacher_scale = 1.0 / temperature, 1.0 / teacher_temperature
+    top, norm = tl.full((), _FLOOR, tl.float32), tl.full((), 0.0, tl.float32)
+    teacher_top, teacher_norm, mean = top, norm, norm
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
-        real = column < width
-        offset = column.to(tl.int64)
-        z = tl.load(logits + offset * column_stride, mask=real, other=-float("inf"))
-        z = z.to(tl.float32)
+        z = _load(logits, column, column_stride, width, -float("inf"))
         new_top = tl.maximum(top, tl.max(z, 0))
         x = _shift(z, new_top, scale)
         mass = tl.exp(x)
@@ -95,8 +98,7 @@ def reduce_rows(
         if KIND == "entropy":
             mean = shrink * mean + norm * dx + tl.sum(mass * x, 0)
         if DENSE:
-            zt = tl.load(teacher + offset * teacher_column_stride, mask=real, other=-float("inf"))
-            zt = zt.to(tl.float32)
+            zt = _load(teacher, column, teacher_column_stride, width, -float("inf"))
             new_teacher_top = tl.maximum(teacher_top, tl.max(zt, 0))
             y = _shift(zt, new_teacher_top, teacher_scale)
             teacher_mass = tl.exp(y)
@@ -113,20 +115,18 @@ def reduce_rows(
         norm += tl.sum(mass, 0)
         top = new_top
     out += row * COLUMNS
-    tl.store(out, tl.where(top == _FLOOR, _FLOAT32_MIN, top))
+    _store_top(out, top)
     tl.store(out + 1, norm)
     if KIND != "logprob":
         tl.store(out + 3, mean)
     if DENSE:
-        tl.store(out + 4, tl.where(teacher_top == _FLOOR, _FLOAT32_MIN, teacher_top))
+        _store_top(out + 4, teacher_top)
         tl.store(out + 5, teacher_norm)
     if targets is not None:
         column = tl.load(targets + row).to(tl.int64) - start
-        owned = (column >= 0) & (column < width)
-        tl.store(out + 2, tl.load(logits + column * column_stride, mask=owned, other=0.0))
+        _store_at(out + 2, logits, column, column_stride, width)
         if DENSE:
-            value = tl.load(teacher + column * teacher_column_stride, mask=owned, other=0.0)
-            tl.store(out + 6, value)
+            _store_at(out + 6, teacher, column, teacher_column_stride, width)
 
 
 @triton.jit
@@ -138,16 +138,10 @@ def mixture_rows(
     teacher_top,
     teacher_norm,
     out,  # [T, 2] float32, as vocab.local_mixture gives it
-    row_stride,
-    column_stride,
-    teacher_row_stride,
-    teacher_column_stride,
-    width,
-    temperature,
-    teacher_temperature,
-    beta,
+    row_stride, column_stride, teacher_row_stride, teacher_column_stride,
+    width, temperature, teacher_temperature, beta,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """One program per row."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
@@ -159,12 +153,10 @@ def mixture_rows(
     teacher_kl = tl.full((), 0.0, tl.float32)
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
-        real = column < width
-        offset = column.to(tl.int64)
-        z = tl.load(logits + offset * column_stride, mask=real, other=-float("inf"))
-        zt = tl.load(teacher + offset * teacher_column_stride, mask=real, other=-float("inf"))
-        log_p = _shift(z.to(tl.float32), m, scale) - log_norm
-        log_q = _shift(zt.to(tl.float32), mt, teacher_scale) - teacher_log_norm
+        z = _load(logits, column, column_stride, width, -float("inf"))
+        zt = _load(teacher, column, teacher_column_stride, width, -float("inf"))
+        log_p = _shift(z, m, scale) - log_norm
+        log_q = _shift(zt, mt, teacher_scale) - teacher_log_norm
         log_m = _log_mixture(log_p, log_q, beta)
         student_kl += tl.sum(tl.exp(log_p) * (log_p - log_m), 0)
         teacher_kl += tl.sum(tl.exp(log_q) * (log_q - log_m), 0)
@@ -185,31 +177,18 @@ def gradient_blocks(
     teacher_norm,
     grad_logprob,  # [T] float32 each, or None
     grad_divergence,
-    row_stride,
-    column_stride,
-    teacher_row_stride,
-    teacher_column_stride,
-    grad_row_stride,
-    grad_column_stride,
-    blocks,
-    start,
-    width,
-    columns,
-    temperature,
-    teacher_temperature,
-    beta,
-    KIND: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    row_stride, column_stride, teacher_row_stride, teacher_column_stride,
+    grad_row_stride, grad_column_stride,
+    blocks, start, width, columns, temperature, teacher_temperature, beta,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program per row and block of columns; logprob: no divergence has a gradient."""
     program = tl.program_id(0)
     row = (program // blocks).to(tl.int64)
     column = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    real = column < width
-    offset = column.to(tl.int64)
     scale = 1.0 / temperature
-    z = tl.load(logits + row * row_stride + offset * column_stride, mask=real, other=0.0)
-    x = _shift(z.to(tl.float32), tl.load(top + row), scale)
+    z = _load(logits + row * row_stride, column, column_stride, width, 0.0)
+    x = _shift(z, tl.load(top + row), scale)
     row_norm = tl.load(norm + row)
     p = tl.exp(x) / row_norm
     gl = 0.0
@@ -220,12 +199,9 @@ def gradient_blocks(
     else:
         gd = tl.load(grad_divergence + row) * scale
         scored = gd != 0.0  # else the teacher's logits are not read: they may be NaN
-        zt = tl.load(
-            teacher + row * teacher_row_stride + offset * teacher_column_stride,
-            mask=column < tl.where(scored, width, 0),
-            other=0.0,
-        )
-        y = _shift(zt.to(tl.float32), tl.load(teacher_top + row), 1.0 / teacher_temperature)
+        end = tl.where(scored, width, 0)
+        zt = _load(teacher + row * teacher_row_stride, column, teacher_column_stride, end, 0.0)
+        y = _shift(zt, tl.load(teacher_top + row), 1.0 / teacher_temperature)
         row_teacher_norm = tl.load(teacher_norm + row)
         if KIND == "forward_kl":
             q = tl.where(scored, tl.exp(y) / row_teacher_norm, 0.0)
@@ -240,6 +216,7 @@ def gradient_blocks(
             dz = p * (slope * gd - gl)
     if targets is not None:
         # far from every column where another rank holds the target
-        dz += tl.where(offset == tl.load(targets + row).to(tl.int64) - start, gl, 0.0)
-    place = grad + row * grad_row_stride + offset * grad_column_stride
-    tl.store(place, tl.where(real, dz, 0.0).to(grad.dtype.element_ty), mask=column < columns)
+        dz += tl.where(column == tl.load(targets + row).to(tl.int64) - start, gl, 0.0)
+    dz = tl.where(column < width, dz, 0.0).to(grad.dtype.element_ty)
+    place = grad + row * grad_row_stride + column.to(tl.int64) * grad_column_stride
+    tl.store(place, dz, mask=column < columns)
