@@ -66,7 +66,8 @@ class Case:
     collectives: dict[str, int] = field(default_factory=dict)
     largest_gradient_gap: float = 0.0  # (a) against (c), relative to the largest entry
     copy_bandwidth: float | None = None  # bytes/s; GPU only
-    kl_on_logits_s: float | None = None  # GPU only: reverse KL of given logits, both passes
+    # GPU only: reverse KL of given bfloat16 logits, both passes, by the setting objective.kernel
+    kl_on_logits_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> dict[str, list[float]]:
@@ -136,20 +137,22 @@ def entropy(case: Case, x: methods.Inputs, group: dist.ProcessGroup | None) -> N
 
 
 def gpu_bandwidth(case: Case, x: methods.Inputs) -> None:
-    """Reverse KL of given bfloat16 logits, and a plain copy of as many bytes."""
-    from scope_megatron.objective import vocab_parallel_divergence
-
+    """Reverse KL of given logits by either path, and a plain copy; the first of each warms up."""
     teacher = x.teacher_hidden @ x.teacher_weight.t()
-    times, copies = [], []
-    for _ in range(case.rounds):
-        logits = (x.hidden @ x.weight.t()).requires_grad_()
-        times.append(_seconds(lambda z=logits: torch.autograd.grad(
-            vocab_parallel_divergence(z, teacher, inplace_backward=True) @ x.kl, z
-        )))  # fmt: skip
+    kernels = ["torch", *(["triton"] if methods.triton_installed() else [])]
+    times: dict[str, list[float]] = {name: [] for name in [*kernels, "copy"]}
+    for _ in range(case.rounds + 1):
+        for name in kernels:
+            given = x.hidden @ x.weight.t()
+            run = lambda z=given, k=name: methods.kl_on_logits(x, z, teacher, k)  # noqa: E731
+            times[name].append(_seconds(run))
+            del run, given
         target = torch.empty_like(teacher)
-        copies.append(_seconds(lambda t=target: t.copy_(teacher)))
-    case.kl_on_logits_s = statistics.median(times)
-    case.copy_bandwidth = 2 * teacher.numel() * teacher.element_size() / statistics.median(copies)
+        times["copy"].append(_seconds(lambda t=target: t.copy_(teacher)))
+        del target
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    case.copy_bandwidth = 2 * teacher.numel() * teacher.element_size() / medians.pop("copy")
+    case.kl_on_logits_s = medians
 
 
 def extra_memory(method: Callable[[methods.Inputs], methods.Result], x: methods.Inputs) -> int:
@@ -193,7 +196,7 @@ def _compare(case: Case, results: dict[str, methods.Result]) -> None:
 
 
 def _can_run_liger(case: Case) -> bool:
-    return case.device == "cuda" and methods.liger_installed()
+    return case.device == "cuda" and methods.liger_missing() is None
 
 
 def _bound(method: Callable[..., Any], x: methods.Inputs) -> Callable[[], Any]:

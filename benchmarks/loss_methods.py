@@ -17,9 +17,11 @@ from torch import Tensor
 from scope_megatron.objective import (
     fused_logprob_and_divergence,
     fused_loss,
+    vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
+from scope_megatron.objective.shard import Kernel
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 
@@ -211,11 +213,25 @@ def megatron_cross_entropy(x: Inputs, logits: Tensor) -> Result:
     return _finish(entropy[:, 0] @ x.mle, (logits,))
 
 
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def kl_on_logits(x: Inputs, logits: Tensor, teacher: Tensor, kernel: Kernel) -> Result:
+    """Reverse KL of given logits [T, V] of one rank, whose memory takes the gradient."""
+    logits = logits.requires_grad_()
+    divergence = vocab_parallel_divergence(logits, teacher, inplace_backward=True, kernel=kernel)
+    return _finish(divergence @ x.kl, (logits,))
+
+
 # (d) Liger
 
 
-def liger_installed() -> bool:
-    return importlib.util.find_spec("liger_kernel") is not None
+def liger_missing() -> str | None:
+    """Why Liger cannot be measured; None: it can, on a GPU."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    return None if triton_installed() else "it needs Triton, which is not installed"
 
 
 def liger_jsd(x: Inputs) -> Result:

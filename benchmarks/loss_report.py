@@ -29,12 +29,12 @@ def show(cases: list[Case], machine: str) -> None:
         )
         for line in verdicts(case) if case.tokens >= 512 else ():  # not of --quick
             console.print(line)
-    if not methods.liger_installed():
-        console.print("(d) Liger is not installed: not measured")
+    if (reason := methods.liger_missing()) is not None:
+        console.print(f"(d) Liger: not measured: {reason}")
     elif cases[0].device == "cpu":
-        console.print("(d) Liger needs a GPU: not measured")
+        console.print("(d) Liger: not measured: it needs a GPU")
     if cases[0].device == "cpu":
-        console.print("no GPU: the CUDA part was not run")
+        console.print("no GPU: the CUDA part (the Triton kernels, copy bandwidth) was not run")
 
 
 def _table(case: Case) -> Table:
@@ -92,10 +92,12 @@ def verdicts(case: Case) -> list[str]:
     if "megatron_cross_entropy" in case.seconds:
         ratio = case.ratio("our_cross_entropy", "megatron_cross_entropy")
         out.append(_verdict("cross-entropy (a) / (b) in time", ratio, 1.0, least=False))
-    if case.kl_on_logits_s is not None and case.copy_bandwidth is not None:
-        moved = 10 * case.vocab * case.tokens
-        share = moved / case.kl_on_logits_s / case.copy_bandwidth
-        out.append(_verdict("reverse KL: share of copy bandwidth", share, 0.6, least=True))
+    for kernel, seconds in case.kl_on_logits_s.items():
+        assert case.copy_bandwidth is not None
+        # bfloat16: the forward reads two matrices, the backward reads two and writes one
+        share = 10 * case.vocab * case.tokens / seconds / case.copy_bandwidth
+        what = f"reverse KL by {kernel}, {1000 * seconds:.1f} ms: share of copy bandwidth"
+        out.append(_verdict(what, share, 0.6, least=True))
     return out
 
 

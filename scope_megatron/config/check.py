@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +90,16 @@ def _objective(config: Config, command: Command) -> Problems:
         yield (
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
+        )
+    if objective.kernel == "triton" and not cuda_visible():
+        yield (
+            "objective.kernel: is triton but this machine has no CUDA device; "
+            "set it to auto or torch"
+        )
+    elif objective.kernel == "triton" and find_spec("triton") is None:
+        yield (
+            "objective.kernel: is triton but Triton is not installed; "
+            "install triton, or set it to auto or torch"
         )
 
 

@@ -66,6 +66,12 @@ class ObjectiveConfig(Section):
         "logits: all logits of a microbatch at once; fused: a block of tokens at a time, for "
         "large vocabularies; auto: fused where a microbatch has more than 2^26 logits per rank",
     )
+    kernel: Literal["auto", "torch", "triton"] = Field(
+        "auto",
+        description="who computes the head's passes over the logits. triton: one kernel for each "
+        "pass, on CUDA only; torch: torch's operations, everywhere; auto: triton on CUDA where it "
+        "imports. kl=topk and float64 are torch's always",
+    )
 
     @model_validator(mode="before")
     @classmethod

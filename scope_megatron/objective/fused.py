@@ -31,12 +31,10 @@ from torch.autograd.function import once_differentiable
 
 from scope_megatron.objective.gradient import Upstream, logits_gradient
 from scope_megatron.objective.loss import Divergence
+from scope_megatron.objective.shard import Kernel, Shard, Spec, check
 from scope_megatron.objective.vocab import (
-    Shard,
-    Spec,
     Statistics,
     add_mixture,
-    check,
     local_mixture,
     local_statistics,
     merge_statistics,
@@ -66,6 +64,7 @@ def fused_logprob(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk: int = CHUNK,
+    kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> Tensor:
     """``vocab_parallel_logprob`` of the logits ``hidden @ weight.T``.
@@ -84,7 +83,7 @@ def fused_logprob(
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
     """
-    spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=True)
+    spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=True, kernel=kernel)
     head = _Head.of(hidden, weight, targets, None, vocab_size, group, spec)
     return _Recomputed.apply(hidden, weight, head, reduce_hidden)[0]
 
@@ -103,6 +102,7 @@ def fused_logprob_and_divergence(
     beta: float = 0.5,
     topk: int = 64,
     chunk: int = CHUNK,
+    kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """``vocab_parallel_logprob_and_divergence`` of both models' hidden states and output weights.
@@ -114,7 +114,7 @@ def fused_logprob_and_divergence(
     Returns:
         (log-probability [T], divergence [T]), both differentiable w.r.t. ``hidden``, ``weight``.
     """
-    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, True)
+    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, True, kernel)
     head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
     return _Recomputed.apply(hidden, weight, head, reduce_hidden)
 
@@ -134,6 +134,7 @@ def fused_loss(
     beta: float = 0.5,
     topk: int = 64,
     chunk: int = CHUNK,
+    kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> FusedLoss:
     """The sum over chunks of a token loss, in one pass over the logits.
@@ -149,7 +150,7 @@ def fused_loss(
         See :class:`FusedLoss`. The backward may be called once.
     """
     kind_ = None if teacher is None else kind
-    spec = Spec(temperature, teacher_temperature, kind_, beta, topk, chunk, False, True)
+    spec = Spec(temperature, teacher_temperature, kind_, beta, topk, chunk, False, True, kernel)
     head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
     if not torch.is_grad_enabled():  # nor make gradients then
         hidden, weight = hidden.detach(), weight.detach()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scope_megatron.objective.vocab import Shard, Spec, Statistics, chunks, log_mixture, shift
+from scope_megatron.objective import kernels
+from scope_megatron.objective.shard import Shard, Spec
+from scope_megatron.objective.vocab import Statistics, chunks, log_mixture, shift
 
 Upstream = tuple[Tensor | None, Tensor | None]  # of log-probability and divergence, [T] each
 
@@ -30,6 +32,10 @@ def logits_gradient(
     # detach() shares the version counter: whoever else saved the logits gets an error, not
     # a wrong value
     grad = logits.detach() if spec.inplace_backward else torch.empty_like(logits)
+    if kernels.chosen(logits, teacher, spec):
+        needed = (stats.top, stats.norm, stats.mean, stats.teacher_top, stats.teacher_norm)
+        kernels.gradient(logits, teacher, targets, needed, upstream, grad, shard, spec)
+        return grad
     column, owned = (None, None) if targets is None else shard.locate(targets)
     direct = grad.dtype == stats.norm.dtype  # else rounded once, at the end
     for rows in chunks(logits, shard, spec):

@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scope_megatron.objective.gradient import logits_gradient
-from scope_megatron.objective.vocab import Shard, Spec, Statistics, check, statistics
+from scope_megatron.objective.shard import Kernel, Shard, Spec, check
+from scope_megatron.objective.vocab import Statistics, statistics
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
 
@@ -53,6 +54,7 @@ def vocab_parallel_logprob(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk: int = 1024,
+    kernel: Kernel = "auto",
     inplace_backward: bool = False,
 ) -> Tensor:
     """Log-probability of each target under softmax(logits / temperature), differentiable.
@@ -63,7 +65,8 @@ def vocab_parallel_logprob(
         group: the tensor-parallel group, or None for a single process.
         temperature: divides the logits, > 0.
         vocab_size: columns that are tokens; default W * tp.
-        chunk: most tokens worked on at once.
+        chunk: most tokens that the torch path works on at once.
+        kernel: auto, torch or triton; see ``kernels.py``.
         inplace_backward: write the gradient over the logits, which saves T * W; any other use of
             the logits in the same graph that needs their values then raises.
 
@@ -73,7 +76,9 @@ def vocab_parallel_logprob(
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
     """
-    spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=inplace_backward)
+    spec = Spec(
+        temperature=temperature, chunk=chunk, inplace_backward=inplace_backward, kernel=kernel
+    )
     shard = Shard.of(logits, vocab_size, group)
     check(logits, None, targets, shard, spec)
     return _Head.apply(logits, None, targets, shard, spec)[0]
@@ -88,10 +93,11 @@ def vocab_parallel_scores(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk: int = 1024,
+    kernel: Kernel = "auto",
     with_entropy: bool = False,
 ) -> Scores:
     """As :func:`vocab_parallel_logprob` without a gradient, and the entropy if asked for."""
-    spec = Spec(temperature=temperature, chunk=chunk, entropy=with_entropy)
+    spec = Spec(temperature=temperature, chunk=chunk, entropy=with_entropy, kernel=kernel)
     shard = Shard.of(logits, vocab_size, group)
     check(logits, None, targets, shard, spec)
     stats = statistics(logits, None, targets, shard, spec)
@@ -114,6 +120,7 @@ def vocab_parallel_divergence(
     beta: float = 0.5,
     topk: int = 64,
     chunk: int = 1024,
+    kernel: Kernel = "auto",
     inplace_backward: bool = False,
 ) -> Tensor:
     """Divergence of student and teacher at each token, over the full vocabulary.
@@ -134,7 +141,9 @@ def vocab_parallel_divergence(
     Raises:
         ValueError: as above; two widths W; a setting out of range.
     """
-    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward)
+    spec = Spec(
+        temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward, kernel
+    )
     shard = Shard.of(logits, vocab_size, group)
     check(logits, teacher_logits, None, shard, spec)
     return _Head.apply(logits, teacher_logits.detach(), None, shard, spec)[1]
@@ -153,6 +162,7 @@ def vocab_parallel_logprob_and_divergence(
     beta: float = 0.5,
     topk: int = 64,
     chunk: int = 1024,
+    kernel: Kernel = "auto",
     inplace_backward: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Both of the above in one pass: the same collectives and one gradient buffer instead of two.
@@ -160,7 +170,9 @@ def vocab_parallel_logprob_and_divergence(
     Returns:
         (log-probability [T], divergence [T]), both differentiable w.r.t. ``logits``.
     """
-    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward)
+    spec = Spec(
+        temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward, kernel
+    )
     shard = Shard.of(logits, vocab_size, group)
     check(logits, teacher_logits, targets, shard, spec)
     return _Head.apply(logits, teacher_logits.detach(), targets, shard, spec)

@@ -14,6 +14,7 @@ from scope_megatron.objective.fused import fused_logprob
 from scope_megatron.objective.loss import vocab_parallel_logprob
 from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
 from scope_megatron.objective.routing import Routes, route
+from scope_megatron.objective.shard import Kernel
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology
@@ -108,10 +109,11 @@ class Scorer:
     topology: Topology
     microbatch_tokens: int
     fused: bool  # from hidden states, without all logits
+    kernel: Kernel
 
     @classmethod
     def of(cls, config: Config, topology: Topology, *, fused: bool) -> Scorer:
-        return cls(topology, config.train.microbatch_tokens, fused)
+        return cls(topology, config.train.microbatch_tokens, fused, config.objective.kernel)
 
     def pack(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
         """The chosen responses in microbatches of bounded size, on this rank's device.
@@ -149,7 +151,12 @@ class Scorer:
             targets, group = packs[index].targets, self.topology.tp_group
             if not self.fused:
                 return vocab_parallel_logprob(
-                    output, targets, group, temperature=temperature, vocab_size=vocab_size
+                    output,
+                    targets,
+                    group,
+                    temperature=temperature,
+                    vocab_size=vocab_size,
+                    kernel=self.kernel,
                 )
             return fused_logprob(
                 head_input(output, self.topology),
@@ -158,6 +165,7 @@ class Scorer:
                 group,
                 temperature=temperature,
                 vocab_size=vocab_size,
+                kernel=self.kernel,
             )
 
         scores: dict[int, Tensor] = {}

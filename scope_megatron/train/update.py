@@ -17,6 +17,7 @@ from scope_megatron.objective.loss import (
 )
 from scope_megatron.objective.packing import gather_from_sequences
 from scope_megatron.objective.policy import TokenStreams, policy_terms
+from scope_megatron.objective.shard import Kernel
 from scope_megatron.parallel import pipeline
 from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
@@ -43,6 +44,7 @@ class LossSettings:
     jsd_beta: float
     topk: int
     fused: bool  # the head takes hidden states, and all logits never exist at once
+    kernel: Kernel
 
     @classmethod
     def of(
@@ -62,6 +64,7 @@ class LossSettings:
             jsd_beta=config.objective.jsd_beta,
             topk=config.objective.topk,
             fused=not capped and _fuses(config, student_vocab),
+            kernel=config.objective.kernel,
         )
 
     @property
@@ -75,6 +78,7 @@ class LossSettings:
             "vocab_size": self.shared_vocab,
             "beta": self.jsd_beta,
             "topk": self.topk,
+            "kernel": self.kernel,
         }
 
 
@@ -195,6 +199,7 @@ def _head(
             topology.tp_group,
             temperature=settings.temperature,
             vocab_size=settings.student_vocab,
+            kernel=settings.kernel,
             inplace_backward=True,
         )
         return logprob, None
@@ -230,6 +235,7 @@ def _fused(
     plain: dict[str, Any] = {
         "temperature": settings.temperature,
         "vocab_size": settings.student_vocab,
+        "kernel": settings.kernel,
     }
     scored = fused_loss(
         head_input(output, topology),

@@ -140,6 +140,16 @@ def test_head_dim_is_free_on_cuda(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     load_config("run.yaml")
 
 
+def test_triton_is_asked_for_where_it_can_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "cuda_visible", lambda: True)
+    monkeypatch.setattr(check, "find_spec", lambda name: name)
+    assert load_config("run.yaml", ["objective.kernel=triton"]).objective.kernel == "triton"
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^objective\.kernel: is triton but Triton is not inst"):
+        load_config("run.yaml", ["objective.kernel=triton"])
+    load_config("run.yaml", ["objective.kernel=auto"])
+
+
 def test_shards_and_sentencepiece_are_read(run: Path) -> None:
     Path("student/model.safetensors").rename("student/model-1.safetensors")
     save_file({"lm_head.weight": np.zeros((64, 64), np.float32)}, "student/model-2.safetensors")

@@ -105,6 +105,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["objective={preset: reference_code, student_weight: perplexity}"],
     ),
+    "kernel_triton_on_cpu": (leave, ["objective.kernel=triton"]),
+    "kernel_unknown": (leave, ["objective.kernel=cuda"]),
     "batch_without_kd": (leave, ["train.batch_sequences=4"]),
     "grpo_group_of_one": (leave, ["algorithm.name=grpo", "rollout.group_size=1"]),
     # sizes

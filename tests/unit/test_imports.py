@@ -57,7 +57,7 @@ def wrong_imports(importer: str, source: str) -> list[str]:
             wrong.append(name)
         elif importer == "objective":
             own = top == "scope_megatron" and target in ("types", "objective")
-            if not own and top != "torch" and top not in sys.stdlib_module_names:
+            if not own and top not in ("torch", "triton") and top not in sys.stdlib_module_names:
                 wrong.append(name)
         elif top != "scope_megatron" or target == importer or importer == "__init__":
             continue
