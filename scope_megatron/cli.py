@@ -16,9 +16,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from scope_megatron.config import Config, ConfigError, load_config
+from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
 
-USAGE_ERROR = 2
-INTERRUPTED = 130
 PACKAGE = Path(__file__).parent
 
 app = typer.Typer(
@@ -68,7 +67,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(USAGE)
     print(settings.to_yaml(), end="")
 
 
@@ -131,7 +130,8 @@ def _launch(command: str, config: Path, overrides: list[str] | None, settings: C
     """Run this command again in world_size processes."""
     from scope_megatron.parallel.launcher import launch
 
-    sys.exit(launch([command, str(config), *(overrides or [])], settings.world_size))
+    arguments = [command, str(config), *(overrides or [])]
+    sys.exit(launch(arguments, settings.world_size, settings.faults.restarts))
 
 
 @contextmanager
@@ -145,16 +145,27 @@ def user_errors() -> Iterator[None]:
     except ConfigError as error:
         if _speaks_for_its_node():
             print(f"error: {error.one_line}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(USAGE)
     except ValueError as error:
         if not _raised_here(error):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(USAGE)
+    except StopRun as stop:
+        if os.environ.get("RANK", "0") == "0" or stop.code in (LOST_RANK, ENGINE):
+            print(f"error: {stop}", file=sys.stderr, flush=True)
+        _end_at_once(stop.code)
     except KeyboardInterrupt:  # before the first step, or the second one in a row
         if _speaks_for_its_node():
             print("interrupted; what was saved before is kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Without the goodbyes of process groups, which wait for ranks that may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _speaks_for_its_node() -> bool:

@@ -2,92 +2,110 @@
 
 On several machines torchrun or Slurm start the ranks and this file is not used. What it adds to
 torchrun on one machine: an interrupt reaches the ranks once and they get the time they need to
-save (torchrun kills them after 30 seconds).
+save (torchrun kills them after 30 seconds); and ranks do not outlive it.
 """
 
 from __future__ import annotations
 
-import logging
+import ctypes
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
+from datetime import timedelta
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
-from torch.distributed.elastic.multiprocessing.api import PContext
+import torch.distributed as dist
 
-_EXIT_GRACE_S = 10.0  # after one rank failed, how long the others may take to notice
+from scope_megatron.exits import RESTARTABLE
 
-
-def launch(module_args: list[str], nproc: int) -> int:
-    """Run ``python -m scope_megatron MODULE_ARGS...`` as ``nproc`` ranks; returns the exit code."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # _wait reports
-    print(f"starting {nproc} ranks on this machine ...", flush=True)
-    port = _free_port()
-    envs = {rank: _rank_environment(rank, nproc, port) for rank in range(nproc)}
-    context = start_processes(
-        name="scope_megatron",
-        entrypoint=sys.executable,
-        args={rank: ("-m", "scope_megatron", *module_args) for rank in range(nproc)},
-        envs=envs,
-        logs_specs=DefaultLogsSpecs(),
-    )
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _Forwarder(context))
-    try:
-        return _wait(context)
-    finally:
-        context.close(death_sig=signal.SIGKILL, timeout=5)
+_EXIT_GRACE_S = 15.0  # after one rank failed, how long the others may take to notice
+_POLL_S = 0.1
+_LAUNCHER = "SCOPE_MEGATRON_LAUNCHER"  # its process id, for the ranks
+_PR_SET_PDEATHSIG = 1
 
 
-class _Forwarder:
-    """Passes a signal on to every rank: the ranks decide together when to stop."""
+def launch(module_args: list[str], nproc: int, restarts: int = 0) -> int:
+    """Run ``python -m scope_megatron MODULE_ARGS...`` as ``nproc`` ranks; returns the exit code.
 
-    def __init__(self, context: PContext) -> None:
-        self._context = context
-
-    def __call__(self, signum: int, frame: object) -> None:
-        for pid in self._context.pids().values():
-            try:
-                os.kill(pid, signum)
-            except ProcessLookupError:
-                continue
-
-
-def _wait(context: PContext) -> int:
-    result = None
-    while result is None:
-        result = context.wait(timeout=1, period=0.1)
-    if not result.is_failed():
-        return 0
-    _let_others_finish(context, list(result.failures))
-    first = min(result.failures.values(), key=lambda failure: failure.timestamp)
-    code = first.exitcode
-    if code < 0:
-        name = signal.Signals(-code).name
-        print(f"error: rank {first.local_rank} was ended by {name}", file=sys.stderr)
-        return 128 - code
+    After an exit code of ``exits.RESTARTABLE`` all ranks are started again, up to ``restarts``
+    times, to go on from the last checkpoint.
+    """
+    for attempt in range(restarts + 1):
+        print(f"starting {nproc} ranks on this machine ...", flush=True)
+        code = _run(module_args, nproc, attempt)
+        if code not in RESTARTABLE or attempt == restarts:
+            break
+        print(f"exit code {code}: restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
+        kept = [a for a in module_args if not a.startswith("resume=")]
+        module_args = [*kept, "resume=auto"]
     return code
 
 
-def _let_others_finish(context: PContext, failed: list[int]) -> None:
-    """The others may be saving or printing: wait for them a little before they are killed."""
-    pids = [pid for rank, pid in context.pids().items() if rank not in failed]
-    deadline = time.monotonic() + _EXIT_GRACE_S
-    while time.monotonic() < deadline and any(_running(pid) for pid in pids):
-        time.sleep(0.1)
+def end_with_launcher() -> None:
+    """In a rank: ask the kernel for a SIGTERM when the launcher dies, even by SIGKILL."""
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it died before that
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _running(pid: int) -> bool:
+def _run(module_args: list[str], nproc: int, attempt: int) -> int:
+    store = dist.TCPStore(  # here, so that it outlives every rank
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=30)
+    )
+    command = [sys.executable, "-m", "scope_megatron", *module_args]
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def forward(signum: int, frame: object) -> None:
+        """The ranks decide together when to stop."""
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, forward)
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        for number in range(nproc):
+            env = os.environ | _rank_environment(number, nproc, store.port, attempt)
+            ranks.append(subprocess.Popen(command, env=env))
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """0 when all are done; as soon as one fails, that one's exit code, after a little while."""
+    while not (failed := [rank for rank in ranks if rank.poll()]):
+        if all(rank.returncode == 0 for rank in ranks):
+            return 0
+        time.sleep(_POLL_S)
+    code = failed[0].returncode
+    if code < 0:
+        name = signal.Signals(-code).name
+        print(f"error: rank {ranks.index(failed[0])} was ended by {name}", file=sys.stderr)
+    deadline = time.monotonic() + _EXIT_GRACE_S
+    while time.monotonic() < deadline and any(map(_running, ranks)):
+        time.sleep(_POLL_S)
+    return 128 - code if code < 0 else code
+
+
+def _running(rank: subprocess.Popen[bytes]) -> bool:
+    """Not at its end, and not stopped by SIGSTOP: such a one would be waited for in vain."""
+    if rank.poll() is not None:
         return False
+    try:
+        with open(f"/proc/{rank.pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "T"
+    except OSError:
+        return True  # no /proc here
 
 
-def _rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
+def _rank_environment(rank: int, nproc: int, port: int, attempt: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -95,11 +113,8 @@ def _rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher's, instead of one of rank 0
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        _LAUNCHER: str(os.getpid()),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

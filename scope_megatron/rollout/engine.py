@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
+from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
 from scope_megatron.types import Prompt, Rollout
 
@@ -81,6 +82,7 @@ class VLLMEngine:
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
+        self._ranks = settings.tensor
         _prepare_environment(settings)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
@@ -125,7 +127,7 @@ class VLLMEngine:
             for prompt, k in members
         ]
         requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in members]
-        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+        outputs = self._run(requests, parameters)
         return [
             _rollout(prompt, k, output.outputs[0])
             for (prompt, k), output in zip(members, outputs, strict=True)
@@ -142,7 +144,7 @@ class VLLMEngine:
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
         )
         requests = [{"prompt_token_ids": ids} for ids in sequences]
-        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+        outputs = self._run(requests, parameters)
         return [
             [
                 output.prompt_logprobs[position][token].logprob
@@ -151,6 +153,38 @@ class VLLMEngine:
             ]
             for ids, output in zip(sequences, outputs, strict=True)
         ]
+
+    def _run(self, requests: list[dict[str, list[int]]], parameters: Any) -> list[Any]:
+        """The outputs of all requests. After a failure the engine is emptied and they are made
+        anew, once: seeds belong to requests, so the tokens are the same.
+
+        Raises StopRun at the second failure, and at the first of an engine of several ranks (the
+        others would wait): the run goes on from its checkpoint with a new engine.
+        """
+        try:
+            return self._llm.generate(requests, parameters, use_tqdm=False)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if self._ranks == 1:
+            print(f"warning: vLLM failed ({reason}); its requests are made again", flush=True)
+            try:
+                self._empty()
+                return self._llm.generate(requests, parameters, use_tqdm=False)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise StopRun(
+            ENGINE,
+            f"rollout.engine: vLLM failed: {reason}; if memory ran out, lower "
+            "rollout.engine.max_num_seqs or gpu_memory_utilization (kv_cache_gib on a CPU)",
+        )
+
+    def _empty(self) -> None:
+        """Drop every unfinished request and the cache."""
+        engine = self._llm.llm_engine
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        while engine.has_unfinished_requests():
+            engine.step()
+        self._llm.reset_prefix_cache()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """See :class:`Engine`. In place; every weight of the model must come, each once."""

@@ -188,15 +188,22 @@ class PhaseTimer:
     """Seconds per phase of a step: ``with timer("rollout"): ...``, then ``timer.pop()``.
 
     ``synchronize`` (torch.cuda.synchronize on GPUs) runs at the end of each phase, so that
-    kernels still in flight are counted where they were started.
+    kernels still in flight are counted where they were started. ``entered`` is told the name of
+    each phase as it begins.
     """
 
-    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
-        self._synchronize = synchronize
+    def __init__(
+        self,
+        synchronize: Callable[[], None] | None = None,
+        entered: Callable[[str], None] | None = None,
+    ) -> None:
+        self._synchronize, self._entered = synchronize, entered
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        if self._entered is not None:
+            self._entered(phase)
         start = time.perf_counter()
         try:
             yield

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
+from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel.topology import destroy
 from scope_megatron.train import checkpoint, setup
 from scope_megatron.train.actor import Actor
@@ -20,6 +23,7 @@ from scope_megatron.train.interrupt import Interrupt
 from scope_megatron.train.metrics import MetricLogger
 from scope_megatron.train.report import write_report
 from scope_megatron.train.trainer import Trainer
+from scope_megatron.train.watchdog import Watchdog
 
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 
@@ -38,6 +42,9 @@ def run(config: Config) -> int:
     )
     try:
         return Run(config, trainer, console).go()
+    except StopRun:
+        trainer.abandon()
+        raise
     finally:
         console.close()
         trainer.close()
@@ -79,10 +86,25 @@ class Run:
             student.model, student.optimizer, student.scheduler, trainer.topology
         )
         self.interrupt = Interrupt()
+        self.watchdog = Watchdog(config.faults, config.output_dir, trainer.progress)
         self.evaluations: dict[str, dict[str, float]] = {}
         self.saved_step = -1
 
     def go(self) -> int:
+        """Everything, watched: see :func:`run` for the result."""
+        self.watchdog.start()
+        try:
+            return self._go()
+        except torch.OutOfMemoryError as error:
+            raise StopRun(ENGINE, _out_of_memory(error, self.trainer)) from None
+        except RuntimeError as error:
+            if lost := self.watchdog.peer_lost(error):
+                raise lost from None
+            raise
+        finally:
+            self.watchdog.stop()
+
+    def _go(self) -> int:
         self.console.header("scope_megatron", self._facts())
         for reason in self.trainer.data.skipped[:MOST_SKIPPED]:
             self.console.message(f"skipped {reason}")
@@ -150,6 +172,7 @@ class Run:
         self.console.evaluation(step, values)
 
     def _save(self, step: int) -> Path:
+        self.trainer.progress.enter("save")
         if self.saved_step == step:
             return checkpoint.checkpoints_dir(self.config.output_dir) / f"step_{step:08d}"
         progress = {
@@ -236,6 +259,14 @@ class Run:
         facts["data"] = f"{len(data)} prompts, {len(data.skipped)} rows skipped"
         facts["output"] = config.output_dir
         return facts
+
+
+def _out_of_memory(error: BaseException, trainer: Trainer) -> str:
+    return (
+        f"the device's memory did not suffice in {trainer.progress.beat(0).where()}: lower "
+        "train.microbatch_tokens or rollout.engine.gpu_memory_utilization, or raise "
+        f"parallel.tensor ({str(error).splitlines()[0]})"
+    )
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:

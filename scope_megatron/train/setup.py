@@ -15,6 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.launcher import end_with_launcher
 from scope_megatron.parallel.model import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel.optimizer import build_optimizer, build_scheduler, wrap_student
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
@@ -49,6 +50,7 @@ class Student:
 
 def start_process(config: Config) -> Topology:
     """Join the job and lay the ranks out (collective)."""
+    end_with_launcher()
     platform.initialize()
     initialize_distributed()
     parallel = config.parallel

@@ -15,6 +15,7 @@ from scope_megatron.train.actor import Actor
 from scope_megatron.train.batch import Batch, make_batch
 from scope_megatron.train.learner import Learner
 from scope_megatron.train.metrics import PhaseTimer
+from scope_megatron.train.watchdog import Progress
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 
@@ -31,8 +32,11 @@ class Trainer:
         self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
         self.learner = Learner(config, self.topology)
         self._actor = self._build_actor(tokenizer) if config.needs_engine else None
-        self.timer = PhaseTimer(torch.cuda.synchronize if platform.has_cuda() else None)
+        self.progress = Progress()
+        synchronize = torch.cuda.synchronize if platform.has_cuda() else None
+        self.timer = PhaseTimer(synchronize, self.progress.enter)
         self.metrics = observe.step_metrics()
+        self._abandoned = False
 
     def _build_actor(self, tokenizer: Tokenizer) -> Actor:
         sources = {self.data[i].source for i in range(len(self.data))}
@@ -47,6 +51,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, float]:
         """One step (counted from 0); returns its metrics, the same on every rank."""
         started = time.perf_counter()
+        self.progress.step = step
         prompts = self.prompts(step)
         if self.config.on_policy:
             with self.timer("rollout"):
@@ -88,6 +93,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no weights: send them now)."""
         assert self.eval_data is not None
+        self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_weights()
         return self.actor.evaluate(self.eval_data)
@@ -99,8 +105,14 @@ class Trainer:
         times = self.timer.pop() | {"time/step": time.perf_counter() - started}
         return observe.finish(values) | times | platform.memory_in_use()
 
+    def abandon(self) -> None:
+        """The process is about to exit, other ranks may be gone: close nothing that they share."""
+        self._abandoned = True
+
     def close(self) -> None:
         """Stop what outlives a python object: the verifier's processes, the process groups."""
+        if self._abandoned:
+            return
         if self._actor is not None:
             self._actor.close()
         topology.destroy()

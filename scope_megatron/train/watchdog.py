@@ -1,0 +1,258 @@
+"""Who stopped? Every rank gives signs of life; one that does not, or hangs, ends the run by name.
+
+Each rank's watchdog thread publishes a heartbeat in the job's store, over a connection of its own:
+where the rank is (step, phase) and since when. Rank 0 reads all of them, the others read rank 0's.
+Three things end the run, on all ranks within seconds:
+
+* no heartbeat for ``faults.heartbeat_timeout_s``: the process is stopped or dead, or its machine;
+* a rank alive but in one phase for ``faults.hang_timeout_s``;
+* a rank whose communication broke says so, and rank 0 looks at once who gives no more signs.
+
+Before it exits every rank writes the stacks of its threads to ``output_dir/stacks``.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch.distributed as dist
+
+from scope_megatron.config import FaultsConfig
+from scope_megatron.exits import HUNG, LOST_RANK, StopRun
+
+STACKS = "stacks"
+_ABORT, _SUSPECT = "abort", "suspect"
+_PEER_ERRORS = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "NCCL")
+
+
+class Progress:
+    """Where this rank is; the training thread writes it, the watchdog's reads it."""
+
+    def __init__(self) -> None:
+        self.step, self._state = 0, ("start", 0, time.monotonic())
+
+    def enter(self, phase: str) -> None:
+        """The next phase of the step begins."""
+        self._state = (phase, self._state[1] + 1, time.monotonic())
+
+    def beat(self, count: int) -> Beat:
+        phase, order, since = self._state
+        seconds = time.monotonic() - since
+        return Beat(count, self.step, phase, order, seconds, socket.gethostname(), os.getpid())
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One sign of life."""
+
+    count: int  # differs from the one before
+    step: int  # from 0, as in Trainer.step
+    phase: str
+    order: int  # phases entered so far: the same on all ranks when they are at the same place
+    seconds: float  # since this phase began
+    host: str
+    pid: int
+
+    def where(self) -> str:
+        return f"step {self.step + 1}, phase {self.phase}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the run ends, and the exit code."""
+
+    code: int
+    message: str
+
+
+class Judge:
+    """Decides from heartbeats and this process's own clock alone."""
+
+    def __init__(self, settings: FaultsConfig, interval_s: float) -> None:
+        self._settings, self._interval_s = settings, interval_s
+        self._seen: dict[int, tuple[int, float]] = {}  # rank: (count, when it changed)
+        self._looked = 0.0
+
+    def look(self, now: float, beats: Mapping[int, Beat]) -> Verdict | None:
+        """The verdict at ``now``, seconds of a monotonic clock."""
+        slept = now - self._looked > 3 * self._interval_s + 1.0
+        self._looked = now
+        for rank, beat in beats.items():
+            # after this process was stopped itself (Ctrl-Z, a laptop's lid), all start anew
+            if slept or self._seen.get(rank, (None,))[0] != beat.count:
+                self._seen[rank] = (beat.count, now)
+        limit = self._settings.heartbeat_timeout_s
+        silent = [rank for rank in beats if now - self._seen[rank][1] > limit]
+        if silent:
+            why = f"gave no sign of life for {limit:.0f} s"
+            return Verdict(LOST_RANK, f"{_names(silent, beats)} {why}")
+        slowest = max(beats.values(), key=lambda beat: beat.seconds)
+        if slowest.seconds > self._settings.hang_timeout_s:
+            last = min(beat.order for beat in beats.values())
+            behind = [rank for rank, beat in beats.items() if beat.order == last]
+            why = f"made no progress for {slowest.seconds:.0f} s (faults.hang_timeout_s)"
+            return Verdict(HUNG, f"{_names(behind, beats)} {why}")
+        return None
+
+
+def _names(ranks: list[int], beats: Mapping[int, Beat]) -> str:
+    """`rank 3 (host, pid 71; step 4, phase train)`, at most four of them."""
+    named = [
+        f"rank {rank} ({beats[rank].host}, pid {beats[rank].pid}; {beats[rank].where()})"
+        for rank in ranks[:4]
+    ]
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return ", ".join(named) + more
+
+
+class Store(Protocol):
+    """The part of torch.distributed's stores that is used."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def get(self, key: str) -> bytes: ...
+    def multi_get(self, keys: list[str]) -> list[bytes]: ...
+
+
+def job_store(timeout_s: float) -> Store:
+    """A connection to the store that the ranks met at, for one thread alone."""
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"scope_megatron/watchdog/{attempt}", store)
+
+
+class Watchdog:
+    """This rank's thread. ``start`` once all ranks are built, ``stop`` before they part."""
+
+    def __init__(self, settings: FaultsConfig, output_dir: Path, progress: Progress) -> None:
+        self.progress = progress
+        self._settings, self._stacks = settings, output_dir / STACKS
+        self._rank, self._size = dist.get_rank(), dist.get_world_size()
+        self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
+        self._judge = Judge(settings, self._interval_s)
+        self._stopped, self._broken = threading.Event(), threading.Event()
+        self._count = 0
+        self._beats: dict[int, Beat] = {}  # as last read
+        self._answered = time.monotonic()
+        self._store: Store | None = None
+
+    def start(self) -> None:
+        """Collective; does nothing when ``faults.heartbeat_timeout_s`` is 0."""
+        if not self._settings.heartbeat_timeout_s:
+            return
+        self._store = job_store(max(self._settings.heartbeat_timeout_s, 5.0))
+        self._publish()
+        dist.barrier()  # every rank's key is there, so that reading one never waits
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """No verdict after this one returns (but for one that is being carried out)."""
+        self._stopped.set()
+
+    def peer_lost(self, error: BaseException) -> StopRun | None:
+        """Whether ``error`` says that another rank is gone: then ask rank 0 who it is, and wait.
+
+        The watchdog ends this process when the answer is there; the exception that is returned is
+        for when none comes.
+        """
+        text = str(error)
+        if not isinstance(error, RuntimeError) or not any(word in text for word in _PEER_ERRORS):
+            return None
+        if self._store is not None and self._size > 1:
+            try:
+                self._broken.set()
+                job_store(5.0).set(_SUSPECT, str(self._rank))
+            except (RuntimeError, OSError):
+                pass  # the store went away with its rank: the thread notices as well
+            time.sleep(8 * self._interval_s + 2.0)
+        return StopRun(LOST_RANK, f"another rank is gone: {text.splitlines()[0][:300]}")
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            try:
+                self._publish()
+                verdict = self._look()
+                self._answered = time.monotonic()
+            except (RuntimeError, OSError):  # DistStoreError and its kin
+                verdict = self._store_is_gone()
+            if verdict is not None and not self._stopped.is_set():
+                self._abort(verdict)
+
+    def _publish(self) -> None:
+        assert self._store is not None
+        self._count += 1
+        beat = self.progress.beat(self._count)
+        self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
+
+    def _look(self) -> Verdict | None:
+        """What rank 0 says; rank 0 itself, and who watches rank 0, judge."""
+        assert self._store is not None
+        if self._store.check([_ABORT]):
+            return Verdict(**json.loads(self._store.get(_ABORT)))
+        self._read(range(self._size) if self._rank == 0 else [0])
+        verdict = None
+        if self._rank == 0 and self._store.check([_SUSPECT]):
+            verdict = self._find_gone(int(self._store.get(_SUSPECT)))
+        verdict = verdict or self._judge.look(time.monotonic(), self._beats)
+        if verdict is not None and self._rank == 0:
+            self._store.set(_ABORT, json.dumps(asdict(verdict)))
+        return verdict
+
+    def _read(self, ranks: range | list[int]) -> None:
+        assert self._store is not None
+        texts = self._store.multi_get([f"beat/{rank}" for rank in ranks])
+        beats = (Beat(**json.loads(text)) for text in texts)
+        self._beats = dict(zip(ranks, beats, strict=True))
+
+    def _find_gone(self, witness: int) -> Verdict:
+        """Who gives no signs any more, now that ``witness`` lost a connection."""
+        before = self._beats
+        for _ in range(3):
+            time.sleep(self._interval_s)
+            self._publish()
+        self._read(range(self._size))
+        gone = [r for r, beat in self._beats.items() if r and beat.count == before[r].count]
+        if gone:
+            return Verdict(LOST_RANK, f"{_names(gone, self._beats)} went away")
+        return Verdict(LOST_RANK, f"{_names([witness], self._beats)} lost a connection")
+
+    def _store_is_gone(self) -> Verdict | None:
+        """Rank 0 serves the store, unless a launcher does."""
+        quiet = time.monotonic() - self._answered
+        if quiet < self._settings.heartbeat_timeout_s and not self._broken.is_set():
+            return None
+        known = _names([0], self._beats) if 0 in self._beats else "rank 0"
+        return Verdict(LOST_RANK, f"{known} went away: the job's store does not answer")
+
+    def _abort(self, verdict: Verdict) -> None:
+        """Say so, dump the stacks, exit. Rank 0 stays until the others have read the verdict."""
+        if self._rank == 0 or (self._rank == 1 and "rank 0" in verdict.message):
+            print(f"error: {verdict.message}; stacks: {self._stacks}", file=sys.stderr, flush=True)
+        try:
+            self._stacks.mkdir(parents=True, exist_ok=True)
+            with open(self._stacks / f"rank_{self._rank:05d}.txt", "w", encoding="utf-8") as file:
+                file.write(f"{verdict.message}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            print(f"error: no stacks: {error}", file=sys.stderr, flush=True)
+        if self._rank == 0:
+            time.sleep(3 * self._interval_s)
+        os._exit(verdict.code)

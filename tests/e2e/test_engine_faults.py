@@ -1,0 +1,75 @@
+"""An engine that fails in the middle of a rollout is emptied and gives the same tokens again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.harness import run_distributed_test
+from tests.tiny_hf import make_tiny_model
+
+
+def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
+    make_tiny_model("llama-tied", tmp_path)
+    (found,) = run_distributed_test(rollouts_with_faults, 1, tmp_path, timeout=200)
+    assert found["after one fault"] == found["undisturbed"]
+    assert found["code"] == 6
+    assert "no memory for blocks" in found["message"]
+
+
+def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, Any]:
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    import torch
+
+    from scope_megatron.config import EngineConfig
+    from scope_megatron.convert.hf import load_hf_weights
+    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.exits import StopRun
+    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.parallel.topology import create_topology
+    from scope_megatron.rollout.engine import Sampling, VLLMEngine
+    from scope_megatron.types import Prompt
+
+    topology, hf = create_topology(), read_hf_config(root)
+    model = build_model(hf, topology, torch.float32, trainable=False)
+    load_hf_weights(model, root, hf, topology)
+    engine = VLLMEngine(
+        root,
+        EngineConfig(kv_cache_gib=0.05, max_num_seqs=4),
+        max_model_len=64,
+        dtype=torch.float32,
+        eos_ids=[],
+        seed=0,
+    )
+    engine.load_weights(engine_weights(model, hf, topology, 1 << 20))
+    prompts = [Prompt(i, tuple(range(3 + i, 9 + i)), "") for i in range(3)]
+    sampling = Sampling(samples=4, max_tokens=16, temperature=1.0, seed=3)
+    core = engine._llm.llm_engine
+    step = core.step
+
+    def fail_at(*numbers: int) -> None:
+        calls = iter(range(10**6))
+
+        def faulty() -> Any:
+            if next(calls) in numbers:
+                raise RuntimeError("no memory for blocks")
+            return step()
+
+        core.step = faulty
+
+    def tokens() -> list[list[int]]:
+        return [rollout.token_ids for rollout in engine.generate(prompts, sampling)]
+
+    found: dict[str, Any] = {"undisturbed": tokens()}
+    fail_at(25)
+    found["after one fault"] = tokens()
+    fail_at(*range(10, 1000))
+    try:
+        tokens()
+    except StopRun as stop:
+        found |= {"code": stop.code, "message": str(stop)}
+    return found

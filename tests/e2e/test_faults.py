@@ -1,0 +1,50 @@
+"""A rank dies or stops: the run ends within seconds, says who, and goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import kd_run
+
+
+def test_killed_rank_is_named_and_the_run_restarts(tmp_path: Path) -> None:
+    end = ("train.steps=20", "checkpoint.every=5", "faults.restarts=1")
+    process = kd_run.start(tmp_path, *end)
+    kd_run.wait_for_step(process, tmp_path, 7)
+    victim = kd_run.rank_process(process, 1)
+    victim.send_signal(signal.SIGKILL)
+    code, output, _ = kd_run.finish(process, within_s=120)
+    assert code == 0, output
+    assert "error: rank 1 was ended by SIGKILL" in output
+    named = next(line for line in output.splitlines() if "went away" in line)
+    assert f"pid {victim.pid}; step " in named and "phase " in named
+    assert "restart 1 of 1" in output
+    assert "Traceback" not in output
+    steps = [row["step"] for row in kd_run.rows(tmp_path)]
+    assert steps == list(range(1, 21)), "every step once"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_stopped_rank_is_found_and_named(tmp_path: Path, rank: int) -> None:
+    process = kd_run.start(tmp_path, "faults.heartbeat_timeout_s=4")
+    kd_run.wait_for_step(process, tmp_path, 3)
+    victim = kd_run.rank_process(process, rank)
+    victim.send_signal(signal.SIGSTOP)
+    code, output, seconds = kd_run.finish(process, within_s=40)
+    assert code == 3, output
+    assert seconds < 20
+    named = next(line for line in output.splitlines() if "no sign of life" in line)
+    assert named.startswith(f"error: rank {rank} (") and f"pid {victim.pid}; step " in named
+    stacks = (tmp_path / "run/stacks" / f"rank_{1 - rank:05d}.txt").read_text()
+    assert "no sign of life" in stacks and "trainer.py" in stacks
+
+
+def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
+    process = kd_run.start(tmp_path)
+    kd_run.wait_for_step(process, tmp_path, 3)
+    process.send_signal(signal.SIGKILL)
+    kd_run.finish(process, within_s=30)  # no rank is left
+    assert (tmp_path / "run/checkpoints/latest").exists(), "they saved before they ended"
