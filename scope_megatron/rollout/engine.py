@@ -19,7 +19,9 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
+from scope_megatron.convert.vllm import ModelWeights
 from scope_megatron.parallel import platform
+from scope_megatron.rollout.weights import DirectWeights
 from scope_megatron.types import Prompt, Rollout
 
 
@@ -47,7 +49,10 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take new weights (Hugging Face names, full tensors) and drop what old ones cached."""
+        """Take new weights and drop what old ones cached.
+
+        Hugging Face names and full tensors; :class:`ModelWeights` may be taken shard by shard.
+        """
         ...
 
     def sleep(self) -> None:
@@ -81,6 +86,7 @@ class VLLMEngine:
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
+        self._direct = DirectWeights(settings.tensor)
         _prepare_environment(settings)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
@@ -156,11 +162,19 @@ class VLLMEngine:
         """See :class:`Engine`. In place; every weight of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if isinstance(weights, ModelWeights):
+            (model,) = self._llm.apply_model(lambda model: model)  # it is in this process
+            self._direct.load(model, weights, self._reload)
+        else:
+            self._reload(weights)
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
+
+    def _reload(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """By vLLM's own loaders, each of which cuts its part out of the full tensor."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
 
     def sleep(self) -> None:
         """Level 2: weights are dropped too, since new ones come before the next request."""
