@@ -89,13 +89,18 @@ def uncovered(copies: list[Copy], layout: EngineLayout, engine_rank: int, vocab:
     for copy in copies:
         filled[copy.target] += copy.rows * copy.width
     for name, shape in layout.shapes.items():
-        needed = math.prod(shape)
-        if name.rpartition(".")[0].endswith(("embed_tokens", "lm_head")):
-            rows = min(shape[0], max(0, vocab - engine_rank * shape[0]))
-            needed = rows * math.prod(shape[1:])
-        if filled[name] != needed:
+        rows = real_rows(name, layout, engine_rank, vocab)
+        if filled[name] != rows * math.prod(shape[1:]):
             return name
     return None
+
+
+def real_rows(name: str, layout: EngineLayout, engine_rank: int, vocab: int) -> int:
+    """Rows of an engine parameter that are not the engine's padding of the vocabulary."""
+    rows = layout.shapes[name][0]
+    if name.rpartition(".")[0].endswith(("embed_tokens", "lm_head")):
+        return min(rows, max(0, vocab - engine_rank * rows))
+    return rows
 
 
 def _place(name: str, layout: EngineLayout) -> str:

@@ -24,6 +24,7 @@ from scope_megatron.convert.layout import (
     PlanError,
     Wanted,
     copies_of,
+    real_rows,
     stretches,
     uncovered,
 )
@@ -112,14 +113,15 @@ class ReshardPlan:
         for parameter in held:
             rule, names = table.find(parameter.name)
             copies = [
-                copies_of(
-                    rule, names, parameter.shape, table.sizes, self.topology.tp_size, e, layout
-                )
-                for e in range(layout.size)
+                copies_of(rule, names, parameter.shape, table.sizes, tensor, rank, layout)
+                for rank in range(layout.size)
             ]
             mine = copies[engine_rank]
             self._add(parameter, copies, mine, weights.bucket_bytes)
             taken += mine
+        self.rows = {  # of each engine parameter; those that follow are padding
+            name: real_rows(name, layout, engine_rank, table.sizes.vocab) for name in layout.shapes
+        }
         missing = uncovered(taken, layout, engine_rank, table.sizes.vocab)
         if missing:
             raise PlanError(f"no source for the engine's {missing}")
@@ -169,11 +171,7 @@ class ReshardPlan:
         return self._buckets[-1]
 
     @torch.no_grad()
-    def run(
-        self,
-        model: torch.nn.Module,
-        write: Write,
-    ) -> None:
+    def run(self, model: torch.nn.Module, write: Write) -> None:
         """Call ``write`` for every piece of the engine's parameters; a collective.
 
         Its arguments: parameter, first row, first column, values. The values are overwritten by a

@@ -35,6 +35,7 @@ class DirectWeights:
         """``weights`` into vLLM's model (collective); ``reload`` does it by vLLM's loaders."""
         if self.plan is not None:
             parameters = EngineParameters(engine)
+            parameters.clear_padding(self.plan.rows)
             self.plan.run(weights.model, parameters.write)
             parameters.finish()
             return
@@ -99,6 +100,12 @@ class EngineParameters:
         shapes = {name: tuple(tensor.shape) for name, tensor in self._plain.items()}
         shapes |= {name: _packed_shape(module) for name, module in self._packed.items()}
         return EngineLayout(size, shapes, self._fused)
+
+    def clear_padding(self, rows: dict[str, int]) -> None:
+        """Zeros after the given number of rows: an engine that slept has lost them too."""
+        for name, tensor in self._plain.items():
+            if name not in self._packed:
+                tensor[rows[name] :].zero_()
 
     def write(self, name: str, row: int, column: int, values: Tensor) -> None:
         """Put ``values`` at (row, column) of a parameter, or compare them with what is there."""
