@@ -9,7 +9,8 @@ copies as many bytes as the engine holds, parameter by parameter.
 
 "direct" writes shards into the engine's parameters, whose linear layers vLLM's CPU build packs;
 "loaders" is the stream of full tensors through vLLM's own loaders. "direct, unpacked" writes into
-plain parameters of the same shapes, as an engine on CUDA has them.
+plain parameters of the same shapes, as an engine on CUDA has them. "link" exchanges as many bytes
+as "direct" receives with the other rank, in one message, and nothing else.
 
 Memory is how far the process grows over its size before the method (resident, sampled), the
 engine's own temporaries included; "stream" is the transfer alone, without an engine, and with it
@@ -43,7 +44,16 @@ SIZES = {  # name: hidden, ffn, layers, heads, vocabulary
     "default": (1024, 2816, 12, 16, 32000),
 }
 BUCKET = 64 * 2**20
-METHODS = ("direct", "loaders", "disk", "full gather", "stream", "direct, unpacked", "memcpy")
+METHODS = (
+    "direct",
+    "loaders",
+    "disk",
+    "full gather",
+    "stream",
+    "direct, unpacked",
+    "link",
+    "memcpy",
+)
 MIB = 2**20
 
 
@@ -168,6 +178,17 @@ def methods(
                     if tied and name == "model.embed_tokens.weight":
                         yield "lm_head.weight", tensors.get_tensor(name)
 
+    outgoing = torch.empty(plan.received, dtype=torch.uint8)
+    incoming = torch.empty_like(outgoing)
+
+    def link() -> None:
+        if not plan.received:
+            return
+        peer = 1 - topology.rank
+        pair = (dist.P2POp(dist.isend, outgoing, peer), dist.P2POp(dist.irecv, incoming, peer))
+        for work in dist.batch_isend_irecv(list(pair)):
+            work.wait()
+
     def over_disk() -> None:
         export_hf(model, hf, topology, root, exported, overwrite=True)
         dist.barrier()
@@ -187,6 +208,7 @@ def methods(
         "full gather": full_gather,
         "stream": lambda: drain(engine_weights(model, hf, topology, BUCKET)),
         "direct, unpacked": lambda: plan.run(model, plain.write),
+        "link": link,
         "memcpy": lambda: torch._foreach_copy_(list(plain.tensors.values()), copies),
     }
 
