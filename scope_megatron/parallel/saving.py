@@ -1,12 +1,13 @@
-"""megatron-core's distributed checkpoint in three parts: plan and copy, write, finish.
+"""megatron-core's distributed checkpoint in three parts: snapshot, write, finish.
 
-Only the first part needs the other ranks and the live tensors, so only it costs the training step;
-the two others run wherever the caller likes, in a thread for instance. megatron-core's own
-asynchronous save is not used: it forks writers and waits for them forever when one of them dies.
+Only the snapshot needs the live tensors, so only it costs the training step; the two others run
+wherever the caller likes, in a thread for instance. megatron-core's own asynchronous save is not
+used: it forks writers and waits for them forever when one of them dies.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import queue
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
     ShardedTensor,
     apply_factories,
     is_main_replica,
@@ -25,28 +27,46 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import WriteResult
 
 from scope_megatron.parallel import platform
 
 COMMON = "common.pt"
+FORMAT = CheckpointingConfig("torch_dist", 1)  # what megatron-core's load looks for
 
 
 @dataclass
 class PendingWrite:
-    """This rank's part of a checkpoint, in host memory: nothing that training changes."""
+    """This rank's part of a checkpoint. If it is a copy, training changes none of it."""
 
     directory: Path
-    writer: FileSystemWriterAsync
-    metadata: Metadata | None  # of all ranks; rank 0 has it
+    sharded: dict[str, Any]
     common: bytes  # what is not sharded; rank 0 writes it
-    format: CheckpointingConfig
+    writer: FileSystemWriterAsync | None = None  # filled by plan
+    metadata: Metadata | None = None  # of all ranks; rank 0 has it after plan
+
+    def plan(self, group: ProcessGroup) -> None:
+        """Agree on who writes what; collective over ``group``, which has all ranks in order."""
+        # where the writers' results go: else a manager process is started, which outlives a kill
+        filesystem_async._results_queue = queue.Queue()
+        renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(self.sharded, True)
+        self.writer = FileSystemWriterAsync(self.directory, thread_count=1)
+        planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+        (_, self.metadata, _), *_ = save_state_dict_async_plan(
+            mcore_to_pyt_state_dict(renamed, False), self.writer, group, 0, planner=planner
+        )
 
     @property
     def bytes(self) -> int:
-        """Size of the tensors of all ranks (rank 0 only)."""
+        """Size of the tensors of all ranks (rank 0 only, after plan)."""
         assert self.metadata is not None
         entries = self.metadata.state_dict_metadata.values()
         tensors = (entry for entry in entries if isinstance(entry, TensorStorageMetadata))
@@ -55,15 +75,20 @@ class PendingWrite:
         )
 
     @property
+    def _buckets(self) -> list[Any]:
+        assert self.writer is not None, "plan comes first"
+        return self.writer.write_buckets or []
+
+    @property
     def files(self) -> list[str]:
         """Names of the files that :meth:`write` leaves."""
-        return [name for _, name, _ in self.writer.write_buckets or []]
+        return [name for _, name, _ in self._buckets]
 
     def write(self) -> list[WriteResult]:
         """Write and fsync this rank's file; no other rank is asked. Raises what writing raised."""
         written: list[WriteResult] = []
         transforms = [self.writer.transforms] if hasattr(self.writer, "transforms") else []
-        for bucket in self.writer.write_buckets or []:
+        for bucket in FileSystemWriterAsync.preload_tensors(self._buckets):
             results: queue.Queue[tuple[int, Any]] = queue.Queue()
             count: queue.Queue[int] = queue.Queue()
             count.put(0)
@@ -78,8 +103,9 @@ class PendingWrite:
         """Write what describes all ranks' files (rank 0, after every rank has written)."""
         with (self.directory / COMMON).open("wb") as file:
             file.write(self.common)
+        assert self.writer is not None
         self.writer.finish(self.metadata, written)
-        save_config(self.format, str(self.directory))
+        save_config(FORMAT, str(self.directory))
 
 
 class Snapshots:
@@ -90,35 +116,30 @@ class Snapshots:
         self._validated = False
 
     def take(
-        self, state: dict[str, Any], directory: Path, metadata: dict[str, Any], copy: bool
+        self, state: dict[str, Any], directory: Path, metadata: dict[str, Any], copied: bool
     ) -> PendingWrite:
-        """Plan to write ``state`` into an existing empty directory (collective over all ranks).
+        """Prepare to write ``state`` into an existing empty directory (collective over all ranks).
 
-        With ``copy`` every tensor that this rank will write is copied to host memory, which this
+        With ``copied`` everything that this rank will write is copied to host memory, which this
         object keeps for the next snapshot: the write of the one before must be over. Without, the
         state must not change before it is written.
         """
         state["content_metadata"] = metadata
         apply_factories(state)
-        if copy:
+        if copied:
             self._copy(state)
         sharded, common = save_preprocess(state, validate_access_integrity=not self._validated)
         self._validated = True
-        # where the writers' results go: else a manager process is started, which outlives a kill
-        filesystem_async._results_queue = queue.Queue()
-        strategy = _Plan("torch_dist", 1, thread_count=1)
-        writer, plan = strategy.async_save(sharded, directory)
-        if not copy and writer.write_buckets:
-            writer.write_buckets = FileSystemWriterAsync.preload_tensors(writer.write_buckets)
         raw = io.BytesIO()
         if dist.get_rank() == 0:
             torch.save(common, raw)
-        kind = CheckpointingConfig(strategy.backend, strategy.version)
-        return PendingWrite(directory, writer, plan, raw.getvalue(), kind)
+        return PendingWrite(directory, sharded, raw.getvalue())
 
     def _copy(self, state: dict[str, Any]) -> None:
-        """Put copies in host memory in the place of the tensors that this rank will write."""
+        """Put copies in the place of objects and of the tensors that this rank will write."""
         for entry in nested_values(state):
+            if isinstance(entry, ShardedObject):
+                entry.data = copy.deepcopy(entry.data)
             if not isinstance(entry, ShardedTensor) or not is_main_replica(entry.replica_id):
                 continue
             data = entry.data
@@ -132,10 +153,3 @@ class Snapshots:
             entry.data = self._buffers[key]
         if platform.has_cuda():
             torch.cuda.synchronize()  # the optimizer may change the tensors from here on
-
-
-class _Plan(TorchDistSaveShardedStrategy):
-    """Stops before the writing: gives the filled writer and the metadata of all ranks."""
-
-    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> Any:
-        return writer, planned[1]

@@ -80,7 +80,7 @@ class Saver:
         final = store.directory_of(self._output, step)
         temporary = final.with_name(f".tmp_{final.name}")
         state = state_to_save(self._state, step, progress)
-        pending = self._snapshots.take(state, temporary, SHARDING, copy=background)
+        pending = self._snapshots.take(state, temporary, SHARDING, copied=background)
         if background:
             self._thread = threading.Thread(
                 target=self._write, args=(pending, final, step, score), daemon=True
@@ -129,6 +129,7 @@ class Saver:
     def _write_together(
         self, pending: PendingWrite, final: Path, score: float | None
     ) -> str | None:
+        pending.plan(self._group)
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, self._share(pending), group=self._group)
         error = next((share.error for share in shares if share.error is not None), None)
