@@ -87,8 +87,9 @@ class PendingWrite:
     def write(self) -> list[WriteResult]:
         """Write and fsync this rank's file; no other rank is asked. Raises what writing raised."""
         written: list[WriteResult] = []
-        transforms = [self.writer.transforms] if hasattr(self.writer, "transforms") else []
-        for bucket in FileSystemWriterAsync.preload_tensors(self._buckets):
+        buckets = FileSystemWriterAsync.preload_tensors(self._buckets)
+        transforms = [t] if (t := getattr(self.writer, "transforms", None)) else []
+        for bucket in buckets:
             results: queue.Queue[tuple[int, Any]] = queue.Queue()
             count: queue.Queue[int] = queue.Queue()
             count.put(0)

@@ -104,10 +104,15 @@ class VLLMEngine:
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-        """One request per response, so that each has its own seed."""
+        """One request per response, so that each has its own seed.
+
+        The prefix cache starts empty: what was asked before changes how prompts are batched, and
+        with it the last bits; a resumed run has not asked it.
+        """
         self._wake()
         if not prompts:
             return []
+        self._llm.reset_prefix_cache()
         from vllm import SamplingParams
 
         members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
