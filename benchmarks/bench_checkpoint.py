@@ -85,7 +85,7 @@ def measure(
     }
 
 
-def training_state(world_size: int, layers: int, hidden: int) -> Any:
+def training_state(world_size: int, layers: int, hidden: int, vocab: int = 8192) -> Any:
     """A Qwen2 student of random weights whose optimizer has states."""
     from scope_megatron.config import OptimizerConfig
     from scope_megatron.parallel.model import build_model
@@ -106,7 +106,7 @@ def training_state(world_size: int, layers: int, hidden: int) -> Any:
         "num_attention_heads": hidden // 64,
         "num_key_value_heads": hidden // 64,
         "num_hidden_layers": layers,
-        "vocab_size": 8192,
+        "vocab_size": vocab,
         "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
         "rms_norm_eps": 1e-6,
