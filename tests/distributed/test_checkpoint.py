@@ -114,8 +114,9 @@ def test_a_full_or_read_only_disk_costs_a_checkpoint_and_no_run(
         "the checkpoint of step 3",
     ]
     for line in lines:
-        assert "No space left on device (ENOSPC)" in line and "MiB free" in line
         assert f"{small_disk / 'checkpoints'}" in line and "\n" not in line
+    assert "No space left on device (ENOSPC)" in lines[0] and "MiB free" in lines[0]
+    assert "Read-only file system (EROFS)" in lines[1]
     assert ranks[0]["valid"] == ["step_00000001"] * 3 + ["step_00000004"]
     assert ranks[0]["left"] == ["latest", "step_00000001", "step_00000004"], "no debris"
 
