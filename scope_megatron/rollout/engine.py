@@ -106,8 +106,8 @@ class VLLMEngine:
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """One request per response, so that each has its own seed.
 
-        The prefix cache starts empty: what was asked before changes how prompts are batched, and
-        with it the last bits; a resumed run has not asked it.
+        The prefix cache starts empty: what was asked before can change how prompts are batched,
+        and with it the last bits; a resumed run has not asked it.
         """
         self._wake()
         if not prompts:

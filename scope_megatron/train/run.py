@@ -175,13 +175,13 @@ class Run:
 
     def _stop(self, step: int, signum: int) -> int:
         path = self._save(step, {}, wait=True) if step else None
-        if step and self.trainer.topology.is_main:
-            write_report(self.config.output_dir)
+        if step:
+            self._report()
         self.console.interrupted(path, _resume_command())
         return 128 + signum
 
     def _finish(self) -> int:
-        """What follows the last step. Returns the exit code: 1 when the student was not saved."""
+        """What follows the last step. Returns the exit code: 1 when the student is not on disk."""
         steps, code = self.config.train.steps, 0
         if self.config.evaluation.after and "after" not in self.evaluations:
             self._evaluate(steps, "after")
@@ -189,10 +189,9 @@ class Run:
             code = 0 if self._save(steps, self.evaluations.get("after", {}), wait=True) else 1
         self.saver.wait()
         self.console.close()
-        if self.config.checkpoint.export_hf:
-            self._export()
-        if self.trainer.topology.is_main:
-            report = write_report(self.config.output_dir)
+        if self.config.checkpoint.export_hf and not self._export():
+            code = 1
+        if report := self._report():
             self.console.message(f"report: {report}")
         if self.evaluations:
             self.console.evaluation_table(
@@ -200,17 +199,33 @@ class Run:
             )
         return code
 
-    def _export(self) -> None:
+    def _export(self) -> bool:
+        """Whether the student is there as a Hugging Face directory; a failure is told."""
         trainer, out = self.trainer, self.config.output_dir / "hf"
-        export_hf(
-            trainer.learner.student.model,
-            trainer.learner.student.hf,
-            trainer.topology,
-            self.config.model.student,
-            out,
-            overwrite=True,
-        )
+        try:
+            export_hf(
+                trainer.learner.student.model,
+                trainer.learner.student.hf,
+                trainer.topology,
+                self.config.model.student,
+                out,
+                overwrite=True,
+            )
+        except OSError as error:  # raised on all ranks together
+            self.console.message(f"the student was not exported: {error}")
+            return False
         self.console.message(f"student as Hugging Face directory: {out}")
+        return True
+
+    def _report(self) -> Path | None:
+        """The picture of the run, drawn by one rank; a disk that is full stops nothing."""
+        if not self.trainer.topology.is_main:
+            return None
+        try:
+            return write_report(self.config.output_dir)
+        except OSError as error:
+            self.console.message(f"the report was not drawn: {error}")
+            return None
 
     def _logger(self, done: int) -> MetricLogger:
         logging = self.config.logging

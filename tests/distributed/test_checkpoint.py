@@ -118,7 +118,9 @@ def test_a_full_or_read_only_disk_costs_a_checkpoint_and_no_run(
     assert "No space left on device (ENOSPC)" in lines[0] and "MiB free" in lines[0]
     assert "Read-only file system (EROFS)" in lines[1]
     assert ranks[0]["valid"] == ["step_00000001"] * 3 + ["step_00000004"]
-    assert ranks[0]["left"] == ["latest", "step_00000001", "step_00000004"], "no debris"
+    assert ranks[0]["left"] == ["latest", "step_00000001", "step_00000004"], (
+        "no debris, and nothing of the save that was given up"
+    )
 
 
 def save_on_a_full_disk(rank: int, world_size: int, root: Path, disk: Path) -> dict[str, Any]:
@@ -148,6 +150,11 @@ def save_on_a_full_disk(rank: int, world_size: int, root: Path, disk: Path) -> d
         saved.append(saver.saved_step)
         found, _ = checkpoint.find_valid(disk)
         valid.append(found.name if found else None)
+    go = hold_the_next_write()
+    saver.save(5, checkpoint.layout_progress(topology))
+    threading.Timer(0.5, go.set).start()
+    saver.close()  # as a run that ends by an error does
+    dist.barrier()
     left = sorted(path.name for path in (disk / "checkpoints").iterdir())
     return {"saved": saved, "valid": valid, "lines": lines, "left": left}
 

@@ -175,17 +175,11 @@ def content(output: Path, torn: list[int], number: int) -> int:
 def read(directory: Path) -> tuple[set[float], int]:
     """(all numbers in the tensors of a checkpoint, the step that its progress names)."""
     import torch
-    from torch.distributed import checkpoint as dcp
 
-    reader = dcp.FileSystemReader(str(directory))
-    entries = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if hasattr(entry, "size")
-    }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    values = {float(value) for tensor in tensors.values() for value in tensor.unique()}
+    from tests.checkpoint_tensors import read_tensors
+
+    tensors = read_tensors(directory).values()
+    values = {float(value) for tensor in tensors for value in tensor.unique()}
     common = torch.load(directory / "common.pt", weights_only=False)
     return values, common["progress"]["step"]
 
