@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 LOCK = "run.lock"
 
@@ -29,14 +30,30 @@ def locked(output_dir: Path, enabled: bool = True) -> Iterator[None]:
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / LOCK
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                raise ValueError(_refusal(output_dir, file.read())) from None
+        _take(file, output_dir)
         _name_holder(file.fileno())
         yield  # closing the file releases the lock; it must be opened nowhere else in this process
+
+
+def require_free(output_dir: Path) -> None:
+    """Raise ValueError when a live run holds the lock; takes nothing and leaves no trace.
+
+    For the process that starts the ranks, so that a refusal comes before they load anything.
+    """
+    try:
+        with (output_dir / LOCK).open("r+", encoding="utf-8") as file:
+            _take(file, output_dir)
+    except OSError:
+        return  # no lock yet; what else is wrong with the directory is found elsewhere
+
+
+def _take(file: TextIO, output_dir: Path) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.seek(0)
+            raise ValueError(_refusal(output_dir, file.read())) from None
 
 
 def _name_holder(descriptor: int) -> None:

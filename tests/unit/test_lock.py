@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.train.lock import LOCK, locked
+from scope_megatron.train.lock import LOCK, locked, require_free
 
 HOLD = """
 import os, sys, time
@@ -40,14 +40,18 @@ def test_a_live_run_is_named_and_a_dead_one_is_followed(tmp_path: Path) -> None:
             pass
         line = str(refused.value)
         assert f"process {holder.pid} on {socket.gethostname()}" in line
+        with pytest.raises(ValueError, match="is in use by process"):
+            require_free(tmp_path)
         assert line.startswith(f"output_dir: {tmp_path} is in use by") and "\n" not in line
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
+    require_free(tmp_path)
     with locked(tmp_path):
         assert f'"pid": {os.getpid()},' in (tmp_path / LOCK).read_text()
 
 
 def test_only_rank_zero_takes_the_lock(tmp_path: Path) -> None:
+    require_free(tmp_path / "run")
     with locked(tmp_path / "run", enabled=False):
         assert not (tmp_path / "run").exists()
