@@ -42,6 +42,11 @@ def read_score(directory: Path) -> float | None:
         return None
 
 
+def with_score(directory: Path, score: float) -> str:
+    """The text of the manifest with another score. Raises ValueError when it is damaged."""
+    return _encode(_read(directory)["files"], score)
+
+
 def find_damage(directory: Path, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint directory, in a few words; None when it is whole.
 

@@ -161,14 +161,16 @@ class Run:
     def _save(self, step: int, metrics: dict[str, float], wait: bool = False) -> Path | None:
         """The checkpoint of ``step``; None when it is not on disk (yet)."""
         self.saver.wait()
-        if self.saver.saved_step != step:
+        score = metrics.get(f"eval/avg@{self.config.evaluation.samples}")
+        if self.saver.saved_step == step and score is not None:
+            self.saver.rate(score)
+        elif self.saver.saved_step != step:
             progress = {
                 "identity": self._identity(),
                 "evaluations": self.evaluations,
                 "config": self.config.to_yaml(),
                 **checkpoint.layout_progress(self.trainer.topology),
             }
-            score = metrics.get(f"eval/avg@{self.config.evaluation.samples}")
             self.saver.save(step, progress, score, background=False if wait else None)
         saved = self.saver.saved_step == step
         return store.directory_of(self.config.output_dir, step) if saved else None

@@ -37,7 +37,7 @@ class _Share:
 
 
 class Saver:
-    """Saves one training state. Every method but :meth:`poll` and :meth:`close` is collective.
+    """Saves one training state. :meth:`save` and :meth:`wait` are for all ranks together.
 
     ``saved_step`` is the step of the newest checkpoint that is whole on disk, -1 for none; it is
     the same on all ranks after :meth:`wait`. ``say`` gets a line for every save that failed.
@@ -89,6 +89,17 @@ class Saver:
         else:
             self._write(pending, final, step, score)
             self._report()
+
+    def rate(self, score: float) -> None:
+        """Give the newest checkpoint the score of an evaluation that came after it."""
+        if not self._state.topology.is_main:
+            return
+        try:
+            newest = store.directory_of(self._output, self.saved_step)
+            store.set_score(newest, score)
+            store.forget(self._output, newest, self._settings.keep, self._settings.keep_best)
+        except (OSError, ValueError) as error:
+            self._say(f"the score of the last checkpoint was not recorded: {_reason(error)}")
 
     def poll(self) -> None:
         """Tell of a save that has failed in the meantime; never waits."""

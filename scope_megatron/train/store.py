@@ -14,7 +14,14 @@ import shutil
 from pathlib import Path
 
 from scope_megatron.convert.directory import commit_directory, sync_to_disk
-from scope_megatron.train.integrity import Entry, find_damage, read_score, write_manifest
+from scope_megatron.train.integrity import (
+    MANIFEST,
+    Entry,
+    find_damage,
+    read_score,
+    with_score,
+    write_manifest,
+)
 
 LATEST = "latest"
 BEST = "best"
@@ -100,6 +107,15 @@ def commit(
     write_manifest(temporary, known, score)
     commit_directory(temporary, final)
     _write_atomically(final.parent / LATEST, final.name)
+
+
+def set_score(directory: Path, score: float) -> None:
+    """Give a checkpoint that was saved before its evaluation the evaluation's Avg@k."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    temporary.write_text(with_score(directory, score))
+    sync_to_disk(temporary)
+    os.replace(temporary, directory / MANIFEST)
+    sync_to_disk(directory)
 
 
 def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:

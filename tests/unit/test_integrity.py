@@ -95,6 +95,15 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [60]
 
 
+def test_a_score_that_comes_later(tmp_path: Path) -> None:
+    make_checkpoints(tmp_path, {10: 0.2, 20: 0.3, 30: None})
+    newest = store.directory_of(tmp_path, 30)
+    store.set_score(newest, 0.4)
+    assert store.newest_whole(tmp_path) == (newest, [])
+    store.forget(tmp_path, newest, keep=1, keep_best=2)
+    assert steps_in(tmp_path) == [30, 20]
+
+
 def test_a_run_that_went_back_behind_damage_keeps_its_own_line(tmp_path: Path) -> None:
     make_checkpoints(tmp_path, {10: None, 20: None, 30: 0.9})
     (store.directory_of(tmp_path, 30) / "common.pt").write_bytes(b"Common")
