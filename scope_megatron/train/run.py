@@ -15,7 +15,7 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
-from scope_megatron.exits import ENGINE, StopRun
+from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.parallel.topology import destroy
 from scope_megatron.train import checkpoint, setup, store
 from scope_megatron.train.actor import Actor
@@ -206,16 +206,17 @@ class Run:
         return 128 + signum
 
     def _finish(self) -> int:
-        """What follows the last step. Returns the exit code: 1 when the student is not on disk."""
+        """What follows the last step. Returns the exit code, by which the student is on disk."""
         steps, code = self.config.train.steps, 0
         if self.config.evaluation.after and "after" not in self.evaluations:
             self._evaluate(steps, "after")
         if self.config.checkpoint.at_end:
-            code = 0 if self._save(steps, self.evaluations.get("after", {}), wait=True) else 1
+            saved = self._save(steps, self.evaluations.get("after", {}), wait=True)
+            code = 0 if saved else UNSAVED
         self.saver.wait()
         self.console.close()
         if self.config.checkpoint.export_hf and not self._export():
-            code = 1
+            code = UNSAVED
         if report := self._report():
             self.console.message(f"report: {report}")
         if self.evaluations:
