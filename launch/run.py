@@ -78,13 +78,10 @@ def launch(arguments: argparse.Namespace) -> int:
                 tail_logs=not slurm,
                 dependencies=[job.after] if job.after and slurm else None,
             )
+        add_files(experiment, jobs, directory)
         if arguments.dryrun:
             print(dry_script(experiment, directory), end="")
             return 0
-        for job in jobs:
-            folder = directory / job.name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_NAME).write_text(job.config.to_yaml())
         if slurm:
             return submit(experiment, arguments)
         return run_here(experiment)
@@ -133,6 +130,21 @@ def make_task(
 def command(job: Job, directory: Path) -> str:
     """`-m scope_megatron VERB CONFIG`, quoted for a shell."""
     return shlex.join(["-m", "scope_megatron", job.verb, str(directory / CONFIG_NAME)])
+
+
+def add_files(experiment: Experiment, jobs: list[Job], directory: Path) -> None:
+    """Have our files written once nemo-run has made its directories, before a job starts.
+
+    It refuses directories that exist, and calls its own dryrun() between the two.
+    """
+    prepare = experiment.dryrun
+
+    def dryrun(**options: bool) -> None:
+        prepare(**options)
+        for job in jobs:
+            (directory / job.name / CONFIG_NAME).write_text(job.config.to_yaml())
+
+    experiment.dryrun = dryrun
 
 
 def dry_script(experiment: Experiment, directory: Path) -> str:

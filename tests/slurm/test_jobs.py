@@ -1,0 +1,161 @@
+"""Jobs on a real Slurm: two nodes x one process, launched as a user would.
+
+The first runs the quickstart's setting, rollouts and all. The others train on given responses:
+they start in seconds, and what they test, signals and exit codes, is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+JOB_S = 240.0  # one job on a busy machine; 40 s on an idle one
+SECRET = "hf_not_a_real_token_8f2c"
+KD_SETTINGS = (
+    *("algorithm.name=kd", "rollout=null", "model.teacher=null", "data.eval=null"),
+    *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
+    *("train.batch_sequences=4", "train.microbatch_tokens=128", "checkpoint.export_hf=false"),
+)
+
+
+class Submitted:
+    """One job: its number, where it writes, and how the launcher answered."""
+
+    def __init__(self, cluster: Cluster, directory: Path, *arguments: str) -> None:
+        self.cluster, self.out = cluster, directory / "out"
+        self.environment = cluster.environment | {
+            "NEMORUN_HOME": str(directory / "home"),
+            "HF_TOKEN": SECRET,
+            "OMP_NUM_THREADS": "1",
+        }
+        self.answer = self.run(
+            *("launch.run", str(QUICKSTART), "--executor", "slurm", "--nodes", "2"),
+            *(*arguments, f"output_dir={self.out}"),
+        )
+        assert self.answer.returncode == 0, self.answer.stdout + self.answer.stderr
+        found = re.search(r"submitted job (\d+): \S+ in (\S+)", self.answer.stdout)
+        assert found, self.answer.stdout
+        self.number, self.job_dir = found[1], Path(found[2])
+
+    def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=JOB_S,
+        )
+
+    def fields(self) -> dict[str, str]:
+        line = self.cluster.ask("scontrol", "show", "--oneliner", "job", self.number)
+        return dict(re.findall(r"(\w+)=(\S*)", line))
+
+    def until(self, happened: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + JOB_S
+        while not happened():
+            assert time.monotonic() < deadline, f"no {what} after {JOB_S:g} s\n{self.logs()}"
+            time.sleep(0.1)
+
+    def ended(self) -> bool:
+        return self.fields().get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+    def metrics(self) -> list[dict[str, float]]:
+        path = self.out / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def logs(self) -> str:
+        files = sorted(self.job_dir.glob("*.out"))
+        return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')}" for f in files)
+
+    def show(self) -> None:
+        """What the issue asks to see: the job's id, its nodes, the last metrics."""
+        fields = self.fields()
+        state = f"{fields.get('JobState')}, restarts {fields.get('Restarts')}"
+        print(f"\njob {self.number} on {fields.get('NodeList')}: {state}")
+        print(f"final metrics: {json.dumps(self.metrics()[-1])}")
+
+
+@pytest.fixture(scope="session")
+def kd_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    rows = (ROOT / "assets" / "arithmetic" / "train.jsonl").read_text().splitlines()
+    path = tmp_path_factory.mktemp("data") / "kd.jsonl"
+    with path.open("w") as file:
+        for row in map(json.loads, rows[:256]):
+            file.write(json.dumps({"prompt": row["prompt"], "response": row["answer"]}) + "\n")
+    yield f"data.train={path}"
+
+
+def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    job = Submitted(
+        *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", "train.steps=2"),
+        *("rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_response_tokens=16"),
+        *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
+    )
+    try:
+        followed = job.run("launch.status", "--follow", job.number)
+        job.until(job.ended, "end of the job")
+        job.show()
+        assert job.fields()["JobState"] == "COMPLETED", job.logs()
+        assert job.fields()["NodeList"] == "n[1-2]"
+        assert followed.returncode == 0, followed.stderr
+        assert "2 ranks: tensor 2" in followed.stdout, "--follow shows the run's own output"
+        assert f"job {job.number}: done" in followed.stderr
+        assert [line["step"] for line in job.metrics()] == [1, 2]
+        assert (job.out / "checkpoints" / "step_00000002").is_dir()
+        assert (job.out / "hf" / "config.json").exists()
+        assert "group_size: 2" in (job.job_dir / "config.yaml").read_text()
+        _assert_no_secret(job)
+    except BaseException:
+        print(job.logs(), cluster.logs())
+        raise
+
+
+def _assert_no_secret(job: Submitted) -> None:
+    """HF_TOKEN was in the submitting shell, and reached the ranks by Slurm alone."""
+    assert SECRET not in job.answer.stdout + job.answer.stderr
+    experiment = job.job_dir.parent
+    files = [path for top in (experiment, job.out) for path in top.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("log-") for path in files)
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_preempted_job_goes_on_by_itself(cluster: Cluster, tmp_path: Path, kd_data: str) -> None:
+    """SIGTERM to the steps, as Slurm sends it ahead of the time limit or at a preemption."""
+    steps = 150
+    job = Submitted(
+        *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", kd_data, *KD_SETTINGS),
+        *(f"train.steps={steps}", "checkpoint.every=0"),
+    )
+    try:
+        job.until(lambda: len(job.metrics()) >= 3, "third step")
+        cluster.ask("scancel", "--signal=TERM", job.number)
+        job.until(lambda: job.fields().get("Restarts") == "1", "restart")
+        job.until(job.ended, "end of the job")
+        job.show()
+        assert job.fields()["JobState"] == "COMPLETED", job.logs()
+        logs = job.logs()
+        stopped = re.search(r"checkpoint is in \S+/step_(\d+)", logs)
+        resumed = re.search(r"resumed from \S+/step_(\d+) after step (\d+)", logs)
+        assert stopped and resumed and stopped[1] == resumed[1], logs
+        assert 3 <= int(resumed[2]) < steps, "it stopped on the way"
+        # Every step once and in order: none was lost, none repeated.
+        assert [line["step"] for line in job.metrics()] == list(range(1, steps + 1))
+        assert (job.out / "checkpoints" / f"step_{steps:08d}").is_dir()
+        answer = job.run("launch.status", job.number)
+        assert answer.returncode == 0 and "done" in answer.stdout, answer.stdout + answer.stderr
+        assert "restarted once" in answer.stdout
+    except BaseException:
+        print(job.logs(), cluster.logs())
+        raise
