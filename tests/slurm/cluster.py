@@ -21,7 +21,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n1", "n2")  # not this host's name: Debian's slurmd then ends at its start
 START_S = 30.0
 
-# cred_expire: a requeued job waits that long. kill_wait: between SIGTERM and SIGKILL.
+# cred_expire: a requeued job waits that long; less than 5 s means Slurm's default, 120 s.
 CONFIG = """
 ClusterName=scope-test
 SlurmctldHost={host}(127.0.0.1)
@@ -29,7 +29,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={directory}/munge.socket,cred_expire=3
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
 SlurmctldPort={ports[0]}
 SlurmctldPidFile={directory}/slurmctld.pid
 SlurmdPidFile={directory}/slurmd.%n.pid
