@@ -21,11 +21,11 @@ from __future__ import annotations
 import re
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from launch.options import seconds
+from launch.cluster import Cluster, seconds
 
 if TYPE_CHECKING:
     from nemo_run import LocalExecutor, SlurmExecutor
@@ -48,81 +48,69 @@ def import_nemo_run() -> ModuleType:
     return nemo_run
 
 
-def local(env: Mapping[str, str] | None = None) -> LocalExecutor:
-    """Run on this machine, in the current directory. ``env`` is added to the environment."""
-    return import_nemo_run().LocalExecutor(env_vars=dict(env or {}))
+def local(cluster: Cluster) -> LocalExecutor:
+    """Run on this machine, in the current directory."""
+    return import_nemo_run().LocalExecutor(env_vars=dict(cluster.env))
 
 
 def slurm(
-    *,
-    setup: str,
-    account: str | None = None,
-    partition: str | None = None,
-    nodes: int = 1,
-    ranks_per_node: int = 1,
-    gpus_per_node: int = 0,
-    cpus_per_task: int | None = None,
-    time: str = "01:00:00",
-    grace: int = 120,
-    container: str | None = None,
-    mounts: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    cluster: Cluster, *, ranks_per_node: int, setup: str, mounts: Sequence[str] = ()
 ) -> SlurmExecutor:
-    """Run as one Slurm job with one task per rank.
+    """Run as one Slurm job with one task per rank: a nemo-run SlurmExecutor.
 
-    ``setup`` is shell text for the batch script (scripts.batch_setup). ``gpus_per_node`` 0 asks
-    Slurm for none (a CPU cluster). ``time`` is Slurm's D-HH:MM:SS; ``grace`` seconds before it
-    every rank gets SIGTERM. ``container`` is an image for pyxis, ``mounts`` are its SOURCE:TARGET
-    pairs. ``env`` is exported in the job; the submitting shell's environment reaches it by
-    Slurm's own default, which is the way for secrets. ``extra`` are more of SlurmExecutor's
-    fields (qos, constraint, exclusive, ...). Raises ValueError naming the option and the fix.
+    ``setup`` is shell text for the batch script (scripts.batch_setup), ``mounts`` are more
+    SOURCE:TARGET pairs for the container. The submitting shell's environment reaches the job by
+    Slurm's own default, which is the way for secrets. Raises ValueError naming option and fix.
     """
-    _check_size(nodes, gpus_per_node, cpus_per_task, time, grace)
-    exports = {key: shlex.quote(value) for key, value in (env or {}).items() if _allowed(key)}
-    if container is not None:
-        for text in (container, *mounts):
+    _check_size(cluster)
+    exports = {key: shlex.quote(value) for key, value in cluster.env.items() if _allowed(key)}
+    if cluster.container is not None:
+        for text in (cluster.container, *mounts, *cluster.mounts):
             _refuse_blank("--container and --mount", text)
     nemo_run = import_nemo_run()
     home = nemo_run.config.get_nemorun_home()
     _refuse_blank("NEMORUN_HOME", home)
-    if container is None:
+    if cluster.container is None:
         refuse_rewritten("NEMORUN_HOME", home)
+    cpus = cluster.cpus_per_task
     settings: dict[str, Any] = {
-        "account": account,
-        "partition": partition,
+        "account": cluster.account,
+        "partition": cluster.partition,
         "job_name_prefix": "scope-megatron.",
-        "nodes": nodes,
+        "nodes": cluster.nodes,
         "ntasks_per_node": ranks_per_node,
-        "gpus_per_node": gpus_per_node or None,
-        "cpus_per_task": cpus_per_task,
-        "time": time,
-        "signal": f"TERM@{grace}",
-        "additional_parameters": {"requeue": True},
-        "srun_args": ["--wait=0"]
-        + ([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else []),  # not inherited
-        "container_image": container,
-        "container_mounts": list(mounts),
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cpus,
+        "time": cluster.time,
+        "signal": f"TERM@{cluster.grace}",
+        # a job whose predecessor failed must not wait for ever
+        "additional_parameters": {"requeue": True, "kill_on_invalid_dep": "yes"},
+        # srun does not inherit the second one
+        "srun_args": ["--wait=0"] + ([f"--cpus-per-task={cpus}"] if cpus else []),
+        "container_image": cluster.container,
+        "container_mounts": [*mounts, *cluster.mounts] if cluster.container else [],
         "env_vars": exports,
         "setup_lines": setup,
         "packager": nemo_run.Packager(),  # copies nothing
         "tunnel": nemo_run.LocalTunnel(job_dir=""),  # "": NEMORUN_HOME/experiments, in place
         "poll_estimated_start_time": False,  # a thread that would outlive the submission
     }
-    return nemo_run.SlurmExecutor(**settings | dict(extra or {}))
+    return nemo_run.SlurmExecutor(**settings | cluster.extra)
 
 
-def _check_size(nodes: int, gpus: int, cpus: int | None, time: str, grace: int) -> None:
-    if nodes < 1:
-        raise ValueError(f"--nodes: is {nodes}, must be 1 or more")
-    if gpus < 0:
-        raise ValueError(f"--gpus-per-node: is {gpus}, must be 0 (no GPU) or more")
-    if cpus is not None and cpus < 1:
-        raise ValueError(f"--cpus-per-task: is {cpus}, must be 1 or more")
-    limit = seconds(time)
-    if not 1 <= grace < min(limit, 65536):  # Slurm keeps it in 16 bits
+def _check_size(cluster: Cluster) -> None:
+    if cluster.nodes < 1:
+        raise ValueError(f"--nodes: is {cluster.nodes}, must be 1 or more")
+    if cluster.gpus_per_node < 0:
+        raise ValueError(f"--gpus-per-node: is {cluster.gpus_per_node}, must be 0 (none) or more")
+    if cluster.cpus_per_task is not None and cluster.cpus_per_task < 1:
+        raise ValueError(f"--cpus-per-task: is {cluster.cpus_per_task}, must be 1 or more")
+    if cluster.max_restarts < 0:
+        raise ValueError(f"--max-restarts: is {cluster.max_restarts}, must be 0 or more")
+    limit = min(seconds(cluster.time), 65536)  # Slurm keeps the second one in 16 bits
+    if not 1 <= cluster.grace < limit:
         raise ValueError(
-            f"--grace: is {grace} s, must be 1 or more and less than --time ({limit} s) and 65536"
+            f"--grace: is {cluster.grace} s, must be 1 or more and less than {limit} s (--time)"
         )
 
 

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import re
+from dataclasses import fields, replace
 
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+from launch import sites
+from launch.plan import Request
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of ``python -m launch.run``."""
+    """Options of ``python -m launch.run``; None where the site's own value stays."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.run", description="Launch one run, or a sweep, with nemo-run."
     )
     add = parser.add_argument
     add("config", metavar="CONFIG", help="YAML file, as for scope-megatron train")
     add("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
-    add("--executor", choices=("local", "slurm"), default="local", help="default: local")
-    _add_size(parser)
-    _add_environment(parser)
-    add("--check", action="store_true", help="run the check command instead of training")
-    add("--follow", action="store_true", help="slurm: show the job's log until the job has ended")
-    add("--dryrun", action="store_true", help="print what would run and stop")
+    add("--site", default="example", help="file in launch/sites (default example)")
+    add("--executor", default="local", metavar="NAME", help="function in it (default local)")
+    _add_runs(parser)
+    _add_size(parser.add_argument_group("size (slurm)"))
+    _add_environment(parser.add_argument_group("environment"))
     return parser
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
+def _add_runs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--nodes", type=int, default=1, help="slurm: number of nodes (default 1)")
+    add(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="key=value,value",
+        help="one run per value, in OUTPUT_DIR/KEY-VALUE; several: their product",
+    )
+    add("--then", choices=("evaluate",), help="after each run, evaluate the student it exports")
+    add("--check", action="store_true", help="run the check command instead of training")
+    add("--package", action="store_true", help="run a copy of HEAD's code from the job's directory")
+    add("--allow-dirty", action="store_true", help="--package: leave out what is not committed")
+    add("--follow", action="store_true", help="slurm: show the job's log until the job has ended")
+    add("--dryrun", action="store_true", help="print what would run and stop")
+
+
+def _add_size(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--nodes", type=int, help="number of nodes (default 1)")
     add(
         "--gpus-per-node",
         type=int,
-        default=0,
         metavar="M",
         help="GPUs, and ranks, of a node; 0 (default): no GPU, the ranks divided over the nodes",
     )
@@ -39,37 +55,35 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
         "--cpus-per-task",
         type=int,
         metavar="N",
-        help="slurm: CPU cores of a rank (default: the cluster's, often 1)",
+        help="CPU cores of a rank (default: the cluster's, often 1)",
     )
-    add("--account", help="slurm: account to charge, where the cluster wants one")
-    add("--partition", help="slurm: partition (default: the cluster's)")
-    add("--time", default="01:00:00", help="slurm: time limit, D-HH:MM:SS (default 01:00:00)")
+    add("--account", help="account to charge, where the cluster wants one")
+    add("--partition", help="partition (default: the cluster's)")
+    add("--time", help="time limit, D-HH:MM:SS (default 01:00:00)")
     add(
         "--grace",
         type=int,
-        default=120,
         metavar="SECONDS",
-        help="slurm: ask the ranks to save and stop this long before the time limit; "
+        help="ask the ranks to save and stop this long before the time limit; "
         "longer than a step and a save (default 120)",
     )
     add(
         "--max-restarts",
         type=int,
-        default=3,
         metavar="N",
-        help="slurm: how often the job goes back into the queue because a rank died (default 3)",
+        help="how often the job goes back into the queue because a rank died (default 3)",
     )
 
 
-def _add_environment(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--container", metavar="IMAGE", help="slurm: image with the environment, run by pyxis")
+def _add_environment(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--container", metavar="IMAGE", help="image with the environment, run by pyxis")
     add(
         "--mount",
         action="append",
         default=[],
         metavar="SOURCE:TARGET",
-        help="slurm: one more mount for the container, beside the current directory",
+        help="one more mount for the container, beside the current directory",
     )
     add(
         "--env",
@@ -78,6 +92,20 @@ def _add_environment(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="environment variable of the run; no secrets (export those in your shell)",
     )
+
+
+def request(arguments: argparse.Namespace) -> Request:
+    """The parsed options as a request. ValueError for an unknown site, executor or pair."""
+    cluster = sites.cluster(arguments.site, arguments.executor)
+    names = [field.name for field in fields(cluster)]
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n, None) is not None}
+    cluster = replace(
+        cluster,
+        **given | {"env": cluster.env | environment(arguments.env)},
+        mounts=[*cluster.mounts, *arguments.mount],
+    )
+    rest = [field.name for field in fields(Request) if field.name != "cluster"]
+    return Request(cluster=cluster, **{name: getattr(arguments, name) for name in rest})
 
 
 def environment(pairs: list[str]) -> dict[str, str]:
@@ -89,18 +117,3 @@ def environment(pairs: list[str]) -> dict[str, str]:
             raise ValueError(f"--env: {pair!r} is not KEY=VALUE")
         env[key] = value
     return env
-
-
-def seconds(time: str) -> int:
-    """Slurm's M, M:S, H:M:S, D-H, D-H:M or D-H:M:S in seconds. ValueError naming --time."""
-    found = TIME.fullmatch(time)
-    if found is None:
-        raise ValueError(f"--time: {time!r} is not a time; write D-HH:MM:SS, as 04:00:00")
-    days, *rest = (None if part is None else int(part) for part in found.groups())
-    parts = [part for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, secs = (parts + [0, 0])[:3]
-        return ((days * 24 + hours) * 60 + minutes) * 60 + secs
-    if len(parts) == 3:
-        return (parts[0] * 60 + parts[1]) * 60 + parts[2]
-    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)

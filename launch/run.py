@@ -1,4 +1,4 @@
-"""Launch one run: python -m launch.run CONFIG --executor local|slurm [options] [key=value ...]
+"""Launch a run or a sweep: python -m launch.run CONFIG --executor NAME [options] [key=value ...]
 
 The configuration is validated here, before anything is submitted: a typo must not wait in a
 queue. ``--dryrun`` prints what would run. ``--check`` runs `scope-megatron check` there instead
@@ -12,18 +12,16 @@ Exit status: 0 done (slurm: submitted), 1 the run failed or Slurm refused the jo
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import executors, scripts, status
-from launch.options import environment, parser
-from launch.plan import Job, plan, ranks_per_node
+from launch import code, executors, options, scripts, status
+from launch.plan import Job, Request, plan
 from scope_megatron.config import ConfigError
 
 if TYPE_CHECKING:
@@ -34,9 +32,14 @@ CONFIG_NAME = "config.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_intermixed_args(argv)
+    arguments = options.parser().parse_intermixed_args(argv)
+    return reported(lambda: launch(options.request(arguments)))
+
+
+def reported(action: Callable[[], int]) -> int:
+    """``action``'s exit status; 2 and one line for what the user has to correct."""
     try:
-        return launch(arguments)
+        return action()
     except ConfigError as error:
         message = error.one_line
     except ValueError as error:
@@ -45,22 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def launch(arguments: argparse.Namespace) -> int:
-    """Validate, build scripts and executors, hand both to nemo-run."""
-    slurm = arguments.executor == "slurm"
-    jobs = plan(arguments)
+def launch(request: Request) -> int:
+    """Validate, build scripts and executors, hand both to nemo-run; the exit status."""
+    slurm = request.cluster.kind == "slurm"
+    jobs = plan(request)
     for job in jobs:
-        ranks_per_node(job.config.world_size, arguments)
-    env = environment(arguments.env)
-    if slurm and not arguments.dryrun and shutil.which("sbatch") is None:
+        request.cluster.ranks_per_node(job.config.world_size)
+    commit_and_tar = code.archive(request.allow_dirty) if request.package else None
+    if slurm and not request.dryrun and shutil.which("sbatch") is None:
         raise ValueError(
-            "--executor slurm: there is no sbatch here; run this on a login node of the cluster, "
-            "or add --dryrun"
+            "--executor: there is no sbatch here; run this on a login node of the cluster, or add "
+            "--dryrun"
         )
     nemo_run = executors.import_nemo_run()
     name = f"{TITLE}_{time.time_ns()}"
     directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / TITLE / name
-    tasks = [make_task(arguments, job, directory / job.name, env) for job in jobs]
+    tasks = [make_task(request, job, directory / job.name) for job in jobs]
     with nemo_run.Experiment(
         TITLE,
         id=name,
@@ -78,26 +81,24 @@ def launch(arguments: argparse.Namespace) -> int:
                 tail_logs=not slurm,
                 dependencies=[job.after] if job.after and slurm else None,
             )
-        add_files(experiment, jobs, directory)
-        if arguments.dryrun:
+        add_files(experiment, jobs, directory, commit_and_tar)
+        if request.dryrun:
             print(dry_script(experiment, directory), end="")
             return 0
-        if slurm:
-            return submit(experiment, arguments)
-        return run_here(experiment)
+        return submit(experiment, request) if slurm else run_here(experiment)
 
 
-def make_task(
-    arguments: argparse.Namespace, job: Job, directory: Path, env: dict[str, str]
-) -> tuple[str, Any]:
+def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
     """The script of a rank (slurm) or of the run (local), and the executor for it."""
-    if arguments.executor == "local":
+    cluster = request.cluster
+    inside = Path(scripts.IN_CONTAINER) if cluster.container else directory
+    setup = code.use(shlex.quote(str(inside))) if request.package else ""
+    if cluster.kind == "local":
         # On one machine the command starts its ranks on its own.
-        text = scripts.head() + f"exec {shlex.quote(sys.executable)} {command(job, directory)}\n"
-        return text, executors.local(env)
-    ranks = ranks_per_node(job.config.world_size, arguments)
-    inside = Path(scripts.IN_CONTAINER) if arguments.container else directory
-    python = "python3" if arguments.container else shlex.quote(sys.executable)
+        run = f"exec {shlex.quote(sys.executable)} {command(job, directory)}\n"
+        return scripts.head() + setup + run, executors.local(cluster)
+    ranks = cluster.ranks_per_node(job.config.world_size)
+    python = "python3" if cluster.container else shlex.quote(sys.executable)
     # A job that went back into the queue goes on from its last checkpoint.
     resume = " ${SLURM_RESTART_COUNT:+resume=auto}" if job.verb == "train" else ""
     text = scripts.rank_script(
@@ -105,25 +106,15 @@ def make_task(
         ranks_per_node=ranks,
         job_dir=str(inside),
         output_dir=job.config.output_dir,
+        setup=setup,
     )
-    mounts = []
-    if arguments.container:
-        mounts = [f"{Path.cwd()}:{Path.cwd()}", *arguments.mount]
-    else:
+    if not cluster.container:
         executors.refuse_rewritten("CONFIG, the current directory or Python", text)
     return text, executors.slurm(
-        setup=scripts.batch_setup(directory, arguments.nodes * ranks, arguments.max_restarts),
-        account=arguments.account,
-        partition=arguments.partition,
-        nodes=arguments.nodes,
+        cluster,
         ranks_per_node=ranks,
-        gpus_per_node=arguments.gpus_per_node,
-        cpus_per_task=arguments.cpus_per_task,
-        time=arguments.time,
-        grace=arguments.grace,
-        container=arguments.container,
-        mounts=mounts,
-        env=env,
+        setup=scripts.batch_setup(directory, cluster.nodes * ranks, cluster.max_restarts),
+        mounts=[f"{Path.cwd()}:{Path.cwd()}"],
     )
 
 
@@ -132,7 +123,12 @@ def command(job: Job, directory: Path) -> str:
     return shlex.join(["-m", "scope_megatron", job.verb, str(directory / CONFIG_NAME)])
 
 
-def add_files(experiment: Experiment, jobs: list[Job], directory: Path) -> None:
+def add_files(
+    experiment: Experiment,
+    jobs: list[Job],
+    directory: Path,
+    commit_and_tar: tuple[str, bytes] | None,
+) -> None:
     """Have our files written once nemo-run has made its directories, before a job starts.
 
     It refuses directories that exist, and calls its own dryrun() between the two.
@@ -143,6 +139,8 @@ def add_files(experiment: Experiment, jobs: list[Job], directory: Path) -> None:
         prepare(**options)
         for job in jobs:
             (directory / job.name / CONFIG_NAME).write_text(job.config.to_yaml())
+            if commit_and_tar:
+                code.unpack(*commit_and_tar, directory / job.name)
 
     experiment.dryrun = dryrun
 
@@ -164,7 +162,7 @@ def run_here(experiment: Experiment) -> int:
     return 0 if all(job.state.name == "SUCCEEDED" for job in experiment.jobs) else 1
 
 
-def submit(experiment: Experiment, arguments: argparse.Namespace) -> int:
+def submit(experiment: Experiment, request: Request) -> int:
     """Hand the jobs to Slurm; print their numbers and how to follow, cancel and resume them."""
     from invoke.exceptions import UnexpectedExit
 
@@ -172,7 +170,7 @@ def submit(experiment: Experiment, arguments: argparse.Namespace) -> int:
         experiment.run(detach=True)
     except UnexpectedExit as error:
         reason = (error.result.stderr.strip() or str(error)).splitlines()[-1]
-        hint = "" if arguments.account else "; does this cluster want --account?"
+        hint = "" if request.cluster.account else "; does this cluster want --account?"
         print(f"launch: Slurm refused the job: {reason}{hint}", file=sys.stderr)
         return 1
     numbers = {}
@@ -187,7 +185,7 @@ def submit(experiment: Experiment, arguments: argparse.Namespace) -> int:
     print(f"launch: cancel:  scancel {every}")
     print("launch: resume a run that was cancelled: this command again, with resume=auto")
     sys.stdout.flush()
-    if arguments.follow:
+    if request.follow:
         return status.follow(first)
     return 0
 
