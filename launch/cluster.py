@@ -1,7 +1,6 @@
 """Where a run executes, as plain values: what a site's file returns and options replace."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: nemo-run reads the annotations themselves.
 import re
 from dataclasses import dataclass, field
 from typing import Any

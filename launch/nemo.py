@@ -34,7 +34,7 @@ def main() -> int:
     status = []
 
     def train(
-        ctx: run.cli.RunContext,
+        ctx: run.cli.RunContext,  # type: ignore[name-defined]
         config: str,
         cluster: Cluster,
         overrides: list[str] = [],  # noqa: B006  nemo-run shows and copies it
@@ -62,7 +62,10 @@ def main() -> int:
         train, name="launch", namespace="scope_megatron", type="experiment"
     )
     run.cli.main(entry, cmd_defaults={"skip_confirmation": True})
-    return status[0] if status else 0
+    if status:
+        return status[0]
+    asked_only = any(word == "--help" or word.startswith("--to-") for word in sys.argv)
+    return 0 if asked_only else 1  # nemo-run has said why, and drops its own exit status
 
 
 if __name__ == "__main__":
