@@ -83,9 +83,12 @@ def launch(request: Request) -> int:
             )
         add_files(experiment, jobs, directory, commit_and_tar)
         if request.dryrun:
-            print(dry_script(experiment, directory), end="")
+            print(dry_script(experiment, directory, jobs), end="")
             return 0
-        return submit(experiment, request) if slurm else run_here(experiment)
+        if slurm:
+            return submit(experiment, request)
+        experiment.run(tail_logs=True, sequential=True)
+    return report(experiment)  # leaving the block waited for the runs
 
 
 def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
@@ -145,18 +148,18 @@ def add_files(
     experiment.dryrun = dryrun
 
 
-def dry_script(experiment: Experiment, directory: Path) -> str:
+def dry_script(experiment: Experiment, directory: Path, jobs: list[Job]) -> str:
     """What a real launch would run: the batch scripts (slurm), then the scripts of a rank."""
+    order = "".join(f"# {job.name}: once {job.after} has succeeded\n" for job in jobs if job.after)
     experiment.dryrun(log=False, delete_exp_dir=False)
     files = [*sorted(directory.glob("*_sbatch.sh")), *sorted(directory.glob("*/scripts/*.sh"))]
     text = "".join(f"# ==> {file}\n{file.read_text().rstrip()}\n\n" for file in files)
     shutil.rmtree(directory)
-    return text
+    return order + text
 
 
-def run_here(experiment: Experiment) -> int:
-    """Run the jobs on this machine, one after the other."""
-    experiment.run(tail_logs=True, sequential=True)
+def report(experiment: Experiment) -> int:
+    """Say how the runs on this machine ended."""
     for job in experiment.jobs:
         print(f"launch: {job.id}: {job.state.name}; logs in {job.executor.job_dir}")
     return 0 if all(job.state.name == "SUCCEEDED" for job in experiment.jobs) else 1
