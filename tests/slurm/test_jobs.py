@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 JOB_S = 240.0  # one job on a busy machine; 40 s on an idle one
 SECRET = "hf_not_a_real_token_8f2c"
+EVALUATION = (  # a second job, after the first one
+    *("--then", "evaluate", "checkpoint.export_hf=true"),
+    *("data.eval=assets/arithmetic/eval.jsonl", "evaluation.max_response_tokens=8"),
+)
 KD_SETTINGS = (
     *("algorithm.name=kd", "rollout=null", "model.teacher=null", "data.eval=null"),
     *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
@@ -46,9 +50,10 @@ class Submitted:
             *(*arguments, f"output_dir={self.out}"),
         )
         assert self.answer.returncode == 0, self.answer.stdout + self.answer.stderr
-        found = re.search(r"submitted job (\d+): \S+ in (\S+)", self.answer.stdout)
+        found = re.findall(r"submitted job (\d+): \S+ in (\S+)", self.answer.stdout)
         assert found, self.answer.stdout
-        self.number, self.job_dir = found[1], Path(found[2])
+        self.numbers = [number for number, _ in found]
+        self.number, self.job_dir = found[0][0], Path(found[0][1])
 
     def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -60,8 +65,8 @@ class Submitted:
             timeout=JOB_S,
         )
 
-    def fields(self) -> dict[str, str]:
-        line = self.cluster.ask("scontrol", "show", "--oneliner", "job", self.number)
+    def fields(self, number: str = "") -> dict[str, str]:
+        line = self.cluster.ask("scontrol", "show", "--oneliner", "job", number or self.number)
         return dict(re.findall(r"(\w+)=(\S*)", line))
 
     def until(self, happened: Callable[[], bool], what: str) -> None:
@@ -140,7 +145,7 @@ def test_job_goes_on_by_itself(cluster: Cluster, tmp_path: Path, kd_data: str) -
     steps = 200
     job = Submitted(
         *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", kd_data, *KD_SETTINGS),
-        *(f"train.steps={steps}", "checkpoint.every=0"),
+        *(f"train.steps={steps}", "checkpoint.every=0", *EVALUATION),
     )
     try:
         job.until(lambda: len(job.metrics()) >= 3, "third step")
@@ -155,6 +160,10 @@ def test_job_goes_on_by_itself(cluster: Cluster, tmp_path: Path, kd_data: str) -
         job.until(lambda: len(job.metrics()) > done + 2, "step after the restart")
         os.kill(_a_rank(job), signal.SIGKILL)
         job.until(lambda: job.fields().get("Restarts") == "2", "second restart")
+        after = job.fields(job.numbers[1])
+        assert after["JobState"] == "PENDING", "a restart is no end for the job that comes after"
+        assert after["Dependency"].startswith(f"afterok:{job.number}")
+        cluster.ask("scancel", job.numbers[1])  # what it would do is the quickstart's test
         job.until(job.ended, "end of the job")
         job.show()
         assert job.fields()["JobState"] == "COMPLETED", job.logs()
@@ -190,6 +199,7 @@ def test_wrong_setting_ends_the_job(cluster: Cluster, tmp_path: Path, kd_data: s
     try:
         job = Submitted(
             *(cluster, tmp_path, f"data.train={data}", *KD_SETTINGS, "train.steps=1"),
+            *EVALUATION,
         )
         waiting = job.run("launch.status", job.number)
         assert "waiting" in waiting.stdout and waiting.returncode == 0, waiting
@@ -201,3 +211,5 @@ def test_wrong_setting_ends_the_job(cluster: Cluster, tmp_path: Path, kd_data: s
     assert answer.returncode == 1 and "failed (exit 2:0" in answer.stdout, answer
     assert "error: data.train:" in job.logs() and "not restarted" in job.logs()
     assert job.fields()["Restarts"] == "0"
+    cancelled = lambda: job.fields(job.numbers[1])["JobState"] == "CANCELLED"  # noqa: E731
+    job.until(cancelled, "end of the job that needed the first one")
