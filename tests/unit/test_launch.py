@@ -169,6 +169,7 @@ def test_local_failure_is_the_launcher_s_failure(tmp_path: Path, config_file: Pa
     ("arguments", "message"),
     [
         (["--executor", "slrum"], "did you mean slurm"),
+        (["--container", "image"], "--container"),
         (["--site", "nowhere"], "--site"),
         (["--executor", "slurm", "--nodes", "2", "--grace", "7200"], "--grace"),
         (["--executor", "slurm", "--nodes", "2", "--time", "soon"], "--time"),
