@@ -5,7 +5,7 @@
 
 ``cluster`` takes a function of the site's file (SCOPE_MEGATRON_SITE, default example) and dotted
 overrides of its fields; nemo-run checks their names. (Its ``--to-yaml`` cannot write the context
-that it hands to a program of this kind.) `python -m launch.run` does the same with ordinary options.
+that it hands to a program of this kind.) `python -m launch.run` does the same with usual options.
 """
 
 # No `from __future__ import annotations`: nemo-run reads the annotations themselves.

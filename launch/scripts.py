@@ -25,8 +25,10 @@ from pathlib import Path
 # Runs in the batch shell, after nemo-run has set head_node. The address is the one by which Slurm
 # itself reaches the node: a node's name need not be a host's name. Two jobs on one node get two
 # ports; 10000-29999 lies below those that Linux gives to outgoing connections (32768 and up).
+# SLURM_UNBUFFEREDIO, which nemo-run sets, gives every rank a terminal: a log with escape codes.
 RENDEZVOUS = r"""
 set +vx
+unset SLURM_UNBUFFEREDIO
 MASTER_ADDR=$(scontrol show --oneliner node "$head_node" | sed -n 's/.* NodeAddr=\([^ ]*\) .*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$head_node}
 export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))

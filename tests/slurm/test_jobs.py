@@ -75,15 +75,20 @@ class Submitted:
             assert time.monotonic() < deadline, f"no {what} after {JOB_S:g} s\n{self.logs()}"
             time.sleep(0.1)
 
-    def ended(self) -> bool:
-        return self.fields().get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    def ended(self, number: str = "") -> bool:
+        return self.fields(number).get("JobState") in (
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+        )
 
     def metrics(self) -> list[dict[str, float]]:
         path = self.out / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def logs(self) -> str:
-        files = sorted(self.job_dir.glob("*.out"))
+        files = sorted(self.job_dir.parent.glob("*/*.out"))
         return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')}" for f in files)
 
     def show(self) -> None:
@@ -109,6 +114,7 @@ def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", "train.steps=2"),
         *("rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_response_tokens=16"),
         *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
+        *("--then", "evaluate", "evaluation.samples=1", "evaluation.limit=8"),
     )
     try:
         followed = job.run("launch.status", "--follow", job.number)
@@ -118,11 +124,17 @@ def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         assert job.fields()["NodeList"] == "n[1-2]"
         assert followed.returncode == 0, followed.stderr
         assert "2 ranks: tensor 2" in followed.stdout, "--follow shows the run's own output"
+        assert "\x1b" not in followed.stdout, "a rank took its log for a terminal"
         assert f"job {job.number}: done" in followed.stderr
         assert [line["step"] for line in job.metrics()] == [1, 2]
         assert (job.out / "checkpoints" / "step_00000002").is_dir()
         assert (job.out / "hf" / "config.json").exists()
         assert "group_size: 2" in (job.job_dir / "config.yaml").read_text()
+        evaluation = job.numbers[1]
+        job.until(lambda: job.ended(evaluation), "end of the evaluation")
+        assert job.fields(evaluation)["JobState"] == "COMPLETED", job.logs()
+        log = next(job.job_dir.parent.glob(f"quickstart.evaluate/log-*_{evaluation}_0.out"))
+        assert '"eval/avg@1": ' in log.read_text(), "the student that the first job exported"
         _assert_no_secret(job)
     except BaseException:
         print(job.logs(), cluster.logs())
