@@ -9,6 +9,7 @@ A rank's exit code decides what becomes of the job (``RESTART``):
 0 everywhere                          done
 143: asked to stop, and it saved      back into the queue, as often as that happens
 ended by a signal, or without a word  back into the queue, at most ``--max-restarts`` times
+3 peer lost, 4 hung, 6 engine died    the same
 2: a setting is wrong                 the job ends
 anything else                         the job ends
 ====================================  ==========================================================
@@ -53,7 +54,7 @@ srun() {{
             0) ;;
             143) asked=1 ;;
             2) wrong=1 ;;
-            unsaved | 13[4-9]) died=1 ;;
+            unsaved | 3 | 4 | 6 | 13[4-9]) died=1 ;;
             *) failed=1 ;;
         esac
     done
