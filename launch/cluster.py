@@ -28,8 +28,9 @@ class Cluster:
 
     def ranks_per_node(self, world_size: int) -> int:
         """Ranks that a node starts. ValueError unless all nodes together give ``world_size``."""
-        if self.kind == "local" and self.nodes != 1:
-            raise ValueError(f"--nodes: is {self.nodes} but this machine is one; use slurm")
+        if self.kind == "local" and (self.nodes != 1 or self.container):
+            option = "--nodes" if self.nodes != 1 else "--container"
+            raise ValueError(f"{option}: needs Slurm; add --executor slurm")
         ranks = self.gpus_per_node or world_size // max(self.nodes, 1)
         if self.nodes * ranks != world_size:
             gpus = f" x --gpus-per-node {self.gpus_per_node}" if self.gpus_per_node else ""

@@ -4,8 +4,8 @@
         overrides='["seed=7"]' --dryrun
 
 ``cluster`` takes a function of the site's file (SCOPE_MEGATRON_SITE, default example) and dotted
-overrides of its fields; nemo-run checks their names. ``--to-yaml`` and ``--factory`` work as in
-every nemo-run program. `python -m launch.run` does the same with ordinary options.
+overrides of its fields; nemo-run checks their names. (Its ``--to-yaml`` cannot write the context
+that it hands to a program of this kind.) `python -m launch.run` does the same with usual options.
 """
 
 # No `from __future__ import annotations`: nemo-run reads the annotations themselves.
@@ -42,6 +42,7 @@ def main() -> int:
         then: str | None = None,
         check: bool = False,
         package: bool = False,
+        allow_dirty: bool = False,
         follow: bool = False,
     ) -> None:
         """Launch a run or a sweep of scope_megatron."""
@@ -53,6 +54,7 @@ def main() -> int:
             then=then,
             check=check,
             package=package,
+            allow_dirty=allow_dirty,
             follow=follow,
             dryrun=ctx.dryrun,
         )
@@ -64,8 +66,7 @@ def main() -> int:
     run.cli.main(entry, cmd_defaults={"skip_confirmation": True})
     if status:
         return status[0]
-    asked_only = any(word == "--help" or word.startswith("--to-") for word in sys.argv)
-    return 0 if asked_only else 1  # nemo-run has said why, and drops its own exit status
+    return 0 if "--help" in sys.argv else 1  # nemo-run has said why, and drops its exit status
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def launch(request: Request) -> int:
 def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
     """The script of a rank (slurm) or of the run (local), and the executor for it."""
     cluster = request.cluster
-    inside = Path(scripts.IN_CONTAINER) if cluster.container else directory
+    inside = Path(scripts.IN_CONTAINER) if cluster.container else directory  # as a rank sees it
     setup = code.use(shlex.quote(str(inside))) if request.package else ""
     if cluster.kind == "local":
         # On one machine the command starts its ranks on its own.
@@ -169,28 +169,31 @@ def submit(experiment: Experiment, request: Request) -> int:
     """Hand the jobs to Slurm; print their numbers and how to follow, cancel and resume them."""
     from invoke.exceptions import UnexpectedExit
 
+    refused = 0
     try:
         experiment.run(detach=True)
-    except UnexpectedExit as error:
+    except UnexpectedExit as error:  # of a sweep, other jobs may have been taken
+        refused = 1
         reason = (error.result.stderr.strip() or str(error)).splitlines()[-1]
         hint = "" if request.cluster.account else "; does this cluster want --account?"
         print(f"launch: Slurm refused the job: {reason}{hint}", file=sys.stderr)
-        return 1
-    numbers = {}
+    numbers = []
     for job in experiment.jobs:
-        numbers[job.id] = number = job.handle.rpartition("/")[2]
-        status.remember(Path(job.executor.job_dir), number)
-        print(f"launch: submitted job {number}: {job.id} in {job.executor.job_dir}")
-    first, every = next(iter(numbers.values())), " ".join(numbers.values())
-    print(f"launch: status:  python -m launch.status {every}")
-    print(f"launch: follow:  python -m launch.status --follow {first}")
-    print(f"launch: save and stop, it goes on by itself:  scancel --signal=TERM {first}")
-    print(f"launch: cancel:  scancel {every}")
+        if job.handle:
+            numbers.append(job.handle.rpartition("/")[2])
+            status.remember(Path(job.executor.job_dir), numbers[-1])
+            print(f"launch: submitted job {numbers[-1]}: {job.id} in {job.executor.job_dir}")
+    if not numbers:
+        return 1
+    print(f"launch: status:  python -m launch.status {' '.join(numbers)}")
+    print(f"launch: follow:  python -m launch.status --follow {numbers[0]}")
+    print(f"launch: save and stop, it goes on by itself:  scancel --signal=TERM {numbers[0]}")
+    print(f"launch: cancel:  scancel {' '.join(numbers)}")
     print("launch: resume a run that was cancelled: this command again, with resume=auto")
     sys.stdout.flush()
-    if request.follow:
-        return status.follow(first)
-    return 0
+    if request.follow and not refused:
+        return status.follow(numbers[0])
+    return refused
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ A rank's exit code decides what becomes of the job (``RESTART``):
 0 everywhere                          done
 143: asked to stop, and it saved      back into the queue, as often as that happens
 ended by a signal, or without a word  back into the queue, at most ``--max-restarts`` times
+3 peer lost, 4 hung, 6 engine died    the same
 2: a setting is wrong                 the job ends
 anything else                         the job ends
 ====================================  ==========================================================
@@ -25,8 +26,10 @@ from pathlib import Path
 # Runs in the batch shell, after nemo-run has set head_node. The address is the one by which Slurm
 # itself reaches the node: a node's name need not be a host's name. Two jobs on one node get two
 # ports; 10000-29999 lies below those that Linux gives to outgoing connections (32768 and up).
+# SLURM_UNBUFFEREDIO, which nemo-run sets, gives every rank a terminal: a log with escape codes.
 RENDEZVOUS = r"""
 set +vx
+unset SLURM_UNBUFFEREDIO
 MASTER_ADDR=$(scontrol show --oneliner node "$head_node" | sed -n 's/.* NodeAddr=\([^ ]*\) .*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$head_node}
 export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
@@ -51,7 +54,7 @@ srun() {{
             0) ;;
             143) asked=1 ;;
             2) wrong=1 ;;
-            unsaved | 13[4-9]) died=1 ;;
+            unsaved | 3 | 4 | 6 | 13[4-9]) died=1 ;;
             *) failed=1 ;;
         esac
     done

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NUMBER_FILE = "slurm_job_id"
-POLL_S = 1.0
+POLL_S = 1.0  # the log
+POLLS_PER_QUESTION = 5  # Slurm's controller is asked less often
 STATES = {
     "PENDING": "waiting",
     "CONFIGURING": "waiting",
@@ -143,13 +144,14 @@ def follow(number: str) -> int:
     before = ""
     while True:
         now = status(number)
-        _print_new(directory, number, positions)
         if now.state != before:
             print(f"launch: {now}", file=sys.stderr, flush=True)
             before = now.state
-        if not now.alive:
-            return exit_status(now)
-        time.sleep(POLL_S)
+        for _ in range(POLLS_PER_QUESTION):
+            _print_new(directory, number, positions)
+            if not now.alive:
+                return exit_status(now)
+            time.sleep(POLL_S)
 
 
 def _print_new(directory: Path, number: str, positions: dict[Path, int]) -> None:

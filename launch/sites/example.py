@@ -26,6 +26,6 @@ def gpu() -> Cluster:
         cpus_per_task=12,
         time="04:00:00",
         grace=600,  # a step of the paper's setting with its save
-        env={"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"},
+        env={"NCCL_DEBUG": "WARN"},
         extra={"exclusive": True},
     )

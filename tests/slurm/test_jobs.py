@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 JOB_S = 240.0  # one job on a busy machine; 40 s on an idle one
 SECRET = "hf_not_a_real_token_8f2c"
+EVALUATION = (  # a second job, after the first one
+    *("--then", "evaluate", "checkpoint.export_hf=true"),
+    *("data.eval=assets/arithmetic/eval.jsonl", "evaluation.max_response_tokens=8"),
+)
 KD_SETTINGS = (
     *("algorithm.name=kd", "rollout=null", "model.teacher=null", "data.eval=null"),
     *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
@@ -46,9 +50,10 @@ class Submitted:
             *(*arguments, f"output_dir={self.out}"),
         )
         assert self.answer.returncode == 0, self.answer.stdout + self.answer.stderr
-        found = re.search(r"submitted job (\d+): \S+ in (\S+)", self.answer.stdout)
+        found = re.findall(r"submitted job (\d+): \S+ in (\S+)", self.answer.stdout)
         assert found, self.answer.stdout
-        self.number, self.job_dir = found[1], Path(found[2])
+        self.numbers = [number for number, _ in found]
+        self.number, self.job_dir = found[0][0], Path(found[0][1])
 
     def run(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -60,8 +65,8 @@ class Submitted:
             timeout=JOB_S,
         )
 
-    def fields(self) -> dict[str, str]:
-        line = self.cluster.ask("scontrol", "show", "--oneliner", "job", self.number)
+    def fields(self, number: str = "") -> dict[str, str]:
+        line = self.cluster.ask("scontrol", "show", "--oneliner", "job", number or self.number)
         return dict(re.findall(r"(\w+)=(\S*)", line))
 
     def until(self, happened: Callable[[], bool], what: str) -> None:
@@ -70,15 +75,20 @@ class Submitted:
             assert time.monotonic() < deadline, f"no {what} after {JOB_S:g} s\n{self.logs()}"
             time.sleep(0.1)
 
-    def ended(self) -> bool:
-        return self.fields().get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    def ended(self, number: str = "") -> bool:
+        return self.fields(number).get("JobState") in (
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+        )
 
     def metrics(self) -> list[dict[str, float]]:
         path = self.out / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def logs(self) -> str:
-        files = sorted(self.job_dir.glob("*.out"))
+        files = sorted(self.job_dir.parent.glob("*/*.out"))
         return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')}" for f in files)
 
     def show(self) -> None:
@@ -104,6 +114,7 @@ def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", "train.steps=2"),
         *("rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_response_tokens=16"),
         *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
+        *("--then", "evaluate", "evaluation.samples=1", "evaluation.limit=8"),
     )
     try:
         followed = job.run("launch.status", "--follow", job.number)
@@ -113,11 +124,17 @@ def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         assert job.fields()["NodeList"] == "n[1-2]"
         assert followed.returncode == 0, followed.stderr
         assert "2 ranks: tensor 2" in followed.stdout, "--follow shows the run's own output"
+        assert "\x1b" not in followed.stdout, "a rank took its log for a terminal"
         assert f"job {job.number}: done" in followed.stderr
         assert [line["step"] for line in job.metrics()] == [1, 2]
         assert (job.out / "checkpoints" / "step_00000002").is_dir()
         assert (job.out / "hf" / "config.json").exists()
         assert "group_size: 2" in (job.job_dir / "config.yaml").read_text()
+        evaluation = job.numbers[1]
+        job.until(lambda: job.ended(evaluation), "end of the evaluation")
+        assert job.fields(evaluation)["JobState"] == "COMPLETED", job.logs()
+        log = next(job.job_dir.parent.glob(f"quickstart.evaluate/log-*_{evaluation}_0.out"))
+        assert '"eval/avg@1": ' in log.read_text(), "the student that the first job exported"
         _assert_no_secret(job)
     except BaseException:
         print(job.logs(), cluster.logs())
@@ -140,7 +157,7 @@ def test_job_goes_on_by_itself(cluster: Cluster, tmp_path: Path, kd_data: str) -
     steps = 200
     job = Submitted(
         *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", kd_data, *KD_SETTINGS),
-        *(f"train.steps={steps}", "checkpoint.every=0"),
+        *(f"train.steps={steps}", "checkpoint.every=0", *EVALUATION),
     )
     try:
         job.until(lambda: len(job.metrics()) >= 3, "third step")
@@ -155,6 +172,10 @@ def test_job_goes_on_by_itself(cluster: Cluster, tmp_path: Path, kd_data: str) -
         job.until(lambda: len(job.metrics()) > done + 2, "step after the restart")
         os.kill(_a_rank(job), signal.SIGKILL)
         job.until(lambda: job.fields().get("Restarts") == "2", "second restart")
+        after = job.fields(job.numbers[1])
+        assert after["JobState"] == "PENDING", "a restart is no end for the job that comes after"
+        assert after["Dependency"].startswith(f"afterok:{job.number}")
+        cluster.ask("scancel", job.numbers[1])  # what it would do is the quickstart's test
         job.until(job.ended, "end of the job")
         job.show()
         assert job.fields()["JobState"] == "COMPLETED", job.logs()
@@ -190,6 +211,7 @@ def test_wrong_setting_ends_the_job(cluster: Cluster, tmp_path: Path, kd_data: s
     try:
         job = Submitted(
             *(cluster, tmp_path, f"data.train={data}", *KD_SETTINGS, "train.steps=1"),
+            *EVALUATION,
         )
         waiting = job.run("launch.status", job.number)
         assert "waiting" in waiting.stdout and waiting.returncode == 0, waiting
@@ -201,3 +223,5 @@ def test_wrong_setting_ends_the_job(cluster: Cluster, tmp_path: Path, kd_data: s
     assert answer.returncode == 1 and "failed (exit 2:0" in answer.stdout, answer
     assert "error: data.train:" in job.logs() and "not restarted" in job.logs()
     assert job.fields()["Restarts"] == "0"
+    cancelled = lambda: job.fields(job.numbers[1])["JobState"] == "CANCELLED"  # noqa: E731
+    job.until(cancelled, "end of the job that needed the first one")

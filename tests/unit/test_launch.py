@@ -71,6 +71,7 @@ def launch(
     )
 
 
+in_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="--package needs a git checkout")
 SLURM = ("--executor", "slurm", "--dryrun", "--nodes", "2", "--time", "04:00:00")
 CASES = {
     "launch_slurm": (
@@ -88,7 +89,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=in_git if "--package" in CASES[name] else ()) for name in CASES],
+)
 def test_slurm_dryrun_is_the_golden_file(name: str, tmp_path: Path, config_file: Path) -> None:
     """Regenerate after a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/test_launch.py"""
     arguments = [word.format(tmp=tmp_path) for word in CASES[name]]
@@ -125,6 +129,7 @@ def test_local_launch_really_runs(tmp_path: Path, config_file: Path) -> None:
     assert "SUCCEEDED" in done.stdout
 
 
+@in_git
 def test_sweep_with_packaged_code_runs_here(tmp_path: Path, config_file: Path) -> None:
     """One run after the other, each from HEAD's copy, with its own settings and directory."""
     arguments = ("--check", "--package", "--allow-dirty", "--sweep", "seed=31,32")
@@ -164,6 +169,7 @@ def test_local_failure_is_the_launcher_s_failure(tmp_path: Path, config_file: Pa
     ("arguments", "message"),
     [
         (["--executor", "slrum"], "did you mean slurm"),
+        (["--container", "image"], "--container"),
         (["--site", "nowhere"], "--site"),
         (["--executor", "slurm", "--nodes", "2", "--grace", "7200"], "--grace"),
         (["--executor", "slurm", "--nodes", "2", "--time", "soon"], "--time"),

@@ -60,6 +60,9 @@ def run_batch(tmp_path: Path, words: tuple[str, ...], code: int, part: int = 0) 
         (("2", "143"), 143, 2, False),  # srun stopped the other rank while it was starting
         (("1", "143"), 1, 1, False),  # an exception; the other rank was stopped by srun
         (("1", "137"), 137, 143, True),  # a killed rank; the other one lost its connection
+        (("3", "137"), 137, 143, True),  # the same, noticed
+        (("4", "4"), 4, 143, True),  # the watchdog found a hung rank
+        (("5", "5"), 5, 5, False),  # losses that are not finite stay so
         (("1", ""), 137, 143, True),  # killed with the shell around it
         (("unsaved", "unsaved"), 0, 143, True),  # counted: it must not go round for ever
         (("", ""), 1, 143, True),  # nothing started
