@@ -82,15 +82,22 @@ srun() {{
 }}
 """.lstrip()
 
-# One rank. SIGTERM reaches Python and this shell, which acts on it only after Python has ended.
+# One rank. Where Slurm follows processes with cgroups it signals only a task's first process, which
+# is this shell: it passes SIGTERM on. Elsewhere Python has it twice, which is no different.
 # 143 is reported as 0 to srun, which otherwise would stop the ranks that are still saving.
 RANK = r"""
 export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={ranks_per_node}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-1}}
-{setup}asked='' code=0
-trap 'asked=1' TERM
-{command} || code=$?
+{setup}asked='' again='' python=''
+trap 'asked=1 again=1; [ -z "$python" ] || kill -TERM "$python" 2> /dev/null || true' TERM
+{command} &
+python=$!
+[ -z "$asked" ] || kill -TERM "$python" 2> /dev/null || true
+while again='' code=0; do
+    wait "$python" || code=$?  # a signal ends the wait, not Python
+    [ -n "$again" ] || break
+done
 if [ -n "$asked" ] && [ "$code" != 0 ] && [ "$code" != 2 ]; then code=143; fi
 word=$code
 if [ "$code" = 143 ]; then

@@ -119,14 +119,21 @@ sys.exit({code})
 """
 
 
+@pytest.mark.parametrize("everybody", [True, False], ids=["all processes", "first process"])
 @pytest.mark.parametrize(
     ("code", "saved", "word"),
     [(143, True, "143"), (143, False, "unsaved"), (1, True, "143"), (2, True, "2"), (0, True, "0")],
 )
 def test_rank_that_is_asked_to_stop(
-    code: int, saved: bool, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int,
+    saved: bool,
+    word: str,
+    everybody: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGTERM goes to all processes of a rank, as Slurm sends it; a wrong setting stays one."""
+    """SIGTERM goes to all processes of a task (proctrack/linuxproc, pgid) or to its first one
+    (proctrack/cgroup, which most clusters have); a wrong setting stays one."""
     ready = tmp_path / "ready"
     monkeypatch.setenv("READY", str(ready))
     rank, left = start_rank(tmp_path, WAITING.format(code=code), saved)
@@ -136,7 +143,7 @@ def test_rank_that_is_asked_to_stop(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert ready.read_text() == "11"
-        os.killpg(rank.pid, signal.SIGTERM)
+        (os.killpg if everybody else os.kill)(rank.pid, signal.SIGTERM)
         assert rank.wait(20) == (code if word not in ("143", "unsaved") else 0)
     finally:
         if rank.poll() is None:
