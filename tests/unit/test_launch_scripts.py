@@ -115,6 +115,7 @@ signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 pathlib.Path(os.environ["READY"]).write_text(os.environ["RANK"] + os.environ["LOCAL_WORLD_SIZE"])
 while not stop:
     time.sleep(0.02)
+time.sleep(0.5)  # as saving takes: the signal that the shell passes on comes as well
 sys.exit({code})
 """
 
