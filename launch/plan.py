@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.cluster import Cluster
-from scope_megatron.config import Config, load_config
+from scope_megatron.config import Config, load_config, validating_for
 
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
 
@@ -40,7 +40,17 @@ class Job:
 
 
 def plan(request: Request) -> list[Job]:
-    """The jobs, each after the one that it needs. Raises ConfigError or ValueError."""
+    """The jobs, each after the one that it needs. Raises ConfigError or ValueError.
+
+    A job with GPUs is checked as for a machine that has some: a login node has none.
+    """
+    if request.cluster.kind == "local" or not request.cluster.gpus_per_node:
+        return _plan(request)
+    with validating_for(gpus=True):
+        return _plan(request)
+
+
+def _plan(request: Request) -> list[Job]:
     base = _word(Path(request.config).stem)
     verb = "check" if request.check else "train"
     jobs = []

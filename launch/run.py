@@ -102,8 +102,10 @@ def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
         return scripts.head() + setup + run, executors.local(cluster)
     ranks = cluster.ranks_per_node(job.config.world_size)
     python = "python3" if cluster.container else shlex.quote(sys.executable)
-    # A job that went back into the queue goes on from its last checkpoint.
-    resume = " ${SLURM_RESTART_COUNT:+resume=auto}" if job.verb == "train" else ""
+    # A job that went back into the queue goes on from its last checkpoint, once there is one.
+    latest = shlex.quote(str(scripts.latest_checkpoint(job.config.output_dir)))
+    again = f"${{SLURM_RESTART_COUNT:+$([ ! -e {latest} ] || echo resume=auto)}}"
+    resume = f" {again}" if job.verb == "train" else ""
     text = scripts.rank_script(
         f"{python} {command(job, inside)}{resume}",
         ranks_per_node=ranks,

@@ -123,6 +123,11 @@ def batch_setup(job_dir: Path, ranks: int, max_restarts: int) -> str:
     )
 
 
+def latest_checkpoint(output_dir: Path) -> Path:
+    """The file that a run has once it has saved."""
+    return output_dir / "checkpoints" / "latest"
+
+
 def rank_script(
     command: str, *, ranks_per_node: int, job_dir: str, output_dir: Path, setup: str = ""
 ) -> str:
@@ -131,7 +136,7 @@ def rank_script(
     ``job_dir`` is the job's directory as a rank sees it; ``setup`` is shell text before the
     command.
     """
-    latest = shlex.quote(str(output_dir / "checkpoints" / "latest"))
+    latest = shlex.quote(str(latest_checkpoint(output_dir)))
     return head() + RANK.format(
         command=command,
         ranks_per_node=ranks_per_node,

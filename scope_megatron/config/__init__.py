@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scope_megatron.config.check import cuda_visible
+from scope_megatron.config.check import cuda_visible, validating_for
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
 from scope_megatron.config.modeldir import (
@@ -52,4 +52,5 @@ __all__ = [
     "cuda_visible",
     "load_config",
     "reference_markdown",
+    "validating_for",
 ]

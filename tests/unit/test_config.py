@@ -17,6 +17,7 @@ from scope_megatron.config import (
     load_config,
     modeldir,
     reference_markdown,
+    validating_for,
 )
 from tests.unit.config_run import TOKENS, append, edit_json, make_run, write
 
@@ -125,6 +126,16 @@ def test_resume_goes_on_with_a_run(run: Path) -> None:
     write("run/checkpoints/latest", "step_3")()
     load_config("run.yaml", ["resume=auto"])
     load_config("run.yaml", ["resume=run/checkpoints", "output_dir=other"])
+
+
+def test_settings_for_another_machine(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node has no GPU; the job it submits has."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with validating_for(gpus=True):
+        load_config("run.yaml", ["objective.kernel=triton"])
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        load_config("run.yaml", ["objective.kernel=triton"])
 
 
 def test_world_size_of_the_launcher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
