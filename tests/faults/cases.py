@@ -92,7 +92,7 @@ def torchrun(stage: Stage) -> Outcome:
     program += ("--max-restarts", "1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
     run = stage.start("resume=auto", program=program)
     at, step = stage.injected(run)
-    noticed, said = run.said(r"rank 1 \(.*phase train\) went away")
+    noticed, said = run.said(r"rank 1 \(.*went away")
     run.finish(0)
     return Outcome(noticed - at, stage.again(run, step), "torchrun --max-restarts", said)
 

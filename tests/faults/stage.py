@@ -134,10 +134,9 @@ class Stage:
             "marker": marker,
         }
 
-    def start(self, *overrides: str, program: tuple[str, ...] = (), kd: bool = False) -> Running:
-        """``kd``: without the engine, also in a case that has one."""
+    def start(self, *overrides: str, program: tuple[str, ...] = ()) -> Running:
         common = (f"train.steps={self.steps}", "checkpoint.every=1", *overrides)
-        if self.engine and not kd:
+        if self.engine:
             arguments = self._engine_settings(*common)
         else:
             arguments = kd_run.settings(self.directory, *common)
@@ -155,7 +154,7 @@ class Stage:
             *kd_run.settings(self.directory)[:3],
             "rollout.prompts_per_step=4",
             "rollout.group_size=4",
-            "rollout.max_response_tokens=24",
+            "rollout.max_response_tokens=64",
             "rollout.engine.kv_cache_gib=0.05",
             "rollout.engine.max_num_seqs=16",
             "checkpoint.export_hf=false",
@@ -209,7 +208,7 @@ class Stage:
     def check_resume(self) -> None:
         """After a run that never ended by the fault: it can be gone on with."""
         self._fault, self.steps = None, self.steps + 1
-        run = self.start("resume=auto", kd=True)
+        run = self.start("resume=auto")
         run.finish(0)
         if not run.find(rf"resumed from .* after step {self.steps - 1}\b"):
             raise Missed("the newest checkpoint was not resumed from")

@@ -130,13 +130,14 @@ def on_engine(fault: Fault, module: ModuleType) -> None:
     def generate(engine: Any, *args: Any, **kwargs: Any) -> Any:
         if fault.due():
             core = engine._llm.llm_engine
-            step, calls = core.step, iter(range(10**9))
+            calls = iter(range(10**9))
 
             def faulty() -> Any:
-                call = next(calls)
-                if call == 5 or (call > 5 and fault.action == "engine always"):
-                    raise RuntimeError("injected: no memory for blocks")
-                return step()
+                if next(calls) < 5:
+                    return type(core).step(core)
+                if fault.action == "engine once":
+                    del core.step
+                raise RuntimeError("injected: no memory for blocks")
 
             core.step = faulty
         return original(engine, *args, **kwargs)
