@@ -24,6 +24,7 @@ class Case:
     body: Body
     engine: bool = False  # with vLLM and the verifier; otherwise a supervised run, which is shorter
     timeout_s: float = 120.0
+    again: int = 1  # steps that may have to be made again: the one in flight
 
     @property
     def steps(self) -> int:
@@ -214,16 +215,18 @@ def disk_full(stage: Stage) -> Outcome:
     stage.steps = 100
     with SmallDisk(stage.directory / "disk", 64) as disk:
         stage.output = disk.path / "run"
-        run = stage.start("checkpoint.every=10")
+        run = stage.start("checkpoint.every=10", "checkpoint.asynchronous=true")
         run.until(lambda: (stage.output / "checkpoints" / "latest").exists(), "a checkpoint")
         disk.fill(leave_bytes=200_000)
-        at, begun = time.time(), stage.done()
+        at = time.time()
         noticed, said = run.said(r"No space left on device")
         disk.free()
         run.finish(0)
-        del begun
         stage.check()
         stage.check_resume()
+        stage.output = stage.directory / "run"
+        stage.output.mkdir()
+        shutil.copy(disk.path / "run" / "metrics.jsonl", stage.output)
     return Outcome(noticed - at, 0, "same run", said)
 
 
@@ -335,6 +338,11 @@ CASES = [
     Case("kill -9 of rank 1, as a save begins", killed("save")),
     Case("kill -9 of rank 0, in a save, no manifest yet", killed("manifest", rank=0)),
     Case("kill -9 of rank 0, in the first save", killed("manifest", rank=0, step=1)),
+    Case(
+        "kill -9 of rank 1, the checkpoint before still in the background",
+        killed("train", overrides=("checkpoint.asynchronous=true",)),
+        again=2,
+    ),
     Case("kill -9 of rank 1 under torchrun", torchrun),
     Case("kill -9 of the launcher", launcher_killed),
     Case("SIGTERM", asked_to_stop(signal.SIGTERM)),

@@ -28,7 +28,6 @@ from tests.faults.cases import CASES, Case  # noqa: E402
 from tests.faults.stage import Missed, Outcome, Stage  # noqa: E402
 
 NOTICED_S = 30.0
-AGAIN = 1  # the step in flight
 COLUMNS = ("fault", "noticed after", "steps made again", "went on by", "result")
 
 
@@ -59,8 +58,8 @@ def run_case(case: Case, keep: bool = False) -> Result:
         stage.check()
         if outcome.noticed_s > NOTICED_S:
             reason = f"noticed after more than {NOTICED_S:.0f} s"
-        elif outcome.again > AGAIN:
-            reason = "more than the step in flight was made again"
+        elif outcome.again > case.again:
+            reason = f"more than {case.again} steps were made again"
     except Missed as missed:
         reason = str(missed)
     finally:

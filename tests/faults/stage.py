@@ -135,7 +135,8 @@ class Stage:
         }
 
     def start(self, *overrides: str, program: tuple[str, ...] = ()) -> Running:
-        common = (f"train.steps={self.steps}", "checkpoint.every=1", *overrides)
+        common = (f"train.steps={self.steps}", "checkpoint.every=1")
+        common += ("checkpoint.asynchronous=false", *overrides)
         if self.engine:
             arguments = self._engine_settings(*common)
         else:
