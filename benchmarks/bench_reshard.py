@@ -1,10 +1,16 @@
 """New weights from Megatron to the engine: in memory, over the disk, and after a full gather.
 
-    python -m benchmarks.bench_reshard [--quick] [--out RESULTS.md]
+    python -m benchmarks.bench_reshard [--quick] [--engine 2] [--out RESULTS.md]
 
 Two ranks hold a Llama with tensor parallelism 2; each has a vLLM engine of its own that needs the
-whole model. Every method moves the same weights in the same run, in turn, and times are medians
-over rounds of the slower rank. "memcpy" copies as many bytes as the engine takes.
+whole model (--engine 2: they share one, of which each has half). Every method moves the same
+weights in the same run, in turn, and times are medians over rounds of the slower rank. "memcpy"
+copies as many bytes as the engine holds, parameter by parameter.
+
+"direct" writes shards into the engine's parameters, whose linear layers vLLM's CPU build packs;
+"loaders" is the stream of full tensors through vLLM's own loaders. "direct, unpacked" writes into
+plain parameters of the same shapes, as an engine on CUDA has them. "link" exchanges as many bytes
+as "direct" receives with the other rank, in one message, and nothing else.
 
 Memory is how far the process grows over its size before the method (resident, sampled), the
 engine's own temporaries included; "stream" is the transfer alone, without an engine, and with it
@@ -38,7 +44,16 @@ SIZES = {  # name: hidden, ffn, layers, heads, vocabulary
     "default": (1024, 2816, 12, 16, 32000),
 }
 BUCKET = 64 * 2**20
-METHODS = ("in memory", "disk", "full gather", "stream", "memcpy")
+METHODS = (
+    "direct",
+    "loaders",
+    "disk",
+    "full gather",
+    "stream",
+    "direct, unpacked",
+    "link",
+    "memcpy",
+)
 MIB = 2**20
 
 
@@ -71,14 +86,14 @@ class Resident:
             self.peak = max(self.peak, self._now())
 
 
-def measure(rank: int, world: int, root: Path, rounds: int) -> dict[str, Any]:
+def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict[str, Any]:
     """Body of a rank: seconds and growth per method and round."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     from scope_megatron.parallel import platform
 
     platform.initialize()
     from scope_megatron.config import EngineConfig
-    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.convert.vllm import ModelWeights, engine_weights
     from scope_megatron.parallel.model import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
     from scope_megatron.rollout.engine import VLLMEngine
@@ -88,13 +103,18 @@ def measure(rank: int, world: int, root: Path, rounds: int) -> dict[str, Any]:
     model = build_model(hf, topology, torch.float32, trainable=False)
     engine = VLLMEngine(
         root,
-        EngineConfig(kv_cache_gib=0.05, max_num_seqs=4),
+        EngineConfig(tensor=tensor, kv_cache_gib=0.05, max_num_seqs=4),
         max_model_len=64,
         dtype=torch.float32,
         eos_ids=[],
         seed=0,
     )
-    calls = methods(model, hf, topology, engine, root)
+    weights = ModelWeights(model, hf, topology, BUCKET)
+    engine.load_weights(weights)  # proves the plan
+    plan = engine._direct.plan
+    assert plan is not None, engine._direct.refused
+    plain = Plain(engine)
+    calls = methods(weights, engine, plan, plain, root)
     out: dict[str, Any] = {"seconds": {m: [] for m in METHODS}, "growth": dict.fromkeys(METHODS, 0)}
     for number in range(rounds + 1):
         for name in METHODS:
@@ -105,10 +125,12 @@ def measure(rank: int, world: int, root: Path, rounds: int) -> dict[str, Any]:
             if number > 0:  # the first round warms up
                 out["seconds"][name].append(time.perf_counter() - start)
                 out["growth"][name] = max(out["growth"][name], resident.peak - resident.start)
+    out["direct_tensors"] = peak_memory(lambda: plan.run(model, plain.write))
+    out["received"] = plan.received
     drained = lambda: drain(engine_weights(model, hf, topology, BUCKET))  # noqa: E731
     out["stream_tensors"] = peak_memory(drained)
     out["own_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
-    out["engine_bytes"] = sum(t.nbytes for _, t in engine_weights(model, hf, topology, BUCKET))
+    out["engine_bytes"] = sum(tensor.nbytes for tensor in plain.tensors.values())
     return out
 
 
@@ -117,8 +139,25 @@ def drain(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         del item  # else the loop would keep it while the next is made
 
 
+class Plain:
+    """Parameters of the engine's shapes in plain memory."""
+
+    def __init__(self, engine: Any) -> None:
+        from scope_megatron.rollout.weights import EngineParameters
+
+        (model,) = engine._llm.apply_model(lambda model: model)
+        shapes = EngineParameters(model).layout(1).shapes
+        self.tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    def write(self, name: str, row: int, column: int, values: torch.Tensor) -> None:
+        place = self.tensors[name].narrow(0, row, values.shape[0])
+        if values.dim() > 1:
+            place = place.narrow(1, column, values.shape[1])
+        place.copy_(values)
+
+
 def methods(
-    model: torch.nn.Module, hf: dict[str, Any], topology: Any, engine: Any, root: Path
+    weights: Any, engine: Any, plan: Any, plain: Plain, root: Path
 ) -> dict[str, Callable[[], object]]:
     from safetensors import safe_open
 
@@ -126,10 +165,10 @@ def methods(
     from scope_megatron.convert.hf import export_hf
     from scope_megatron.convert.vllm import engine_weights
 
+    model, hf, topology = weights.model, weights.hf, weights.topology
     exported = root / "exported"
     tied = bool(hf["tie_word_embeddings"])
-    source = torch.empty(sum(t.numel() for _, t in engine_weights(model, hf, topology, BUCKET)))
-    target = torch.empty_like(source).copy_(source)
+    copies = [tensor.clone() for tensor in plain.tensors.values()]
 
     def read() -> Iterator[tuple[str, torch.Tensor]]:
         for file in sorted(exported.glob("*.safetensors")):
@@ -138,6 +177,17 @@ def methods(
                     yield name, tensors.get_tensor(name)
                     if tied and name == "model.embed_tokens.weight":
                         yield "lm_head.weight", tensors.get_tensor(name)
+
+    outgoing = torch.empty(plan.received, dtype=torch.uint8)
+    incoming = torch.empty_like(outgoing)
+
+    def link() -> None:
+        if not plan.received:
+            return
+        peer = 1 - topology.rank
+        pair = (dist.P2POp(dist.isend, outgoing, peer), dist.P2POp(dist.irecv, incoming, peer))
+        for work in dist.batch_isend_irecv(list(pair)):
+            work.wait()
 
     def over_disk() -> None:
         export_hf(model, hf, topology, root, exported, overwrite=True)
@@ -152,11 +202,14 @@ def methods(
         engine.load_weights(whole)
 
     return {
-        "in memory": lambda: engine.load_weights(engine_weights(model, hf, topology, BUCKET)),
+        "direct": lambda: engine.load_weights(weights),
+        "loaders": lambda: engine.load_weights(engine_weights(model, hf, topology, BUCKET)),
         "disk": over_disk,
         "full gather": full_gather,
         "stream": lambda: drain(engine_weights(model, hf, topology, BUCKET)),
-        "memcpy": lambda: target.copy_(source),
+        "direct, unpacked": lambda: plan.run(model, plain.write),
+        "link": link,
+        "memcpy": lambda: torch._foreach_copy_(list(plain.tensors.values()), copies),
     }
 
 
@@ -182,12 +235,11 @@ def report(ranks: list[dict[str, Any]], size: str) -> list[str]:
         name: [max(times) for times in zip(*(r["seconds"][name] for r in ranks), strict=True)]
         for name in METHODS
     }
-    ratios = {
-        name: statistics.median(
-            a / b for a, b in zip(seconds[name], seconds["in memory"], strict=True)
-        )
-        for name in METHODS
-    }
+
+    def ratio(name: str, base: str) -> float:
+        pairs = zip(seconds[name], seconds[base], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
     first = ranks[0]
     lines = [
         f"Llama, {size}: {first['engine_bytes'] / MIB:.0f} MiB float32 per engine, "
@@ -195,18 +247,23 @@ def report(ranks: list[dict[str, Any]], size: str) -> list[str]:
         f"{date.today()}, {os.cpu_count()} CPU cores ({machine.machine()}), "
         f"load {os.getloadavg()[0]:.1f}.",
         "",
-        "| method | seconds (median) | time / in memory | memory growth, MiB |",
-        "|---|---|---|---|",
+        "| method | seconds (median) | time / direct | time / memcpy | memory growth, MiB |",
+        "|---|---|---|---|---|",
     ]
     for name in METHODS:
         growth = max(rank["growth"][name] for rank in ranks) / MIB
         middle = statistics.median(seconds[name])
-        lines.append(f"| {name} | {middle:.3f} | {ratios[name]:.2f} | {growth:.0f} |")
-    tensors = max(rank["stream_tensors"] for rank in ranks)
+        ratios = f"{ratio(name, 'direct'):.2f} | {ratio(name, 'memcpy'):.2f}"
+        lines.append(f"| {name} | {middle:.3f} | {ratios} | {growth:.0f} |")
+    tensors, direct = (max(r[k] for r in ranks) for k in ("stream_tensors", "direct_tensors"))
+    received = max(rank["received"] for rank in ranks)
     lines += [
         "",
         f"The stream held at most {tensors / MIB:.0f} MiB of tensors at once "
-        f"({tensors / BUCKET:.2f} buckets).",
+        f"({tensors / BUCKET:.2f} buckets); direct {direct / MIB:.0f} MiB "
+        f"({direct / BUCKET:.2f} buckets), and a packed engine one layer besides. Direct received "
+        f"{received / MIB:.1f} MiB per rank, {received / first['engine_bytes']:.3f} of what the "
+        "engine holds.",
     ]
     return lines
 
@@ -214,6 +271,7 @@ def report(ranks: list[dict[str, Any]], size: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model, for a check")
+    parser.add_argument("--engine", type=int, choices=(1, 2), default=1, help="its tensor size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="append the table to this file")
     arguments = parser.parse_args()
@@ -221,7 +279,9 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="bench-reshard-"))
     try:
         write_config(root, size)
-        ranks = run_distributed_test(measure, 2, root, arguments.rounds, timeout=600)
+        ranks = run_distributed_test(
+            measure, 2, root, arguments.rounds, arguments.engine, timeout=600
+        )
     finally:
         shutil.rmtree(root, ignore_errors=True)
     lines = report(ranks, size)

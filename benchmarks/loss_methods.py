@@ -199,8 +199,8 @@ def given_logits(x: Inputs) -> Tensor:
 
 
 def our_cross_entropy(x: Inputs, logits: Tensor) -> Result:
-    logits = logits.requires_grad_()
-    logprob = vocab_parallel_logprob(logits, x.targets, x.group, inplace_backward=True)
+    logits = logits.requires_grad_()  # overwritten, as by megatron-core's
+    logprob = vocab_parallel_logprob(logits, x.targets, x.group, inplace_forward=True)
     return _finish(-(logprob @ x.mle), (logits,))
 
 

@@ -1,75 +1,45 @@
-"""Launch one run: python -m launch.run CONFIG --executor local|slurm [options] [key=value ...]
+"""Launch a run or a sweep: python -m launch.run CONFIG --executor NAME [options] [key=value ...]
 
 The configuration is validated here, before anything is submitted: a typo must not wait in a
 queue. ``--dryrun`` prints what would run. ``--check`` runs `scope-megatron check` there instead
 of training: is the environment, the data and the model where the job looks for them?
+
+Every job has a directory, NEMORUN_HOME/experiments/scope-megatron/ID/NAME, with its script, its
+logs and config.yaml, the resolved configuration that it runs with.
 
 Exit status: 0 done (slurm: submitted), 1 the run failed or Slurm refused the job, 2 wrong usage.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import executors
-from scope_megatron.config import ConfigError, load_config
+from launch import code, executors, options, scripts, status
+from launch.plan import Job, Request, plan
+from scope_megatron.config import ConfigError
 
 if TYPE_CHECKING:
     from nemo_run import Experiment
 
 TITLE = "scope-megatron"  # of the experiments' folder under NEMORUN_HOME
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.run", description=__doc__.split("\n")[0]
-    )
-    add = parser.add_argument
-    add("config", metavar="CONFIG", help="YAML file, as for scope-megatron train")
-    add("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
-    add("--executor", choices=("local", "slurm"), default="local", help="default: local")
-    add("--nodes", type=int, default=1, help="slurm: number of nodes (default 1)")
-    add(
-        "--gpus-per-node",
-        type=int,
-        default=0,
-        metavar="M",
-        help="GPUs, and ranks, of a node; 0 (default): no GPU, the ranks divided over the nodes",
-    )
-    add("--account", help="slurm: account to charge (required there)")
-    add("--partition", help="slurm: partition (default: the cluster's)")
-    add("--time", default="01:00:00", help="slurm: time limit, D-HH:MM:SS (default 01:00:00)")
-    add("--container", metavar="IMAGE", help="slurm: image with the environment, run by pyxis")
-    add(
-        "--mount",
-        action="append",
-        default=[],
-        metavar="SOURCE:TARGET",
-        help="slurm: one more mount for the container, beside the current directory",
-    )
-    add(
-        "--env",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="environment variable of the run; no secrets (export those in your shell)",
-    )
-    add("--check", action="store_true", help="run the check command instead of training")
-    add("--dryrun", action="store_true", help="print what would run and stop")
-    return parser
+CONFIG_NAME = "config.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_intermixed_args(argv)
+    arguments = options.parser().parse_intermixed_args(argv)
+    return reported(lambda: launch(options.request(arguments)))
+
+
+def reported(action: Callable[[], int]) -> int:
+    """``action``'s exit status; 2 and one line for what the user has to correct."""
     try:
-        return launch(arguments)
+        return action()
     except ConfigError as error:
         message = error.one_line
     except ValueError as error:
@@ -78,139 +48,152 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def launch(arguments: argparse.Namespace) -> int:
-    """Validate, build the script and the executor, hand both to nemo-run."""
-    slurm = arguments.executor == "slurm"
-    config = load_config(arguments.config, arguments.overrides)
-    ranks = ranks_per_node(config.world_size, arguments)
-    text = slurm_script(arguments, ranks) if slurm else local_script(arguments)
-    executor = make_executor(arguments, text)
-    if slurm and not arguments.dryrun and shutil.which("sbatch") is None:
+def launch(request: Request) -> int:
+    """Validate, build scripts and executors, hand both to nemo-run; the exit status."""
+    slurm = request.cluster.kind == "slurm"
+    jobs = plan(request)
+    for job in jobs:
+        request.cluster.ranks_per_node(job.config.world_size)
+    commit_and_tar = code.archive(request.allow_dirty) if request.package else None
+    if slurm and not request.dryrun and shutil.which("sbatch") is None:
         raise ValueError(
-            "--executor slurm: there is no sbatch here; run this on a login node of the cluster, "
-            "or add --dryrun"
+            "--executor: there is no sbatch here; run this on a login node of the cluster, or add "
+            "--dryrun"
         )
     nemo_run = executors.import_nemo_run()
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(arguments.config).stem)
+    name = f"{TITLE}_{time.time_ns()}"
+    directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / TITLE / name
+    tasks = [make_task(request, job, directory / job.name) for job in jobs]
     with nemo_run.Experiment(
         TITLE,
-        executor=executor,
+        id=name,
+        executor=tasks[0][1],
         log_level="WARN",
         clean_mode=True,
         enable_goodbye_message=False,
         skip_status_at_exit=True,  # asks sacct, which not every cluster has
     ) as experiment:
-        experiment.add(nemo_run.Script(inline=text), name=name, tail_logs=not slurm)
-        if arguments.dryrun:
-            print(dry_script(experiment), end="")
+        for job, (text, executor) in zip(jobs, tasks, strict=True):
+            experiment.add(
+                nemo_run.Script(inline=text),
+                executor=executor,
+                name=job.name,
+                tail_logs=not slurm,
+                dependencies=[job.after] if job.after and slurm else None,
+            )
+        add_files(experiment, jobs, directory, commit_and_tar)
+        if request.dryrun:
+            print(dry_script(experiment, directory, jobs), end="")
             return 0
         if slurm:
-            return submit(experiment)
-        experiment.run(tail_logs=True)
-    state = experiment.jobs[0].state.name
-    print(f"launch: {name}: {state}; logs in {experiment.jobs[0].executor.job_dir}")
-    return 0 if state == "SUCCEEDED" else 1
+            return submit(experiment, request)
+        experiment.run(tail_logs=True, sequential=True)
+    return report(experiment)  # leaving the block waited for the runs
 
 
-def ranks_per_node(world_size: int, arguments: argparse.Namespace) -> int:
-    """Ranks that each node starts. ValueError unless nodes and GPUs give ``world_size`` ranks."""
-    nodes, gpus = arguments.nodes, arguments.gpus_per_node
-    if arguments.executor == "local" and nodes != 1:
-        raise ValueError(f"--nodes: is {nodes} but --executor local has one; use --executor slurm")
-    ranks = gpus or world_size // max(nodes, 1)
-    if nodes * ranks != world_size:
-        asked = f"--nodes {nodes}" + (f" x --gpus-per-node {gpus}" if gpus else "")
-        raise ValueError(
-            f"parallel: tensor x pipeline x data is {world_size} ranks, which {asked} does not "
-            "give; change either"
-        )
-    return ranks
-
-
-def make_executor(arguments: argparse.Namespace, script: str) -> Any:
-    """The nemo-run executor that the options ask for."""
-    env = {}
-    for pair in arguments.env:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--env: {pair!r} is not KEY=VALUE")
-        env[key] = value
-    if arguments.executor == "local":
-        return executors.local(env)
-    mounts = []
-    if arguments.container:
-        mounts = [f"{Path.cwd()}:{Path.cwd()}", *arguments.mount]
-    else:
-        executors.refuse_rewritten("CONFIG, the current directory or Python", script)
-    return executors.slurm(
-        account=arguments.account,
-        partition=arguments.partition,
-        nodes=arguments.nodes,
-        gpus_per_node=arguments.gpus_per_node,
-        time=arguments.time,
-        container=arguments.container,
-        mounts=mounts,
-        env=env,
+def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
+    """The script of a rank (slurm) or of the run (local), and the executor for it."""
+    cluster = request.cluster
+    inside = Path(scripts.IN_CONTAINER) if cluster.container else directory  # as a rank sees it
+    setup = code.use(shlex.quote(str(inside))) if request.package else ""
+    if cluster.kind == "local":
+        # On one machine the command starts its ranks on its own.
+        run = f"exec {shlex.quote(sys.executable)} {command(job, directory)}\n"
+        return scripts.head() + setup + run, executors.local(cluster)
+    ranks = cluster.ranks_per_node(job.config.world_size)
+    python = "python3" if cluster.container else shlex.quote(sys.executable)
+    # A job that went back into the queue goes on from its last checkpoint.
+    resume = " ${SLURM_RESTART_COUNT:+resume=auto}" if job.verb == "train" else ""
+    text = scripts.rank_script(
+        f"{python} {command(job, inside)}{resume}",
+        ranks_per_node=ranks,
+        job_dir=str(inside),
+        output_dir=job.config.output_dir,
+        setup=setup,
+    )
+    if not cluster.container:
+        executors.refuse_rewritten("CONFIG, the current directory or Python", text)
+    return text, executors.slurm(
+        cluster,
+        ranks_per_node=ranks,
+        setup=scripts.batch_setup(directory, cluster.nodes * ranks, cluster.max_restarts),
+        mounts=[f"{Path.cwd()}:{Path.cwd()}"],
     )
 
 
-def command(arguments: argparse.Namespace) -> str:
-    """`-m scope_megatron train CONFIG key=value ...`, quoted for a shell."""
-    verb = "check" if arguments.check else "train"
-    config = str(Path(arguments.config).resolve())
-    return shlex.join(["-m", "scope_megatron", verb, config, *arguments.overrides])
+def command(job: Job, directory: Path) -> str:
+    """`-m scope_megatron VERB CONFIG`, quoted for a shell."""
+    return shlex.join(["-m", "scope_megatron", job.verb, str(directory / CONFIG_NAME)])
 
 
-def local_script(arguments: argparse.Namespace) -> str:
-    """The command itself: on one machine it starts its ranks on its own."""
-    return script_head() + f"exec {shlex.quote(sys.executable)} {command(arguments)}\n"
+def add_files(
+    experiment: Experiment,
+    jobs: list[Job],
+    directory: Path,
+    commit_and_tar: tuple[str, bytes] | None,
+) -> None:
+    """Have our files written once nemo-run has made its directories, before a job starts.
 
-
-def slurm_script(arguments: argparse.Namespace, ranks: int) -> str:
-    """One torchrun per node. srun runs this on every node, so SLURM_NODEID is the node's own.
-
-    A job that Slurm puts back into its queue (a node died) goes on from its last checkpoint.
+    It refuses directories that exist, and calls its own dryrun() between the two.
     """
-    python = "python3" if arguments.container else shlex.quote(sys.executable)
-    resume = "" if arguments.check else " ${SLURM_RESTART_COUNT:+resume=auto}"
-    return script_head() + (
-        f"exec {python} -m torch.distributed.run \\\n"
-        f'    --nnodes="$SLURM_NNODES" --node-rank="$SLURM_NODEID" --nproc-per-node={ranks} \\\n'
-        '    --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" \\\n'
-        f"    {command(arguments)}{resume}\n"
-    )
+    prepare = experiment.dryrun
+
+    def dryrun(**options: bool) -> None:
+        prepare(**options)
+        for job in jobs:
+            (directory / job.name / CONFIG_NAME).write_text(job.config.to_yaml())
+            if commit_and_tar:
+                code.unpack(*commit_and_tar, directory / job.name)
+
+    experiment.dryrun = dryrun
 
 
-def script_head() -> str:
-    return f"set -euo pipefail\ncd {shlex.quote(str(Path.cwd()))}\n"
-
-
-def dry_script(experiment: Experiment) -> str:
-    """What a real launch would run: the batch script (slurm), then the script of a node."""
+def dry_script(experiment: Experiment, directory: Path, jobs: list[Job]) -> str:
+    """What a real launch would run: the batch scripts (slurm), then the scripts of a rank."""
+    order = "".join(f"# {job.name}: once {job.after} has succeeded\n" for job in jobs if job.after)
     experiment.dryrun(log=False, delete_exp_dir=False)
-    job = experiment.jobs[0]
-    directory = Path(job.executor.experiment_dir)
-    files = [*directory.glob("*_sbatch.sh"), *Path(job.executor.job_dir).glob("scripts/*.sh")]
+    files = [*sorted(directory.glob("*_sbatch.sh")), *sorted(directory.glob("*/scripts/*.sh"))]
     text = "".join(f"# ==> {file}\n{file.read_text().rstrip()}\n\n" for file in files)
     shutil.rmtree(directory)
-    return text
+    return order + text
 
 
-def submit(experiment: Experiment) -> int:
-    """Hand the job to Slurm and return; print its number and how to follow it."""
+def report(experiment: Experiment) -> int:
+    """Say how the runs on this machine ended."""
+    for job in experiment.jobs:
+        print(f"launch: {job.id}: {job.state.name}; logs in {job.executor.job_dir}")
+    return 0 if all(job.state.name == "SUCCEEDED" for job in experiment.jobs) else 1
+
+
+def submit(experiment: Experiment, request: Request) -> int:
+    """Hand the jobs to Slurm; print their numbers and how to follow, cancel and resume them."""
     from invoke.exceptions import UnexpectedExit
 
+    refused = 0
     try:
         experiment.run(detach=True)
-    except UnexpectedExit as error:
+    except UnexpectedExit as error:  # of a sweep, other jobs may have been taken
+        refused = 1
         reason = (error.result.stderr.strip() or str(error)).splitlines()[-1]
-        print(f"launch: Slurm refused the job: {reason}", file=sys.stderr)
+        hint = "" if request.cluster.account else "; does this cluster want --account?"
+        print(f"launch: Slurm refused the job: {reason}{hint}", file=sys.stderr)
+    numbers = []
+    for job in experiment.jobs:
+        if job.handle:
+            numbers.append(job.handle.rpartition("/")[2])
+            status.remember(Path(job.executor.job_dir), numbers[-1])
+            print(f"launch: submitted job {numbers[-1]}: {job.id} in {job.executor.job_dir}")
+    if not numbers:
         return 1
-    job = experiment.jobs[0]
-    number = job.handle.rpartition("/")[2] if job.handle else "?"
-    print(f"launch: submitted job {number}; squeue -j {number}; scancel {number}")
-    print(f"launch: logs: {job.executor.job_dir}/log-*_{number}_*.out")
-    return 0
+    print(f"launch: status:  python -m launch.status {' '.join(numbers)}")
+    print(f"launch: follow:  python -m launch.status --follow {numbers[0]}")
+    print(f"launch: save and stop, it goes on by itself:  scancel --signal=TERM {numbers[0]}")
+    print(f"launch: cancel:  scancel {' '.join(numbers)}")
+    print("launch: resume a run that was cancelled: this command again, with resume=auto")
+    sys.stdout.flush()
+    if request.follow and not refused:
+        return status.follow(numbers[0])
+    return refused
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 | 4 | a rank hung: the stacks of all ranks are in output_dir/stacks | yes |
 | 5 | too many updates in a row had a loss or gradient that is not finite | no |
 | 6 | the rollout engine failed twice, or the memory of the device did not suffice | yes |
-| 7 | a checkpoint that had to be written could not be | no |
+| 7 | the last checkpoint, or the export, could not be written | no |
 | 130, 143 | stopped by SIGINT or SIGTERM; the state is saved | yes |
 | 137 | a rank was killed (SIGKILL; by the system when memory runs out) | yes |
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor
 from scope_megatron.config.family import architecture, is_tied
 from scope_megatron.convert.gather import iter_full_tensors
 from scope_megatron.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """The trainer's model as a source of weights; iterated, it gives :func:`engine_weights`."""
+
+    model: torch.nn.Module
+    hf: dict[str, Any]
+    topology: Topology
+    bucket_bytes: int
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return engine_weights(self.model, self.hf, self.topology, self.bucket_bytes)
 
 
 def engine_weights(

@@ -21,7 +21,7 @@ tensors get gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -151,6 +151,8 @@ def fused_loss(
     """
     kind_ = None if teacher is None else kind
     spec = Spec(temperature, teacher_temperature, kind_, beta, topk, chunk, False, True, kernel)
+    if teacher is None:  # each block's logits are read by nobody else
+        spec = replace(spec, inplace_forward=True)
     head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
     if not torch.is_grad_enabled():  # nor make gradients then
         hidden, weight = hidden.detach(), weight.detach()

@@ -80,6 +80,9 @@ def _softmax_slope(
     if gd is None or not spec.dense:
         if gl is None:
             return norm.new_zeros(norm.shape[0], shard.width) if out is None else out.zero_()
+        if stats.shard_top is not None:  # the logits are exponentials already
+            scale = ((stats.shard_top[rows] - stats.top[rows]) / spec.temperature).exp()
+            return torch.mul(logits[rows, : shard.width], -gl / norm * scale[:, None], out=out)
         p = shift(logits[rows, : shard.width], stats.top[rows], spec.temperature, finite=False)
         return torch.mul(p.exp_(), -gl / norm, out=out)
     assert teacher is not None and stats.teacher_top is not None

@@ -56,6 +56,7 @@ def vocab_parallel_logprob(
     chunk: int = 1024,
     kernel: Kernel = "auto",
     inplace_backward: bool = False,
+    inplace_forward: bool = False,
 ) -> Tensor:
     """Log-probability of each target under softmax(logits / temperature), differentiable.
 
@@ -69,6 +70,8 @@ def vocab_parallel_logprob(
         kernel: auto, torch or triton; see ``kernels.py``.
         inplace_backward: write the gradient over the logits, which saves T * W; any other use of
             the logits in the same graph that needs their values then raises.
+        inplace_forward: the forward may overwrite the logits already, which saves the backward an
+            exponential for each; nobody may read them afterwards. Implies ``inplace_backward``.
 
     Returns:
         [T] float32 (float64 for float64 logits), the same on every rank.
@@ -77,7 +80,11 @@ def vocab_parallel_logprob(
         ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
     """
     spec = Spec(
-        temperature=temperature, chunk=chunk, inplace_backward=inplace_backward, kernel=kernel
+        temperature=temperature,
+        chunk=chunk,
+        inplace_backward=inplace_backward or inplace_forward,
+        kernel=kernel,
+        inplace_forward=inplace_forward,
     )
     shard = Shard.of(logits, vocab_size, group)
     check(logits, None, targets, shard, spec)

@@ -27,6 +27,7 @@ class Spec:
     entropy: bool = False
     inplace_backward: bool = False
     kernel: Kernel = "auto"
+    inplace_forward: bool = False  # log-probabilities alone; with inplace_backward
 
     @property
     def dense(self) -> bool:

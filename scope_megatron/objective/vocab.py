@@ -27,7 +27,10 @@ _CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
 _TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM, _TEACHER_TARGET = range(7)
 # the fields of Statistics that a backward needs
-_SAVED = ("top", "norm", "target", "mean", "teacher_top", "teacher_norm", "picks", "slopes")
+_SAVED = (
+    *("top", "norm", "target", "mean", "shard_top"),
+    *("teacher_top", "teacher_norm", "picks", "slopes"),
+)
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Statistics:
     teacher_target: Tensor | None = None
     picks: Tensor | None = None  # topk: [T, k] columns of this shard
     slopes: Tensor | None = None  # topk: [T, k] d divergence / d(z / temperature), 0 if not ours
+    shard_top: Tensor | None = None  # where the logits became exp((z - shard_top) / temperature)
     divergence: Tensor | None = None
 
     def logprob(self, spec: Spec) -> Tensor:
@@ -79,12 +83,19 @@ def chunks(logits: Tensor, shard: Shard, spec: Spec) -> Iterator[slice]:
         yield slice(start, min(start + chunk, total))
 
 
-def shift(block: Tensor, top: Tensor, temperature: float, *, finite: bool = True) -> Tensor:
-    """(block - top) / temperature, a new tensor of top's dtype (bf16 blocks are not rounded).
+def shift(
+    block: Tensor,
+    top: Tensor,
+    temperature: float,
+    *,
+    finite: bool = True,
+    out: Tensor | None = None,
+) -> Tensor:
+    """(block - top) / temperature in ``out``, or a new tensor of top's dtype (bf16 is not rounded).
 
     ``finite`` makes -inf a number without mass, safe in differences and products.
     """
-    shifted = block - top[:, None]
+    shifted = torch.sub(block, top[:, None], out=out)
     if temperature != 1.0:
         shifted.div_(temperature)
     return shifted.clamp_min_(-math.sqrt(torch.finfo(shifted.dtype).max)) if finite else shifted
@@ -105,11 +116,20 @@ def statistics(
 ) -> Statistics:
     """Everything the forward and the backward need of [T, W] logits, in one exchange (jsd: two)."""
     local, picks = local_statistics(logits, teacher, targets, shard, spec)
-    stats = merge_statistics(shard.gather(local), picks, shard, spec)
+    parts, overwritten = shard.gather(local), overwrites(logits, shard, spec)
+    stats = merge_statistics(parts, picks, shard, spec, overwritten=overwritten)
     if spec.kind == "jsd":
         assert teacher is not None
         add_mixture(stats, shard.gather(local_mixture(stats, logits, teacher, shard, spec)), spec)
     return stats
+
+
+def overwrites(logits: Tensor, shard: Shard, spec: Spec) -> bool:
+    """Whether the logits' memory takes the exponentials that the backward needs again."""
+    rounded = logits.dtype not in (torch.float32, torch.float64)
+    if not spec.inplace_forward or rounded or shard.width == 0:
+        return False
+    return not kernels.chosen(logits, None, spec)
 
 
 def local_statistics(
@@ -124,8 +144,17 @@ def local_statistics(
     return torch.cat([local, best, values], 1), picks
 
 
-def merge_statistics(parts: Tensor, picks: Tensor | None, shard: Shard, spec: Spec) -> Statistics:
+def merge_statistics(
+    parts: Tensor,
+    picks: Tensor | None,
+    shard: Shard,
+    spec: Spec,
+    *,
+    overwritten: bool = False,
+) -> Statistics:
     """[tp, T, columns] of every rank's :func:`local_statistics` -> the whole vocabulary's.
+
+    ``overwritten``: this rank's logits are, see :func:`overwrites`.
 
     jsd's divergence is not among them: see :func:`local_mixture`.
     """
@@ -135,6 +164,8 @@ def merge_statistics(parts: Tensor, picks: Tensor | None, shard: Shard, spec: Sp
         best, values = (part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1))
         return _add_topk(_merge(parts[..., :3], spec), best, values, picks, shard, spec)
     stats = _merge(parts, spec)
+    if overwritten:
+        stats.shard_top = parts[shard.rank, :, _TOP]
     if spec.kind in ("reverse_kl", "forward_kl"):
         assert stats.teacher_norm is not None and stats.mean is not None
         gap = stats.teacher_norm.log() - stats.norm.log()
@@ -165,10 +196,12 @@ def _reduce(
             out[:, _TEACHER_TARGET] = torch.where(owned, value, 0.0)
     elif spec.kind == "topk":
         return out  # the full normaliser has no use
+    overwrite = overwrites(logits, shard, spec)
     for rows in chunks(logits, shard, spec):
-        block = logits[rows, : shard.width]
+        block = logits.detach()[rows, : shard.width]
         top = maximum(block, dtype)
-        x = shift(block, top, spec.temperature, finite=spec.dense or spec.entropy)
+        finite = spec.dense or spec.entropy
+        x = shift(block, top, spec.temperature, finite=finite, out=block if overwrite else None)
         mass = x.exp() if spec.dense or spec.entropy else x.exp_()
         out[rows, _TOP], out[rows, _NORM] = top, mass.sum(-1)
         if spec.entropy:

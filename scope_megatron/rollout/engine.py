@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import uuid
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
+from scope_megatron.convert.vllm import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
+from scope_megatron.rollout.weights import DirectWeights
 from scope_megatron.types import Prompt, Rollout
 
 
@@ -48,7 +51,10 @@ class Engine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take new weights (Hugging Face names, full tensors) and drop what old ones cached."""
+        """Take new weights and drop what old ones cached.
+
+        Hugging Face names and full tensors; :class:`ModelWeights` may be taken shard by shard.
+        """
         ...
 
     def sleep(self) -> None:
@@ -83,11 +89,14 @@ class VLLMEngine:
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         self._ranks = settings.tensor
+        self._direct = DirectWeights(settings.tensor)
         _prepare_environment(settings)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
         from vllm import LLM
 
+        if settings.tensor > 1 and not platform.has_cuda():
+            _name_shared_memory()
         self._llm = LLM(
             model=str(model_dir),
             skip_tokenizer_init=True,
@@ -195,13 +204,21 @@ class VLLMEngine:
         """See :class:`Engine`. In place; every weight of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        if not platform.has_cuda():
-            self._llm.collective_rpc(_forget_packed_experts)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if isinstance(weights, ModelWeights):
+            (model,) = self._llm.apply_model(lambda model: model)  # it is in this process
+            self._direct.load(model, weights, self._reload)
+        else:
+            self._reload(weights)
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
+
+    def _reload(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """By vLLM's own loaders, each of which cuts its part out of the full tensor."""
+        if not platform.has_cuda():
+            self._llm.collective_rpc(_forget_packed_experts)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
 
     def sleep(self) -> None:
         """Level 2: weights are dropped too, since new ones come before the next request."""
@@ -239,6 +256,21 @@ def _forget_packed_experts(worker: Any) -> None:
         method = getattr(layer, "quant_method", None)
         if method is not None and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+
+
+def _name_shared_memory() -> None:
+    """Give the shared memory of vLLM's CPU ranks a name of this job's own (collective).
+
+    vLLM names it after the ranks alone: two jobs on a machine would meet in it, and what a killed
+    job left behind would stop every later one.
+    """
+    from vllm.distributed.device_communicators import cpu_communicator
+
+    job = [uuid.uuid4().hex[:12]]
+    dist.broadcast_object_list(job, src=0)
+    named = cpu_communicator._CPUSHMDistributed
+    original = named.make_group_name
+    named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job[0]}")
 
 
 def _prepare_environment(settings: EngineConfig) -> None:

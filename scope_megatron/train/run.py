@@ -206,12 +206,13 @@ class Run:
         return 128 + signum
 
     def _finish(self) -> int:
-        """What follows the last step. Returns UNSAVED when the student is not on disk, else 0."""
+        """What follows the last step. Returns the exit code, by which the student is on disk."""
         steps, code = self.config.train.steps, 0
         if self.config.evaluation.after and "after" not in self.evaluations:
             self._evaluate(steps, "after")
         if self.config.checkpoint.at_end:
-            code = 0 if self._save(steps, self.evaluations.get("after", {}), wait=True) else UNSAVED
+            saved = self._save(steps, self.evaluations.get("after", {}), wait=True)
+            code = 0 if saved else UNSAVED
         self.saver.wait()
         self.console.close()
         if self.config.checkpoint.export_hf and not self._export():

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import Config
-from scope_megatron.convert.vllm import engine_weights
+from scope_megatron.convert.vllm import ModelWeights
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.engine import Engine
@@ -20,10 +20,10 @@ class WeightsOutOfSync(ValueError):
 
 
 def sync_weights(student: Student, engine: Engine, config: Config, topology: Topology) -> None:
-    """Stream the student's weights to every engine in memory, in buckets (collective)."""
+    """The student's weights to every engine, in memory and in buckets (collective)."""
     platform.release_cached_memory()
     bucket = config.engine.bucket_mib * 2**20
-    engine.load_weights(engine_weights(student.model, student.hf, topology, bucket))
+    engine.load_weights(ModelWeights(student.model, student.hf, topology, bucket))
 
 
 def check_sync(

@@ -200,7 +200,7 @@ def _head(
             temperature=settings.temperature,
             vocab_size=settings.student_vocab,
             kernel=settings.kernel,
-            inplace_backward=True,
+            inplace_forward=True,
         )
         return logprob, None
     return vocab_parallel_logprob_and_divergence(

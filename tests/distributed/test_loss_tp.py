@@ -35,7 +35,14 @@ SHAPES = {
 }
 KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]
 SETTINGS = {"temperature": 0.6, "teacher_temperature": 1.3, "beta": 0.3, "topk": 3}
-EXPECTED_COLLECTIVES = {"logprob": 1, "scores": 1, "reverse_kl": 1, "forward_kl": 1, "jsd": 2}
+EXPECTED_COLLECTIVES = {
+    "logprob": 1,
+    "logprob-inplace": 1,
+    "scores": 1,
+    "reverse_kl": 1,
+    "forward_kl": 1,
+    "jsd": 2,
+}
 EXPECTED_COLLECTIVES |= {"topk": 1, "scope": 1}
 
 
@@ -44,6 +51,10 @@ def head(case: str, logits: Tensor, teacher: Tensor, targets: Tensor, group, voc
     common = {"vocab_size": vocab, "chunk": 5}
     if case == "logprob":
         return vocab_parallel_logprob(logits, targets, group, temperature=0.6, **common)
+    if case == "logprob-inplace":
+        return vocab_parallel_logprob(
+            logits, targets, group, temperature=0.6, inplace_forward=True, **common
+        )
     if case == "scores":
         scores = vocab_parallel_scores(
             logits, targets, group, temperature=0.6, with_entropy=True, **common

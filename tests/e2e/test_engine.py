@@ -94,7 +94,7 @@ def generate(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.convert.vllm import ModelWeights
     from scope_megatron.parallel.model import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
     from scope_megatron.rollout.engine import Sampling, VLLMEngine
@@ -114,10 +114,13 @@ def generate(
     requests = [Prompt(index, tuple(ids), "") for index, ids in enumerate(prompts())]
     sampling = Sampling(samples=1, max_tokens=TOKENS, temperature=0.0)
     answers: Answers = []
+    weights = ModelWeights(model, hf, topology, bucket_bytes=50_000)
     for name in LOADS:
         load_hf_weights(model, root / name, hf, topology)
-        engine.load_weights(engine_weights(model, hf, topology, bucket_bytes=50_000))
+        engine.load_weights(weights)
         tokens = [rollout.token_ids for rollout in engine.generate(requests, sampling)]
         sequences = [[*prompt, *new] for prompt, new in zip(prompts(), tokens, strict=True)]
         answers.append((tokens, engine.score(sequences)))
+    mixture = "num_experts" in hf or "num_local_experts" in hf  # vLLM fuses those its own way
+    assert (engine._direct.plan is None) is mixture, engine._direct.refused
     return answers

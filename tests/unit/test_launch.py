@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from launch.run import main
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "launch_slurm.sbatch"
+GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,11 +56,13 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    tmp_path: Path, *arguments: str, module: str = "launch.run"
+) -> subprocess.CompletedProcess[str]:
     """python -m launch.run with an experiments' folder of its own (it is read at import)."""
     env = os.environ | {"NEMORUN_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "launch.run", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -69,28 +71,46 @@ def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_slurm_dryrun_is_the_golden_file(tmp_path: Path, config_file: Path) -> None:
-    """Regenerate after a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/test_launch.py"""
-    done = launch(
-        tmp_path,
-        str(config_file),
-        *("--executor", "slurm", "--dryrun", "--account", "team_a", "--partition", "gpu"),
-        *("--nodes", "2", "--gpus-per-node", "1", "--time", "04:00:00"),
+in_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="--package needs a git checkout")
+SLURM = ("--executor", "slurm", "--dryrun", "--nodes", "2", "--time", "04:00:00")
+CASES = {
+    "launch_slurm": (
+        *("--account", "team_a", "--partition", "gpu", "--gpus-per-node", "1", "--grace", "300"),
         *("--env", "NCCL_NOTE=$(hostname) it's", "optimizer.lr=1e-4", "seed=7"),
-    )
+    ),
+    "launch_pyxis": (
+        *("--container", "nvcr.io#nvidia/pytorch:25.06-py3", "--mount", "/data:/data"),
+        *("--cpus-per-task", "12", "--package", "--allow-dirty"),
+    ),
+    "launch_sweep": (
+        *("--sweep", "seed=1,2", "--then", "evaluate"),
+        *("data.eval={tmp}/train.jsonl", "evaluation.max_response_tokens=8"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=in_git if "--package" in CASES[name] else ()) for name in CASES],
+)
+def test_slurm_dryrun_is_the_golden_file(name: str, tmp_path: Path, config_file: Path) -> None:
+    """Regenerate after a wanted change: GOLDEN_UPDATE=1 pytest tests/unit/test_launch.py"""
+    arguments = [word.format(tmp=tmp_path) for word in CASES[name]]
+    done = launch(tmp_path, str(config_file), *SLURM, *arguments)
     assert done.returncode == 0, done.stderr
     text = done.stdout.replace(sys.executable, "/PYTHON")
     text = text.replace(str(tmp_path), "/TMP").replace(str(ROOT), "/PROJECT")
     text = re.sub(r"scope-megatron_\d+", "scope-megatron_ID", text)
+    golden = GOLDEN / f"{name}.sbatch"
     if os.environ.get("GOLDEN_UPDATE"):
-        GOLDEN.write_text(text)
-    assert text == GOLDEN.read_text()
+        golden.write_text(text)
+    assert text == golden.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=10)
     assert not list((tmp_path / "home").glob("experiments/*/*")), "a dry run leaves nothing"
 
 
-def test_golden_script_is_bash_and_keeps_values_whole() -> None:
-    text = GOLDEN.read_text()
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=10)
+def test_golden_script_keeps_values_whole() -> None:
+    text = (GOLDEN / "launch_slurm.sbatch").read_text()
     export = next(line for line in text.splitlines() if line.startswith("export NCCL_NOTE"))
     shown = subprocess.run(
         ["bash", "-c", export + '; printf %s "$NCCL_NOTE"'],
@@ -109,6 +129,35 @@ def test_local_launch_really_runs(tmp_path: Path, config_file: Path) -> None:
     assert "SUCCEEDED" in done.stdout
 
 
+@in_git
+def test_sweep_with_packaged_code_runs_here(tmp_path: Path, config_file: Path) -> None:
+    """One run after the other, each from HEAD's copy, with its own settings and directory."""
+    arguments = ("--check", "--package", "--allow-dirty", "--sweep", "seed=31,32")
+    done = launch(tmp_path, str(config_file), *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders = sorted((tmp_path / "home").glob("experiments/*/*/tiny-run.seed-*"))
+    assert [folder.name for folder in folders] == ["tiny-run.seed-31", "tiny-run.seed-32"]
+    for folder, seed in zip(folders, (31, 32), strict=True):
+        ran_with = (folder / "config.yaml").read_text()
+        assert f"seed: {seed}" in ran_with and f"out/seed-{seed}" in ran_with
+        assert (folder / "code" / "scope_megatron" / "cli.py").exists()
+        script = next(folder.glob("scripts/*.sh")).read_text()
+        where = script.replace(
+            "-m scope_megatron check", "-c 'import scope_megatron as s; print(s)'"
+        )
+        shown = subprocess.run(["bash", "-c", where], capture_output=True, text=True, timeout=60)
+        assert str(folder / "code" / "scope_megatron") in shown.stdout, "not the working tree's"
+
+
+def test_nemo_run_s_own_command_line(tmp_path: Path, config_file: Path) -> None:
+    arguments = (f"config={config_file}", "cluster=slurm", "cluster.nodes=2", "--dryrun")
+    done = launch(tmp_path, *arguments, module="launch.nemo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "#SBATCH --nodes=2" in done.stdout and "-m scope_megatron train" in done.stdout
+    done = launch(tmp_path, arguments[0], "cluster=slurm", "cluster.nods=2", module="launch.nemo")
+    assert done.returncode == 1 and "nods" in done.stderr
+
+
 def test_local_failure_is_the_launcher_s_failure(tmp_path: Path, config_file: Path) -> None:
     """The variable reaches the run, whose Python then finds no standard library."""
     done = launch(tmp_path, str(config_file), "--check", "--env", "PYTHONHOME=/nowhere")
@@ -119,11 +168,19 @@ def test_local_failure_is_the_launcher_s_failure(tmp_path: Path, config_file: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--executor", "slurm", "--gpus-per-node", "2"], "--account"),
+        (["--executor", "slrum"], "did you mean slurm"),
+        (["--container", "image"], "--container"),
+        (["--site", "nowhere"], "--site"),
+        (["--executor", "slurm", "--nodes", "2", "--grace", "7200"], "--grace"),
+        (["--executor", "slurm", "--nodes", "2", "--time", "soon"], "--time"),
+        (["--sweep", "seed=1,,2"], "--sweep"),
+        (["--sweep", "seed=1,2", "--sweep", "seed=3"], "--sweep"),
+        (["--sweep", "sede=1,2"], "sede"),
+        (["--then", "evaluate"], "data.eval"),
         (["--nodes", "2"], "--nodes"),
         (["--gpus-per-node", "3"], "--gpus-per-node 3"),
-        (["--env", "HF_TOKEN=abc", "--executor", "slurm", "--account", "a"], "HF_TOKEN"),
-        (["--env", "lower=1", "--executor", "slurm", "--account", "a"], "upper case"),
+        (["--env", "HF_TOKEN=abc", "--executor", "slurm", "--nodes", "2"], "HF_TOKEN"),
+        (["--env", "lower=1", "--executor", "slurm", "--nodes", "2"], "upper case"),
         (["optimiser.lr=1"], "optimiser"),
     ],
 )

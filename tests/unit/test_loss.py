@@ -321,6 +321,28 @@ def test_overwritten_logits_are_an_error_to_whoever_still_needs_them():
         squares.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_that_the_forward_may_have(dtype):
+    """The gradient comes from the exponentials that the forward left, but for rounded logits."""
+    grads = []
+    for inplace in (False, True):
+        leaf = sample(0).to(dtype).requires_grad_()
+        logits = leaf * 1.0
+        values = vocab_parallel_logprob(
+            logits,
+            some_targets(),
+            temperature=0.6,
+            vocab_size=VOCAB,
+            inplace_forward=inplace,
+            chunk=3,
+        )
+        kept = torch.equal(logits, leaf)
+        assert kept is not (inplace and dtype == torch.float64)
+        (values * torch.arange(T)).sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-14)
+
+
 def test_no_tokens():
     logits, none = torch.zeros(0, WIDTH, requires_grad=True), torch.zeros(0).long()
     pair = vocab_parallel_logprob_and_divergence(logits, none, logits.detach(), topk=3, kind="topk")
