@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.faults.cases import CASES, Case  # noqa: E402
-from tests.faults.stage import Missed, Outcome, Stage  # noqa: E402
+from tests.faults.stage import Impossible, Missed, Outcome, Stage  # noqa: E402
 
 NOTICED_S = 30.0
 COLUMNS = ("fault", "noticed after", "steps made again", "went on by", "result")
@@ -39,12 +39,13 @@ class Result:
     outcome: Outcome | None
     reason: str
     seconds: float
+    skipped: str = ""
 
     def cells(self) -> tuple[str, ...]:
+        result = f"MISSED: {self.reason}" if self.reason else self.skipped or "ok"
         if self.outcome is None:
-            return (self.case.name, "-", "-", "-", f"MISSED: {self.reason}")
+            return (self.case.name, "-", "-", "-", result)
         noticed = f"{self.outcome.noticed_s:.1f} s"
-        result = f"MISSED: {self.reason}" if self.reason else "ok"
         return (self.case.name, noticed, str(self.outcome.again), self.outcome.went_on, result)
 
 
@@ -52,7 +53,7 @@ def run_case(case: Case, keep: bool = False) -> Result:
     """Play it in a directory of its own, and judge it. Of one that missed, the output stays."""
     directory = Path(tempfile.mkdtemp(prefix="fault-"))
     stage = Stage(directory, case.timeout_s, case.engine, case.steps)
-    begin, outcome, reason = time.monotonic(), None, ""
+    begin, outcome, reason, skipped = time.monotonic(), None, "", ""
     try:
         outcome = case.body(stage)
         stage.check()
@@ -62,6 +63,10 @@ def run_case(case: Case, keep: bool = False) -> Result:
             reason = f"more than {case.again} steps were made again"
     except Missed as missed:
         reason = str(missed)
+    except Impossible as why:
+        skipped = f"skipped: {why}"
+    except Exception as error:  # a defect of a case must not hide what became of the others
+        reason = f"{type(error).__name__}: {error}"
     finally:
         stage.close()
     if reason or keep:
@@ -70,7 +75,7 @@ def run_case(case: Case, keep: bool = False) -> Result:
         reason += f" (see {directory})" if reason else ""
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    return Result(case, outcome, reason, time.monotonic() - begin)
+    return Result(case, outcome, reason, time.monotonic() - begin, skipped)
 
 
 def table(results: list[Result]) -> Table:

@@ -25,6 +25,10 @@ class Missed(AssertionError):
     """The run did not do what it should have."""
 
 
+class Impossible(Exception):
+    """The fault cannot be made on this machine."""
+
+
 @dataclass
 class Outcome:
     """A row of the table."""
