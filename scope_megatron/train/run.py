@@ -32,8 +32,8 @@ MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 
 
 def run(config: Config) -> int:
-    """Train as configured. Returns 0 when finished, 1 when the last checkpoint could not be saved,
-    128 + signal when asked to stop before."""
+    """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
+    not be saved, 128 + signal when asked to stop before."""
     if config.resume == "auto" and (done := store.steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
