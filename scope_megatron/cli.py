@@ -17,6 +17,7 @@ import typer
 
 from scope_megatron.config import Config, ConfigError, load_config
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
+from scope_megatron.train.lock import require_free
 
 PACKAGE = Path(__file__).parent
 
@@ -40,6 +41,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train; starts one process per rank itself unless torchrun or Slurm already did."""
     with user_errors():
         settings = load_config(config, overrides or [])
+        if "RANK" not in os.environ:  # a rank would find its own run's lock
+            require_free(settings.output_dir)
         if _must_launch(settings):
             _launch("train", config, overrides, settings)
         from scope_megatron.train.run import run

@@ -24,6 +24,7 @@ from scope_megatron.config.modeldir import (
     tokenizer_file,
 )
 from scope_megatron.config.models import Config
+from scope_megatron.config.storage import output_problems, room_problems
 
 Command = Literal["train", "evaluate"]
 Problems = Iterator[str]
@@ -189,13 +190,11 @@ def _output(config: Config, command: Command) -> Problems:
         yield f"output_dir: {existing} is a file; give a directory"
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"output_dir: {existing} is not writable; give another directory"
-    if config.resume == "never":
-        if command == "train" and (directory / "checkpoints" / "latest").exists():
-            yield (
-                f"output_dir: {directory} holds checkpoints of a run; "
-                "set resume=auto to go on with it, or another output_dir"
-            )
-    elif config.resume != "auto" and not Path(config.resume).expanduser().is_dir():
+    elif command == "train":
+        yield from room_problems(config, existing, cuda_visible())
+    if command == "train":
+        yield from output_problems(config)
+    if config.resume not in ("never", "auto") and not Path(config.resume).expanduser().is_dir():
         close = difflib.get_close_matches(config.resume, ("never", "auto"), n=1)
         fix = f"did you mean {close[0]}?" if close else "use never, auto or a checkpoint directory"
         yield f"resume: {config.resume} is no checkpoint directory; {fix}"

@@ -6,6 +6,7 @@ Everything here raises ModelDirError with what is wrong and the fix; the caller 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,6 +225,18 @@ def check_weights(directory: Path, tied: bool | None) -> None:
             f"{directory} has no lm_head.weight although config.json says "
             "tie_word_embeddings false; correct config.json or copy the weights again"
         )
+
+
+def count_parameters(directory: Path) -> int:
+    """Numbers in all safetensors files, as their whole headers say."""
+    total = 0
+    for path in _shards(directory):
+        _tensor_names(path)
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        shapes = (entry["shape"] for name, entry in header.items() if name != "__metadata__")
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
 
 
 def _shards(directory: Path) -> dict[Path, set[str]]:

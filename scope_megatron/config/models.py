@@ -218,6 +218,17 @@ class CheckpointConfig(Section):
         0, ge=0, description="steps between checkpoints; 0: only at the end or when interrupted"
     )
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best: int = Field(
+        1,
+        ge=0,
+        description="checkpoints with the highest Avg@k that are kept besides; those count at "
+        "whose step an evaluation was made",
+    )
+    asynchronous: bool = Field(
+        True,
+        description="write checkpoints in the background: a step pays only for a copy in host "
+        "memory, which is as large as the weights and the optimizer's state of the rank",
+    )
     at_end: bool = Field(True, description="a checkpoint after the last step")
     export_hf: bool = Field(
         True, description="write the final student as a Hugging Face directory as well"

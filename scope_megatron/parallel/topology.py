@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import ProcessGroup
 
-from scope_megatron.parallel import platform
+from scope_megatron.parallel.meeting import meet
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def initialize_distributed(timeout_s: float = 1800.0) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if os.environ["WORLD_SIZE"] == "1":
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    dist.init_process_group(platform.backend(), timeout=timedelta(seconds=timeout_s))
+    meet(timeout_s)
 
 
 def _free_port() -> int:

@@ -102,14 +102,19 @@ class VLLMEngine:
             enforce_eager=not platform.has_cuda(),
             disable_log_stats=True,
             seed=seed,
-            **_platform_arguments(settings, self._sleeps),
+            **_platform_arguments(settings, self._sleeps, max_model_len),
         )
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-        """One request per response, so that each has its own seed."""
+        """One request per response, so that each has its own seed.
+
+        The prefix cache starts empty: what was asked before can change how prompts are batched,
+        and with it the last bits; a resumed run has not asked it.
+        """
         self._wake()
         if not prompts:
             return []
+        self._llm.reset_prefix_cache()
         from vllm import SamplingParams
 
         members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
@@ -246,10 +251,15 @@ def _prepare_environment(settings: EngineConfig) -> None:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
-def _platform_arguments(settings: EngineConfig, sleeps: bool) -> dict[str, Any]:
+def _platform_arguments(settings: EngineConfig, sleeps: bool, longest: int) -> dict[str, Any]:
     if platform.has_cuda():
         return {
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "enable_sleep_mode": sleeps,
         }
-    return {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}
+    return {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        # of a prompt that is cut, vLLM turns back the seeded generator: a CPU's cannot be
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, longest, settings.max_num_seqs),
+    }

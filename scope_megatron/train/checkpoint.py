@@ -1,17 +1,12 @@
 """Save and resume: student, optimizer, schedule, random numbers, and the position in the data.
 
-Layout under ``output_dir/checkpoints``: one directory ``step_00000040`` per checkpoint in
-megatron-core's distributed format (loadable at another TP, PP or DP size), and ``latest``, a text
-file that names the newest. A checkpoint is written under a temporary name, gets a manifest of
-checksums and is renamed when it is whole, then ``latest`` is replaced: whatever stops a save, an
-older checkpoint stays loadable, and a damaged one is never loaded.
+A checkpoint is in megatron-core's distributed format (loadable at another TP, PP or DP size).
+`store.py` says how a run's checkpoints lie on disk, `saver.py` how one is written.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +19,13 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.convert.directory import commit_directory, sync_to_disk
 from scope_megatron.parallel.optimizer import after_loading, before_loading
-from scope_megatron.parallel.saving import save_sharded
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.train.integrity import find_damage, write_manifest
+from scope_megatron.train import store
+from scope_megatron.train.integrity import find_damage
 
 FORMAT = 1
-LATEST = "latest"
-_SHARDING = {
+SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,  # experts' states under their names alone
 }
@@ -48,40 +41,20 @@ class TrainingState:
     topology: Topology
 
 
-def checkpoints_dir(output_dir: Path) -> Path:
-    return output_dir / "checkpoints"
-
-
-def candidates(output_dir: Path) -> list[Path]:
-    """The run's checkpoints, the one to try first in front: what ``latest`` names, then older ones.
-
-    Empty when the run has none. A directory newer than ``latest`` was never finished.
-    """
-    root = checkpoints_dir(output_dir)
-    pointer = root / LATEST
-    if not pointer.exists():
-        return []
-    newest = pointer.read_text().strip()
-    names = {path.name for path in root.glob("step_*")} | {newest}
-    return [root / name for name in sorted(names, reverse=True) if name <= newest]
-
-
 def find_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a line on every newer one that is damaged (collective).
+    """The newest whole checkpoint, and a line on all that was stepped over (collective).
 
     Raises ValueError when there are checkpoints and none of them is whole.
     """
-    found: list[Any] = [None, []]
+    found: list[Any] = [None, [], None]
     if dist.get_rank() == 0:
-        for directory in candidates(output_dir):
-            damage = find_damage(directory)
-            if damage is None:
-                found[0] = directory
-                break
-            found[1].append(f"{directory} is damaged: {damage}")
+        try:
+            found[:2] = store.newest_whole(output_dir)
+        except ValueError as error:
+            found[2] = str(error)
     dist.broadcast_object_list(found, src=0)
-    if found[0] is None and found[1]:
-        raise ValueError(f"resume: no whole checkpoint is left; {'; '.join(found[1])}")
+    if found[2] is not None:
+        raise ValueError(found[2])
     return found[0], found[1]
 
 
@@ -93,38 +66,12 @@ def require_valid(directory: Path) -> None:
         raise ValueError(f"resume: {directory} is damaged: {found[0]}; give another checkpoint")
 
 
-def steps_done(output_dir: Path) -> int:
-    """Steps that the newest checkpoint of a run is named after, 0 without one."""
-    found = candidates(output_dir)
-    return int(found[0].name.removeprefix("step_")) if found else 0
-
-
-def save_checkpoint(
-    state: TrainingState,
-    output_dir: Path,
-    step: int,
-    progress: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write ``step_{step:08d}`` (collective over all ranks) and return its directory."""
-    root = checkpoints_dir(output_dir)
-    final = root / f"step_{step:08d}"
-    temporary = root / f".tmp_step_{step:08d}"
-    if state.topology.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
+def state_to_save(state: TrainingState, step: int, progress: dict[str, Any]) -> dict[str, Any]:
+    """All that a checkpoint holds, as megatron-core's sharded state (collective)."""
     sharded = _sharded_state(state, is_loading=False)
     sharded["progress"] = {"format": FORMAT, "step": step, **progress}
     sharded["scheduler"] = state.scheduler.state_dict()
-    save_sharded(sharded, temporary, _SHARDING)
-    if state.topology.is_main:
-        write_manifest(temporary)
-        commit_directory(temporary, final)
-        _write_atomically(root / LATEST, final.name)
-        _forget_others(output_dir, keep)
-    dist.barrier()
-    return final
+    return sharded
 
 
 def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
@@ -164,7 +111,7 @@ def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True
     sharded = {
         "model": model,
         "optimizer": state.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=_SHARDING
+            model, is_loading=is_loading, metadata=SHARDING
         ),
     }
     if with_rng:
@@ -189,20 +136,3 @@ def _set_rng_state(rng: dict[str, Any]) -> None:
     torch.set_rng_state(rng["torch"])
     torch.cuda.set_rng_state(rng["device"])
     tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    sync_to_disk(temporary)
-    os.replace(temporary, path)
-    sync_to_disk(path.parent)
-
-
-def _forget_others(output_dir: Path, keep: int) -> None:
-    """Remove all but the newest ``keep``, and what is newer than ``latest``: a damaged checkpoint
-    that this run went back behind."""
-    kept = candidates(output_dir)[:keep]
-    for directory in checkpoints_dir(output_dir).glob("step_*"):
-        if directory not in kept:
-            shutil.rmtree(directory)

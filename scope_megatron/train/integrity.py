@@ -1,6 +1,7 @@
 """A checkpoint's manifest: the SHA-256 of every file, so that damage is found before it is loaded.
 
-megatron-core notices a missing or truncated shard, but one flipped bit loads without a word.
+megatron-core notices a missing or truncated shard, but one flipped bit loads without a word. The
+manifest has a checksum of its own, and nothing may stand in the directory that it does not name.
 """
 
 from __future__ import annotations
@@ -8,38 +9,96 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
+Entry = dict[str, int | str]
 
 
-def write_manifest(directory: Path) -> None:
-    """Write ``manifest.json``: file name -> bytes and SHA-256 of every other file."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(directory.iterdir())
-        if path.name != MANIFEST
-    }
-    (directory / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n")
+def describe(path: Path) -> Entry:
+    """What a manifest says of one file: its ``bytes`` and ``sha256``."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def find_damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint directory, in a few words; None when it is whole."""
+def write_manifest(
+    directory: Path, known: dict[str, Entry] | None = None, score: float | None = None
+) -> None:
+    """Write ``manifest.json``: every other file's size and SHA-256, and the checkpoint's score.
+
+    ``known`` are entries that need no second reading: whoever wrote those files made them.
+    ``score`` is the evaluation's Avg@k, where there was one.
+    """
+    known = known or {}
+    names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
+    files = {name: known.get(name) or describe(directory / name) for name in names}
+    (directory / MANIFEST).write_text(_encode(files, score))
+
+
+def read_score(directory: Path) -> float | None:
+    """Avg@k of a checkpoint; None where nothing was evaluated or the manifest is damaged."""
     try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        return _read(directory)["score"]
+    except (OSError, ValueError):
+        return None
+
+
+def with_score(directory: Path, score: float) -> str:
+    """The text of the manifest with another score. Raises ValueError when it is damaged."""
+    return _encode(_read(directory)["files"], score)
+
+
+def find_damage(directory: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint directory, in a few words; None when it is whole.
+
+    Without ``contents`` only names and sizes are looked at.
+    """
+    try:
+        files = _read(directory)["files"]
     except FileNotFoundError:
         return f"{MANIFEST} is missing" if directory.is_dir() else "it is not there"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    for name, (size, digest) in expected.items():
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _sha256(path) != digest:
-            return f"{name} has changed since it was written"
-    return None if expected else f"{MANIFEST} names no file"
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"{MANIFEST} cannot be read ({error.strerror})"
+    for path in sorted(directory.iterdir()):
+        if path.name not in files and path.name != MANIFEST:
+            return f"{path.name} is not in {MANIFEST}"
+    for name, expected in files.items():
+        try:
+            if damage := _file_damage(directory / name, expected, contents):
+                return damage
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None if files else f"{MANIFEST} names no file"
+
+
+def _file_damage(path: Path, expected: Entry, contents: bool) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if (size := path.stat().st_size) != expected["bytes"]:
+        return f"{path.name} has {size} bytes instead of {expected['bytes']}"
+    if contents and _sha256(path) != expected["sha256"]:
+        return f"{path.name} has changed since it was written"
+    return None
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """The manifest. Raises ValueError unless it is, to the byte, what was written."""
+    raw = (directory / MANIFEST).read_bytes()
+    try:
+        content = json.loads(raw)
+        written = _encode(content["files"], content["score"]).encode()
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{MANIFEST} cannot be read") from None
+    if raw != written:
+        raise ValueError(f"{MANIFEST} has changed since it was written")
+    return dict(content)
+
+
+def _encode(files: dict[str, Entry], score: float | None) -> str:
+    content: dict[str, Any] = {"files": files, "score": score}
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({"sha256": digest, **content}, indent=1) + "\n"
 
 
 def _sha256(path: Path) -> str:

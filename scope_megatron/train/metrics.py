@@ -10,9 +10,11 @@ torch, TensorBoard and W&B are imported only where they are used, so that readin
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,7 +89,11 @@ class MetricLogger:
     """Writes the metrics of a run. With ``enabled`` false (every rank but 0) it does nothing.
 
     ``start_step`` is the last step that is already done when a run resumes: later lines in
-    metrics.jsonl, from steps that will be done again, are dropped (-1 drops all). None appends.
+    metrics.jsonl, from steps that will be done again, are dropped. -1 begins a new file; the one
+    of an earlier attempt is kept as metrics.1.jsonl, or the next free number. None appends.
+
+    A disk that is full or gone stops nothing: one line on stderr says so, and lines wait in memory
+    until they can be written.
 
     Raises ValueError naming the setting when TensorBoard or W&B is asked for but not installed.
     """
@@ -102,6 +108,8 @@ class MetricLogger:
         start_step: int | None = None,
     ) -> None:
         self._file = self._board = self._wandb = None
+        self._waiting = b""  # lines, or the rest of one, that the disk did not take
+        self._told = False
         if not enabled:
             return
         run_dir = Path(run_dir)
@@ -111,41 +119,73 @@ class MetricLogger:
         if tensorboard:
             self._board = _start_tensorboard(run_dir, start_step)
         path = run_dir / METRICS_FILE
-        if start_step is not None:
+        if start_step == -1:
+            _set_aside(path)
+        elif start_step is not None:
             rewind(path, start_step)
         torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
         if torn:  # a killed run's half line must not swallow the next one
-            self._file.write("\n")
+            self._waiting = b"\n"
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one step's values; on disk (flushed to the system) when this returns."""
+        """Append one step's values; handed to the system when this returns, or kept for later."""
         if self._file is None:
             return
         values = {name: value for name, value in values.items() if name != "step"}
-        self._file.write(encode_line(step, values) + "\n")
-        self._file.flush()
+        self._waiting += encode_line(step, values).encode() + b"\n"
+        self._write_waiting()
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, float(value), step)
+            try:
+                for name, value in values.items():
+                    self._board.add_scalar(name, float(value), step)
+            except OSError as error:  # its writer has stopped for good
+                self._tell("TensorBoard events are no longer", error)
+                self._board = None
         if self._wandb is not None:
             self._wandb.log({name: float(value) for name, value in values.items()}, step=step)
 
     def close(self) -> None:
         """Flush and close every sink. May be called twice."""
         if self._file is not None:
+            self._write_waiting()
             self._file.close()
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError as error:
+                self._tell("the last TensorBoard events are not", error)
         if self._wandb is not None:
             self._wandb.finish()
         self._file = self._board = self._wandb = None
+
+    def _write_waiting(self) -> None:
+        """Write what waits, as far as it goes."""
+        assert self._file is not None
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._told:
+                self._tell(f"{self._file.name} is not", error)
+            self._told = True
+
+    def _tell(self, what: str, error: OSError) -> None:
+        print(f"{what} written: {error.strerror}; the run goes on", file=sys.stderr, flush=True)
 
     def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _set_aside(path: Path) -> None:
+    """Give the metrics of an earlier attempt in the same directory another name."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    numbered = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    path.rename(next(name for name in numbered if not name.exists()))
 
 
 def _start_tensorboard(run_dir: Path, start_step: int | None) -> Any:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
-from scope_megatron.exits import ENGINE, StopRun
+from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.parallel.topology import destroy
-from scope_megatron.train import checkpoint, setup
+from scope_megatron.train import checkpoint, setup, store
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.console import Console
 from scope_megatron.train.interrupt import Interrupt
+from scope_megatron.train.lock import locked
 from scope_megatron.train.metrics import MetricLogger
 from scope_megatron.train.report import write_report
+from scope_megatron.train.saver import Saver
 from scope_megatron.train.trainer import Trainer
 from scope_megatron.train.watchdog import Watchdog
 
@@ -29,11 +32,17 @@ MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 
 
 def run(config: Config) -> int:
-    """Train as configured. Returns 0 when finished, 128 + signal when asked to stop before."""
-    if config.resume == "auto" and (done := checkpoint.steps_done(config.output_dir)):
+    """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
+    not be saved, 128 + signal when asked to stop before."""
+    if config.resume == "auto" and (done := store.steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
             return 0
+    with locked(config.output_dir, enabled=os.environ.get("RANK", "0") == "0"):
+        return _run(config)
+
+
+def _run(config: Config) -> int:
     trainer = Trainer(config)
     console = Console(
         enabled=trainer.topology.is_main,
@@ -88,7 +97,7 @@ class Run:
         self.interrupt = Interrupt()
         self.watchdog = Watchdog(config.faults, config.output_dir, trainer.progress)
         self.evaluations: dict[str, dict[str, float]] = {}
-        self.saved_step = -1
+        self.saver = Saver(self.state, config.output_dir, config.checkpoint, console.message)
 
     def go(self) -> int:
         """Everything, watched: see :func:`run` for the result."""
@@ -109,8 +118,8 @@ class Run:
         for reason in self.trainer.data.skipped[:MOST_SKIPPED]:
             self.console.message(f"skipped {reason}")
         done = self._resume()
-        self.saved_step = done if done else -1
-        with self._logger(done) as self.logger:
+        self.saver.saved_step = done if done else -1
+        with self._logger(done) as self.logger, closing(self.saver):
             self.trainer.send_weights()
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
@@ -120,8 +129,7 @@ class Run:
                 if signum := self.interrupt.agreed():
                     return self._stop(step, signum)
                 self._step(step)
-            self._finish()
-        return 0
+            return self._finish()
 
     def _step(self, step: int) -> None:
         metrics = self.trainer.step(step)
@@ -130,9 +138,10 @@ class Run:
             metrics |= self.trainer.evaluate()
         self.logger.log(number, metrics)
         self.console.step(number, metrics)
+        self.saver.poll()
         save_every = self.config.checkpoint.every
         if save_every and number % save_every == 0:
-            self._save(number)
+            self._save(number, metrics)
 
     def _resume(self) -> int:
         """Steps done before; loads their state."""
@@ -142,7 +151,7 @@ class Run:
         if resume == "auto":
             found, damaged = checkpoint.find_valid(self.config.output_dir)
             for line in damaged:
-                self.console.message(f"{line}; trying the one before it")
+                self.console.message(f"{line}; looking for the newest whole checkpoint")
             if found is None:
                 return 0
             directory = found
@@ -171,57 +180,77 @@ class Run:
         self.logger.log(step, values)
         self.console.evaluation(step, values)
 
-    def _save(self, step: int) -> Path:
+    def _save(self, step: int, metrics: dict[str, float], wait: bool = False) -> Path | None:
+        """The checkpoint of ``step``; None when it is not on disk (yet)."""
         self.trainer.progress.enter("save")
-        if self.saved_step == step:
-            return checkpoint.checkpoints_dir(self.config.output_dir) / f"step_{step:08d}"
-        progress = {
-            "identity": self._identity(),
-            "evaluations": self.evaluations,
-            "config": self.config.to_yaml(),
-            **checkpoint.layout_progress(self.trainer.topology),
-        }
-        path = checkpoint.save_checkpoint(
-            self.state, self.config.output_dir, step, progress, self.config.checkpoint.keep
-        )
-        self.saved_step = step
-        return path
+        self.saver.wait()
+        score = metrics.get(f"eval/avg@{self.config.evaluation.samples}")
+        if self.saver.saved_step == step and score is not None:
+            self.saver.rate(score)
+        elif self.saver.saved_step != step:
+            progress = {
+                "identity": self._identity(),
+                "evaluations": self.evaluations,
+                "config": self.config.to_yaml(),
+                **checkpoint.layout_progress(self.trainer.topology),
+            }
+            self.saver.save(step, progress, score, background=False if wait else None)
+        saved = self.saver.saved_step == step
+        return store.directory_of(self.config.output_dir, step) if saved else None
 
     def _stop(self, step: int, signum: int) -> int:
-        path = self._save(step) if step else None
-        if step and self.trainer.topology.is_main:
-            write_report(self.config.output_dir)
+        path = self._save(step, {}, wait=True) if step else None
+        if step:
+            self._report()
         self.console.interrupted(path, _resume_command())
         return 128 + signum
 
-    def _finish(self) -> None:
-        steps = self.config.train.steps
+    def _finish(self) -> int:
+        """What follows the last step. Returns UNSAVED when the student is not on disk, else 0."""
+        steps, code = self.config.train.steps, 0
         if self.config.evaluation.after and "after" not in self.evaluations:
             self._evaluate(steps, "after")
         if self.config.checkpoint.at_end:
-            self._save(steps)
+            code = 0 if self._save(steps, self.evaluations.get("after", {}), wait=True) else UNSAVED
+        self.saver.wait()
         self.console.close()
-        if self.config.checkpoint.export_hf:
-            self._export()
-        if self.trainer.topology.is_main:
-            report = write_report(self.config.output_dir)
+        if self.config.checkpoint.export_hf and not self._export():
+            code = UNSAVED
+        if report := self._report():
             self.console.message(f"report: {report}")
         if self.evaluations:
             self.console.evaluation_table(
                 self.evaluations.get("before", {}), self.evaluations.get("after", {})
             )
+        return code
 
-    def _export(self) -> None:
+    def _export(self) -> bool:
+        """Whether the student is there as a Hugging Face directory; a failure is told."""
         trainer, out = self.trainer, self.config.output_dir / "hf"
-        export_hf(
-            trainer.learner.student.model,
-            trainer.learner.student.hf,
-            trainer.topology,
-            self.config.model.student,
-            out,
-            overwrite=True,
-        )
+        try:
+            export_hf(
+                trainer.learner.student.model,
+                trainer.learner.student.hf,
+                trainer.topology,
+                self.config.model.student,
+                out,
+                overwrite=True,
+            )
+        except OSError as error:  # raised on all ranks together
+            self.console.message(f"the student was not exported: {error}")
+            return False
         self.console.message(f"student as Hugging Face directory: {out}")
+        return True
+
+    def _report(self) -> Path | None:
+        """The picture of the run, drawn by one rank; a disk that is full stops nothing."""
+        if not self.trainer.topology.is_main:
+            return None
+        try:
+            return write_report(self.config.output_dir)
+        except OSError as error:
+            self.console.message(f"the report was not drawn: {error}")
+            return None
 
     def _logger(self, done: int) -> MetricLogger:
         logging = self.config.logging

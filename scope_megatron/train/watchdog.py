@@ -30,6 +30,7 @@ import torch.distributed as dist
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
+from scope_megatron.parallel.meeting import start_name
 
 STACKS = "stacks"
 _ABORT, _SUSPECT = "abort", "suspect"
@@ -134,8 +135,7 @@ def job_store(timeout_s: float) -> Store:
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"scope_megatron/watchdog/{attempt}", store)
+    return dist.PrefixStore(f"scope_megatron/watchdog/{start_name()}", store)
 
 
 class Watchdog:
@@ -206,10 +206,13 @@ class Watchdog:
         assert self._store is not None
         if self._store.check([_ABORT]):
             return Verdict(**json.loads(self._store.get(_ABORT)))
-        self._read(range(self._size) if self._rank == 0 else [0])
+        watched: range | list[int] = range(self._size) if self._rank == 0 else [0]
+        self._read(watched)
         verdict = None
         if self._rank == 0 and self._store.check([_SUSPECT]):
-            verdict = self._find_gone(int(self._store.get(_SUSPECT)))
+            verdict = self._find_gone(watched, int(self._store.get(_SUSPECT)))
+        elif self._rank and self._broken.is_set():
+            verdict = self._find_gone(watched, None)
         verdict = verdict or self._judge.look(time.monotonic(), self._beats)
         if verdict is not None and self._rank == 0:
             self._store.set(_ABORT, json.dumps(asdict(verdict)))
@@ -221,16 +224,20 @@ class Watchdog:
         beats = (Beat(**json.loads(text)) for text in texts)
         self._beats = dict(zip(ranks, beats, strict=True))
 
-    def _find_gone(self, witness: int) -> Verdict:
-        """Who gives no signs any more, now that ``witness`` lost a connection."""
+    def _find_gone(self, watched: range | list[int], witness: int | None) -> Verdict | None:
+        """Who of the ``watched`` gives no signs any more, now that a connection is lost: that of
+        ``witness``, or this rank's own (None), which leaves it to rank 0 when that is there."""
         before = self._beats
         for _ in range(3):
             time.sleep(self._interval_s)
             self._publish()
-        self._read(range(self._size))
-        gone = [r for r, beat in self._beats.items() if r and beat.count == before[r].count]
+        self._read(watched)
+        others = ((rank, beat) for rank, beat in self._beats.items() if rank != self._rank)
+        gone = [rank for rank, beat in others if beat.count == before[rank].count]
         if gone:
             return Verdict(LOST_RANK, f"{_names(gone, self._beats)} went away")
+        if witness is None:
+            return None
         return Verdict(LOST_RANK, f"{_names([witness], self._beats)} lost a connection")
 
     def _store_is_gone(self) -> Verdict | None:

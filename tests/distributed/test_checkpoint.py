@@ -1,12 +1,17 @@
-"""Save at one layout, load at another; damaged checkpoints are stepped over."""
+"""Save at one layout, load at another; damaged checkpoints are stepped over; saves that fail."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
@@ -50,20 +55,27 @@ def save_and_load(
     platform.initialize()
     from megatron.core import parallel_state
 
-    from scope_megatron.train import checkpoint
+    from scope_megatron.train import checkpoint, store
 
     output, results = root / "out", {}
     learner, topology = learner_at(root, loads["same"], distributed)
-    state = state_of(learner, topology)
+    saver = saver_of(learner, topology, output, asynchronous=True)
     update(learner, topology)
     progress = checkpoint.layout_progress(topology)
-    directory = checkpoint.save_checkpoint(state, output, 1, progress, keep=2)
+    trained_on = hold_the_next_write()
+    saver.save(1, progress)
     results["saved"] = weights(learner, topology)
-    update(learner, topology)
+    update(learner, topology)  # while the write of what was before it has not begun
     results["continued"] = weights(learner, topology)
-    checkpoint.save_checkpoint(state, output, 2, progress, keep=2)
+    assert not store.directory_of(output, 1).exists()
+    trained_on.set()
+    saver.save(2, progress)
+    saver.wait()
+    assert saver.saved_step == 2
+    directory = store.directory_of(output, 1)
+    dist.barrier()
     if rank == 0:
-        damage(output / "checkpoints" / "step_00000002")
+        damage(store.directory_of(output, 2))
     found, lines = checkpoint.find_valid(output)
     assert found == directory
     results["skipped"] = [Path(line.split(" is damaged")[0]).name for line in lines]
@@ -75,6 +87,96 @@ def save_and_load(
         update(learner, topology)
         results[layout] = (loaded, weights(learner, topology))
     return results
+
+
+def hold_the_next_write() -> threading.Event:
+    """The next write begins when this event is set."""
+    from scope_megatron.parallel.saving import PendingWrite
+
+    event, plan = threading.Event(), PendingWrite.plan
+
+    def wait_and_plan(pending: PendingWrite, group: Any) -> None:
+        assert event.wait(60)
+        plan(pending, group)
+
+    PendingWrite.plan = wait_and_plan  # type: ignore[method-assign]
+    return event
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_or_read_only_disk_costs_a_checkpoint_and_no_run(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    make_tiny_model("llama-tied", tmp_path / "student")
+    make_tiny_model("llama", tmp_path / "teacher")
+    ranks = run_distributed_test(save_on_a_full_disk, 2, tmp_path, small_disk, timeout=120)
+    assert [rank["saved"] for rank in ranks] == [[1, 1, 1, 4]] * 2, "the ranks agree every time"
+    lines = ranks[0]["lines"]
+    assert [line.split(" was not saved: ")[0] for line in lines] == [
+        "the checkpoint of step 2",
+        "the checkpoint of step 3",
+    ]
+    for line in lines:
+        assert f"{small_disk / 'checkpoints'}" in line and "\n" not in line
+    assert "No space left on device (ENOSPC)" in lines[0] and "MiB free" in lines[0]
+    assert "Read-only file system (EROFS)" in lines[1]
+    assert ranks[0]["valid"] == ["step_00000001"] * 3 + ["step_00000004"]
+    assert ranks[0]["left"] == ["latest", "step_00000001", "step_00000004"], (
+        "no debris, and nothing of the save that was given up"
+    )
+
+
+def save_on_a_full_disk(rank: int, world_size: int, root: Path, disk: Path) -> dict[str, Any]:
+    """Steps 1 and 4 find room; 2 (in the background) and 3 (read-only, waited for) do not."""
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    from scope_megatron.train import checkpoint
+
+    lines: list[str] = []
+    learner, topology = learner_at(root, {"tensor": 2}, False)
+    saver = saver_of(learner, topology, disk, asynchronous=True, say=lines.append)
+    saved, valid = [], []
+    filler = disk / "filler"
+    for step in range(1, 5):
+        dist.barrier()
+        if rank == 0 and step == 2:
+            fill(filler)
+        if rank == 0 and step == 3:
+            filler.unlink()
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        if rank == 0 and step == 4:
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        dist.barrier()
+        saver.save(step, checkpoint.layout_progress(topology), background=step != 3)
+        saver.wait()
+        saved.append(saver.saved_step)
+        found, _ = checkpoint.find_valid(disk)
+        valid.append(found.name if found else None)
+    go = hold_the_next_write()
+    saver.save(5, checkpoint.layout_progress(topology))
+    threading.Timer(0.5, go.set).start()
+    saver.close()  # as a run that ends by an error does
+    dist.barrier()
+    left = sorted(path.name for path in (disk / "checkpoints").iterdir())
+    return {"saved": saved, "valid": valid, "lines": lines, "left": left}
+
+
+def fill(path: Path) -> None:
+    """Leave 200 kB of the disk."""
+    free = shutil.disk_usage(path.parent).free
+    path.write_bytes(bytes(free - 200_000))
 
 
 def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
@@ -97,6 +199,20 @@ def state_of(learner: Any, topology: Any) -> Any:
 
     student = learner.student
     return TrainingState(student.model, student.optimizer, student.scheduler, topology)
+
+
+def saver_of(
+    learner: Any,
+    topology: Any,
+    output: Path,
+    asynchronous: bool,
+    say: Callable[[str], None] = print,
+) -> Any:
+    from scope_megatron.config import CheckpointConfig
+    from scope_megatron.train.saver import Saver
+
+    settings = CheckpointConfig(keep=2, asynchronous=asynchronous)
+    return Saver(state_of(learner, topology), output, settings, say)
 
 
 def update(learner: Any, topology: Any) -> None:

@@ -50,10 +50,15 @@ def settings(directory: Path, *overrides: str) -> list[str]:
 
 def start(directory: Path, *overrides: str, program: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """``program``: what starts the ranks instead of `scope-megatron` itself."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return launch(settings(directory, *overrides), {}, program)
+
+
+def launch(
+    arguments: list[str], environment: dict[str, str], program: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.Popen(
-        [*(program or (sys.executable,)), "-m", "scope_megatron", "train"]
-        + settings(directory, *overrides),
+        [*(program or (sys.executable,)), "-m", "scope_megatron", "train", *arguments],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,

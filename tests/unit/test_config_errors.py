@@ -83,6 +83,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "jsd_beta_one": (leave, ["objective.jsd_beta=1.0"]),
     "tis_clip_zero": (leave, ["objective.tis_clip=0"]),
     "keep_none": (leave, ["checkpoint.keep=0"]),
+    "keep_best_negative": (leave, ["checkpoint.keep_best=-1"]),
     "samples_zero": (leave, ["evaluation.samples=0"]),
     "microbatch_zero": (leave, ["train.microbatch_tokens=0"]),
     # what must be there
@@ -226,6 +227,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "eval_file_missing": (remove("eval.jsonl"), []),
     "output_is_file": (write("run", "text"), []),
     "output_holds_a_run": (write("run/checkpoints/latest", "step_3"), []),
+    "output_holds_a_checkpoint": (write("run/checkpoints/step_00000003/common.pt", ""), []),
+    "output_holds_a_newer_checkpoint": (
+        write("run/checkpoints/step_00000003/common.pt", ""),
+        ["resume=student"],
+    ),
     "resume_missing": (leave, ["resume=run/checkpoints/step_3"]),
     "resume_typo": (leave, ["resume=atuo"]),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scope_megatron.train import store
 from scope_megatron.train.integrity import MANIFEST, find_damage, write_manifest
 
 FILES = {
@@ -54,14 +55,82 @@ def test_no_directory(directory: Path) -> None:
     assert find_damage(directory / "nowhere") == "it is not there"
 
 
-def test_retention_keeps_the_newest_and_drops_what_latest_went_back_behind(tmp_path: Path) -> None:
-    from scope_megatron.train import checkpoint
+def test_every_bit_of_the_manifest_counts(directory: Path) -> None:
+    path = directory / MANIFEST
+    content = bytearray(path.read_bytes())
+    for bit in range(8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        assert find_damage(directory, contents=False) is not None, bit
+        content[bit // 8] ^= 1 << bit % 8
 
-    root = checkpoint.checkpoints_dir(tmp_path)
-    for step in (10, 20, 30, 40):
-        (root / f"step_{step:08d}").mkdir(parents=True)
-    assert checkpoint.candidates(tmp_path) == [], "nothing was ever finished"
-    (root / checkpoint.LATEST).write_text("step_00000030\n")
-    assert checkpoint.steps_done(tmp_path) == 30
-    checkpoint._forget_others(tmp_path, keep=2)
-    assert sorted(path.name for path in root.glob("step_*")) == ["step_00000020", "step_00000030"]
+
+def test_an_extra_file_is_found(directory: Path) -> None:
+    (directory / "__1_0.distcp").touch()
+    assert find_damage(directory) == f"__1_0.distcp is not in {MANIFEST}"
+
+
+def make_checkpoints(output: Path, scores: dict[int, float | None]) -> None:
+    for step, score in scores.items():
+        directory = store.directory_of(output, step)
+        directory.mkdir(parents=True)
+        (directory / "common.pt").write_bytes(b"common")
+        write_manifest(directory, score=score)
+
+
+def steps_in(output: Path) -> list[int]:
+    return [store.step_of(path) for path in store.candidates(output)]
+
+
+def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
+    scores = {10: 0.2, 20: 0.9, 30: 0.9, 40: 0.5, 50: None, 60: 0.1}
+    make_checkpoints(tmp_path, scores)
+    newest = store.directory_of(tmp_path, 60)
+    store.forget(tmp_path, newest, keep=2, keep_best=2)
+    assert steps_in(tmp_path) == [60, 50, 30, 20]
+    assert (newest.parent / store.BEST).read_text() == "step_00000030\n", "of equals the newer"
+    store.forget(tmp_path, newest, keep=1, keep_best=1)
+    assert steps_in(tmp_path) == [60, 30]
+    store.forget(tmp_path, newest, keep=1, keep_best=0)
+    assert steps_in(tmp_path) == [60]
+
+
+def test_a_score_that_comes_later(tmp_path: Path) -> None:
+    make_checkpoints(tmp_path, {10: 0.2, 20: 0.3, 30: None})
+    newest = store.directory_of(tmp_path, 30)
+    store.set_score(newest, 0.4)
+    assert store.newest_whole(tmp_path) == (newest, [])
+    store.forget(tmp_path, newest, keep=1, keep_best=2)
+    assert steps_in(tmp_path) == [30, 20]
+
+
+def test_a_run_that_went_back_behind_damage_keeps_its_own_line(tmp_path: Path) -> None:
+    make_checkpoints(tmp_path, {10: None, 20: None, 30: 0.9})
+    (store.directory_of(tmp_path, 30) / "common.pt").write_bytes(b"Common")
+    assert store.steps_done(tmp_path) == 30, "contents are not read for this"
+    found, lines = store.newest_whole(tmp_path)
+    assert found == store.directory_of(tmp_path, 20) and len(lines) == 1
+    make_checkpoints(tmp_path, {25: None})
+    store.forget(tmp_path, store.directory_of(tmp_path, 25), keep=2, keep_best=1)
+    assert steps_in(tmp_path) == [25, 20], "the damaged one is not the best of anything"
+    assert (store.checkpoints_dir(tmp_path) / "damaged_step_00000030").is_dir()
+
+
+def test_what_latest_says_is_compared_with_what_is_there(tmp_path: Path) -> None:
+    assert store.newest_whole(tmp_path) == (None, [])
+    make_checkpoints(tmp_path, {3: None, 4: None})
+    pointer = store.checkpoints_dir(tmp_path) / store.LATEST
+    pointer.write_text("step_00000004\n")
+    newest = store.directory_of(tmp_path, 4)
+    assert store.newest_whole(tmp_path) == (newest, [])
+    whole = pointer.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        pointer.write_bytes(changed)
+        found, lines = store.newest_whole(tmp_path)
+        assert found == newest and len(lines) == 1, bit
+    for directory in store.candidates(tmp_path):
+        (directory / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="no whole checkpoint is left"):
+        store.newest_whole(tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +75,44 @@ def test_resume_drops_the_steps_done_again_and_a_torn_line(tmp_path: Path) -> No
         (4, 40.0),
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_new_run_keeps_the_metrics_of_an_earlier_attempt(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        with logger(tmp_path, start_step=-1) as log:
+            log.log(step, {})
+    names = ["metrics.jsonl", "metrics.1.jsonl", "metrics.2.jsonl"]
+    assert [rows(tmp_path / name)[0]["step"] for name in names] == [3, 1, 2]
+
+
+def test_a_full_disk_is_told_once_and_loses_no_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logger(tmp_path) as log:
+        log.log(1, {"loss": 1.0})
+        log._file, disk = FullDisk(log._file), log._file
+        for step in (2, 3, 4):
+            log.log(step, {"loss": 1.0})
+        assert capsys.readouterr().err == (
+            f"{tmp_path / 'metrics.jsonl'} is not written: No space left on device; "
+            "the run goes on\n"
+        )
+        log._file = disk
+        log.log(5, {"loss": 1.0})
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+class FullDisk:
+    """Takes five more bytes of one line, then none."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.room, self.name = file, 5, file.name
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written, self.room = self.file.write(data[: self.room]), 0
+        return written
 
 
 def test_rewind_that_dies_before_the_rename_leaves_the_old_file(

@@ -1,0 +1,67 @@
+"""How the ranks of a job meet, also after torchrun started them again.
+
+torchrun keeps one store over its restarts, with the addresses of ranks that are gone, and PyTorch
+reads them. So the ranks agree on a name that is new for every start and keep apart by it. The
+restart count would not do: on several nodes torchrun's agents count differently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from scope_megatron.parallel import platform
+
+_POLL_S = 0.05
+_name = "0"  # of this start, the same on all ranks
+
+
+def start_name() -> str:
+    """What tells this start of the ranks from one before in the same store."""
+    return _name
+
+
+def meet(timeout_s: float) -> None:
+    """``init_process_group`` by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (collective)."""
+    global _name
+    limit = timedelta(seconds=timeout_s)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else rank 0 makes a new store
+        dist.init_process_group(platform.backend(), timeout=limit)
+        return
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    _name = agree(dist.PrefixStore("scope_megatron/meeting", store), rank, size, timeout_s)
+    own = dist.PrefixStore(f"scope_megatron/{_name}", store)
+    dist.init_process_group(
+        platform.backend(), store=own, rank=rank, world_size=size, timeout=limit
+    )
+
+
+def agree(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
+    """Rank 0's new name, on every rank, whatever an earlier start left in the store.
+
+    Rank 0 shows its name with the nonce that it found of each rank. A rank that finds its own,
+    which is as new, takes the name and says so; rank 0 shows it anew until all have.
+    Raises TimeoutError.
+    """
+    nonce, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    store.set(f"nonce/{rank}", nonce)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            nonces = store.multi_get([f"nonce/{other}" for other in range(size)])
+            shown = {"name": nonce, "nonces": [found.decode() for found in nonces]}
+            store.set("shown", json.dumps(shown))
+            if size == 1 or store.check([f"{nonce}/{other}" for other in range(1, size)]):
+                return nonce
+        elif store.check(["shown"]):
+            shown = json.loads(store.get("shown"))
+            if shown["nonces"][rank : rank + 1] == [nonce]:
+                store.set(f"{shown['name']}/{rank}", "taken")
+                return str(shown["name"])
+        time.sleep(_POLL_S)
+    raise TimeoutError(f"rank {rank}: the {size} ranks of the job did not meet in {timeout_s} s")
