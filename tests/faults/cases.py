@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e import kd_run
 from tests.faults.stage import Missed, Outcome, Running, Stage
 
 Body = Callable[[Stage], Outcome]
@@ -257,10 +258,8 @@ def nan_in_a_row(stage: Stage) -> Outcome:
 
 
 def corrupt_row(stage: Stage) -> Outcome:
-    stage.start("train.steps=1", "checkpoint.at_end=false", "checkpoint.every=0").finish(0)
-    shutil.rmtree(stage.output)
+    lines = kd_run.write_data(stage.directory).read_bytes().splitlines(keepends=True)
     data = stage.directory / "bad.jsonl"
-    lines = (stage.directory / "kd.jsonl").read_bytes().splitlines(keepends=True)
     lines[9] = b'{"prompt": "1+1", "ans\n'
     lines[19] = b"\x80\xfe" + lines[19]
     data.write_bytes(b"".join(lines))
