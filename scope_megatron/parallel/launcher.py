@@ -22,6 +22,7 @@ from scope_megatron.exits import RESTARTABLE
 _EXIT_GRACE_S = 15.0  # after one rank failed, how long the others may take to notice
 _POLL_S = 0.1
 _LAUNCHER = "SCOPE_MEGATRON_LAUNCHER"  # its process id, for the ranks
+LOST_KEY = "scope_megatron/lost"  # in its store: the rank that it saw end by a signal
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,17 +30,23 @@ def launch(module_args: list[str], nproc: int, restarts: int = 0) -> int:
     """Run ``python -m scope_megatron MODULE_ARGS...`` as ``nproc`` ranks; returns the exit code.
 
     After an exit code of ``exits.RESTARTABLE`` all ranks are started again, up to ``restarts``
-    times, to go on from the last checkpoint.
+    times, to go on from the last checkpoint; never after SIGINT or SIGTERM asked for an end.
     """
+    asked: list[int] = []
     for attempt in range(restarts + 1):
         print(f"starting {nproc} ranks on this machine ...", flush=True)
-        code = _run(module_args, nproc, attempt)
-        if code not in RESTARTABLE or attempt == restarts:
+        code = _run(module_args, nproc, attempt, asked)
+        if code not in RESTARTABLE or attempt == restarts or asked:
             break
         print(f"exit code {code}: restart {attempt + 1} of {restarts}", file=sys.stderr, flush=True)
         kept = [a for a in module_args if not a.startswith("resume=")]
         module_args = [*kept, "resume=auto"]
     return code
+
+
+def started_by_launcher() -> bool:
+    """Whether this rank was started here, and not by torchrun or Slurm."""
+    return _LAUNCHER in os.environ
 
 
 def end_with_launcher() -> None:
@@ -52,7 +59,8 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(module_args: list[str], nproc: int, attempt: int) -> int:
+def _run(module_args: list[str], nproc: int, attempt: int, asked: list[int]) -> int:
+    """Exit code of one start of the ranks; signals that came are added to ``asked``."""
     store = dist.TCPStore(  # here, so that it outlives every rank
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=30)
     )
@@ -61,6 +69,7 @@ def _run(module_args: list[str], nproc: int, attempt: int) -> int:
 
     def forward(signum: int, frame: object) -> None:
         """The ranks decide together when to stop."""
+        asked.append(signum)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(signum)
@@ -71,14 +80,14 @@ def _run(module_args: list[str], nproc: int, attempt: int) -> int:
         for number in range(nproc):
             env = os.environ | _rank_environment(number, nproc, store.port, attempt)
             ranks.append(subprocess.Popen(command, env=env))
-        return _wait(ranks)
+        return _wait(ranks, store)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], store: dist.Store) -> int:
     """0 when all are done; as soon as one fails, that one's exit code, after a little while."""
     while not (failed := [rank for rank in ranks if rank.poll()]):
         if all(rank.returncode == 0 for rank in ranks):
@@ -86,8 +95,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_S)
     code = failed[0].returncode
     if code < 0:
-        name = signal.Signals(-code).name
-        print(f"error: rank {ranks.index(failed[0])} was ended by {name}", file=sys.stderr)
+        name, number = signal.Signals(-code).name, ranks.index(failed[0])
+        print(f"error: rank {number} was ended by {name}", file=sys.stderr, flush=True)
+        store.set(LOST_KEY, str(number))  # the others may hang in a collective: let them look
     deadline = time.monotonic() + _EXIT_GRACE_S
     while time.monotonic() < deadline and any(map(_running, ranks)):
         time.sleep(_POLL_S)

@@ -98,10 +98,14 @@ def learning_rate(optimizer: MegatronOptimizer) -> float:
 
 
 def gradients_are_finite(model: DistributedDataParallel) -> bool:
-    """Whether every gradient in this rank's buffers is finite; one pass over them, no copy."""
+    """Whether the sum of squares of the gradients in this rank's buffers is finite.
+
+    NaN or infinity anywhere makes it not so, and so do gradients whose norm overflows float32:
+    clipping by an infinite norm would turn them into zeros. One pass over the buffers, no copy.
+    """
     buffers = [*model.buffers, *model.expert_parallel_buffers]
-    largest = [torch.linalg.vector_norm(b.grad_data, ord=torch.inf) for b in buffers]
-    return bool(torch.stack(largest).isfinite().all()) if largest else True
+    norms = [torch.linalg.vector_norm(b.grad_data, dtype=torch.float32) for b in buffers]
+    return bool(torch.stack(norms).square().sum().isfinite()) if norms else True
 
 
 def before_loading(optimizer: MegatronOptimizer) -> None:

@@ -66,6 +66,21 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+_CONNECTION_ERRORS = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "NCCL",
+)
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether gloo or NCCL says by ``error`` that another rank does not answer."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(word in text for word in _CONNECTION_ERRORS)
+
+
 def backend() -> str:
     """The torch.distributed backend of the collectives."""
     return "nccl" if has_cuda() else "gloo"

@@ -178,6 +178,8 @@ class VLLMEngine:
         try:
             return self._llm.generate(requests, parameters, use_tqdm=False)
         except Exception as error:
+            if self._ranks > 1 and platform.lost_connection(error):
+                raise  # not the engine's fault: the run names the rank that is gone
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if self._ranks == 1:
             print(f"warning: vLLM failed ({reason}); its requests are made again", flush=True)

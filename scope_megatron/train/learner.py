@@ -76,12 +76,15 @@ class Learner:
         else:
             batch.reference_logprobs = scores
 
-    def update(self, batch: Batch, metrics: StepMetrics) -> None:
-        """One optimizer update, or train.updates_per_batch of them, each on some of the groups."""
-        for part in batch.parts(self.config.train.updates_per_batch):
-            self._update(part, metrics)
+    def update(self, batch: Batch, metrics: StepMetrics, step: int = 0) -> None:
+        """One optimizer update, or train.updates_per_batch of them, each on some of the groups.
 
-    def _update(self, batch: Batch, metrics: StepMetrics) -> None:
+        ``step`` (from 0) names what is written down of an update that is skipped.
+        """
+        for number, part in enumerate(batch.parts(self.config.train.updates_per_batch)):
+            self._update(part, metrics, step, number)
+
+    def _update(self, batch: Batch, metrics: StepMetrics, step: int, number: int) -> None:
         totals = Totals(self._global(local_totals(batch.routes, batch.group, batch.lengths).values))
         streams = self.algorithm.streams(batch, self.config, totals)
         self.student.ddp.zero_grad_buffer()
@@ -101,16 +104,18 @@ class Learner:
         nothing_left = bool(batch.unscored) and not members
         if not self.guard.accepts(terms, self.student.ddp, nothing_left):
             metrics.maximum("update/skipped", 1.0)
-            self._record_skipped(batch, sorted({*members, *batch.unscored}))
+            self._record_skipped(batch, step, number, sorted({*members, *batch.unscored}))
             return
         _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
 
-    def _record_skipped(self, batch: Batch, members: list[int]) -> None:
+    def _record_skipped(self, batch: Batch, step: int, number: int, members: list[int]) -> None:
         topology = self.topology
         self.guard.record(
             batch,
+            step,
+            number,
             topology.rank,
             writes=topology.tp_rank == topology.pp_rank == 0,
             scores=lambda: self.scorer.logprobs(

@@ -30,7 +30,7 @@ class NonFiniteGuard:
 
     def __init__(self, output_dir: Path, limit: int) -> None:
         self._directory, self._limit = output_dir / DIRECTORY, limit
-        self._in_a_row = self._skipped = 0
+        self._in_a_row = 0
 
     def accepts(
         self, terms: dict[str, float], ddp: DistributedDataParallel, nothing_left: bool
@@ -45,7 +45,7 @@ class NonFiniteGuard:
         flag = torch.tensor(float(bad), device=platform.device())
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         if flag:
-            self._in_a_row, self._skipped = self._in_a_row + 1, self._skipped + 1
+            self._in_a_row += 1
         else:
             self._in_a_row = 0
         return not flag
@@ -53,6 +53,8 @@ class NonFiniteGuard:
     def record(
         self,
         batch: Batch,
+        step: int,
+        update: int,
         rank: int,
         writes: bool,
         scores: Callable[[], dict[int, torch.Tensor]],
@@ -60,10 +62,14 @@ class NonFiniteGuard:
         """Write the batch's responses down (``writes``: one rank of each replica), then stop the
         run when this was one skipped update in a row too many.
 
+        The file is named by ``step`` and ``update`` (from 0; its own counts from 1), so that a run
+        that goes on later leaves it alone.
+
         ``scores`` gives the student's log-probabilities by response (collective over a replica).
         """
         again = scores()
-        path = self._directory / f"skipped_{self._skipped:05d}_rank_{rank:05d}.jsonl"
+        name = f"step_{step + 1:08d}_update_{update + 1}_rank_{rank:05d}.jsonl"
+        path = self._directory / name
         if writes:
             lines = [json.dumps(_row(batch, index, again)) for index in range(len(batch.rollouts))]
             try:
@@ -73,8 +79,8 @@ class NonFiniteGuard:
                 print(f"warning: {path}: {error}", flush=True)
         if rank == 0:
             print(
-                "warning: a loss or gradient is not finite: no rank applied the update "
-                f"({self._in_a_row} in a row); its responses are in {self._directory}",
+                f"warning: step {step + 1}: a loss or gradient is not finite: no rank applied the "
+                f"update ({self._in_a_row} in a row); its responses are in {self._directory}",
                 flush=True,
             )
         if self._in_a_row >= self._limit:

@@ -64,7 +64,7 @@ class Trainer:
         with self.timer("score"):
             self.learner.score(batch)
         with self.timer("train"):
-            self.learner.update(batch, self.metrics)
+            self.learner.update(batch, self.metrics, step)
         if self.config.on_policy:
             with self.timer("sync"):
                 self.sync(rollouts)

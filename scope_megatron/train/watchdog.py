@@ -6,7 +6,8 @@ Three things end the run, on all ranks within seconds:
 
 * no heartbeat for ``faults.heartbeat_timeout_s``: the process is stopped or dead, or its machine;
 * a rank alive but in one phase for ``faults.hang_timeout_s``;
-* a rank whose communication broke says so, and rank 0 looks at once who gives no more signs.
+* a rank whose communication broke says so, or the launcher saw one end by a signal: then it is
+  looked at once who gives no more signs.
 
 Before it exits every rank writes the stacks of its threads to ``output_dir/stacks``.
 """
@@ -30,11 +31,12 @@ import torch.distributed as dist
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel.meeting import start_name
 
 STACKS = "stacks"
 _ABORT, _SUSPECT = "abort", "suspect"
-_PEER_ERRORS = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "NCCL")
 
 
 class Progress:
@@ -78,10 +80,13 @@ class Verdict:
 
 
 class Judge:
-    """Decides from heartbeats and this process's own clock alone."""
+    """Decides from heartbeats and this process's own clock alone.
 
-    def __init__(self, settings: FaultsConfig, interval_s: float) -> None:
-        self._settings, self._interval_s = settings, interval_s
+    ``hangs``: also who makes no progress. Only rank 0 sees all ranks and can tell who is behind.
+    """
+
+    def __init__(self, settings: FaultsConfig, interval_s: float, *, hangs: bool = True) -> None:
+        self._settings, self._interval_s, self._hangs = settings, interval_s, hangs
         self._seen: dict[int, tuple[int, float]] = {}  # rank: (count, when it changed)
         self._looked = 0.0
 
@@ -99,7 +104,7 @@ class Judge:
             why = f"gave no sign of life for {limit:.0f} s"
             return Verdict(LOST_RANK, f"{_names(silent, beats)} {why}")
         slowest = max(beats.values(), key=lambda beat: beat.seconds)
-        if slowest.seconds > self._settings.hang_timeout_s:
+        if self._hangs and slowest.seconds > self._settings.hang_timeout_s:
             last = min(beat.order for beat in beats.values())
             behind = [rank for rank, beat in beats.items() if beat.order == last]
             why = f"made no progress for {slowest.seconds:.0f} s (faults.hang_timeout_s)"
@@ -126,8 +131,9 @@ class Store(Protocol):
     def multi_get(self, keys: list[str]) -> list[bytes]: ...
 
 
-def job_store(timeout_s: float) -> Store:
-    """A connection to the store that the ranks met at, for one thread alone."""
+def job_store(timeout_s: float) -> tuple[Store, Store]:
+    """A connection to the store that the ranks met at, for one thread alone: this start's keys,
+    and all of them."""
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
@@ -135,7 +141,7 @@ def job_store(timeout_s: float) -> Store:
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
     )
-    return dist.PrefixStore(f"scope_megatron/watchdog/{start_name()}", store)
+    return dist.PrefixStore(f"scope_megatron/watchdog/{start_name()}", store), store
 
 
 class Watchdog:
@@ -146,18 +152,21 @@ class Watchdog:
         self._settings, self._stacks = settings, output_dir / STACKS
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
-        self._judge = Judge(settings, self._interval_s)
+        self._judge = Judge(settings, self._interval_s, hangs=self._rank == 0)
         self._stopped, self._broken = threading.Event(), threading.Event()
         self._count = 0
         self._beats: dict[int, Beat] = {}  # as last read
         self._answered = time.monotonic()
         self._store: Store | None = None
+        self._launcher: Store | None = None  # where the launcher writes, if there is one
+        self._heard = False  # the verdict is rank 0's, which says it
 
     def start(self) -> None:
         """Collective; does nothing when ``faults.heartbeat_timeout_s`` is 0."""
         if not self._settings.heartbeat_timeout_s:
             return
-        self._store = job_store(max(self._settings.heartbeat_timeout_s, 5.0))
+        self._store, whole = job_store(max(self._settings.heartbeat_timeout_s, 5.0))
+        self._launcher = whole if started_by_launcher() else None
         self._publish()
         dist.barrier()  # every rank's key is there, so that reading one never waits
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -172,17 +181,17 @@ class Watchdog:
         The watchdog ends this process when the answer is there; the exception that is returned is
         for when none comes.
         """
-        text = str(error)
-        if not isinstance(error, RuntimeError) or not any(word in text for word in _PEER_ERRORS):
+        if not platform.lost_connection(error):
             return None
+        why = " ".join(str(error).split())[:300]
         if self._store is not None and self._size > 1:
             try:
                 self._broken.set()
-                job_store(5.0).set(_SUSPECT, str(self._rank))
+                job_store(5.0)[0].set(_SUSPECT, json.dumps([self._rank, why]))
             except (RuntimeError, OSError):
                 pass  # the store went away with its rank: the thread notices as well
             time.sleep(8 * self._interval_s + 2.0)
-        return StopRun(LOST_RANK, f"another rank is gone: {text.splitlines()[0][:300]}")
+        return StopRun(LOST_RANK, f"another rank is gone: {why}")
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval_s):
@@ -205,13 +214,15 @@ class Watchdog:
         """What rank 0 says; rank 0 itself, and who watches rank 0, judge."""
         assert self._store is not None
         if self._store.check([_ABORT]):
+            self._heard = True
             return Verdict(**json.loads(self._store.get(_ABORT)))
         watched: range | list[int] = range(self._size) if self._rank == 0 else [0]
         self._read(watched)
         verdict = None
         if self._rank == 0 and self._store.check([_SUSPECT]):
-            verdict = self._find_gone(watched, int(self._store.get(_SUSPECT)))
-        elif self._rank and self._broken.is_set():
+            witness, why = json.loads(self._store.get(_SUSPECT))
+            verdict = self._find_gone(watched, (witness, why))
+        elif (self._rank and self._broken.is_set()) or self._launcher_saw():
             verdict = self._find_gone(watched, None)
         verdict = verdict or self._judge.look(time.monotonic(), self._beats)
         if verdict is not None and self._rank == 0:
@@ -224,9 +235,17 @@ class Watchdog:
         beats = (Beat(**json.loads(text)) for text in texts)
         self._beats = dict(zip(ranks, beats, strict=True))
 
-    def _find_gone(self, watched: range | list[int], witness: int | None) -> Verdict | None:
+    def _launcher_saw(self) -> bool:
+        """Whether one of the watched ranks ended by a signal."""
+        if self._launcher is None or not self._launcher.check([LOST_KEY]):
+            return False
+        return self._rank == 0 or int(self._launcher.get(LOST_KEY)) == 0
+
+    def _find_gone(
+        self, watched: range | list[int], witness: tuple[int, str] | None
+    ) -> Verdict | None:
         """Who of the ``watched`` gives no signs any more, now that a connection is lost: that of
-        ``witness``, or this rank's own (None), which leaves it to rank 0 when that is there."""
+        ``witness`` (rank, its error), or an unknown one (None), which is no verdict by itself."""
         before = self._beats
         for _ in range(3):
             time.sleep(self._interval_s)
@@ -238,7 +257,8 @@ class Watchdog:
             return Verdict(LOST_RANK, f"{_names(gone, self._beats)} went away")
         if witness is None:
             return None
-        return Verdict(LOST_RANK, f"{_names([witness], self._beats)} lost a connection")
+        rank, why = witness
+        return Verdict(LOST_RANK, f"{_names([rank], self._beats)} lost a connection: {why}")
 
     def _store_is_gone(self) -> Verdict | None:
         """Rank 0 serves the store, unless a launcher does."""
@@ -248,9 +268,16 @@ class Watchdog:
         known = _names([0], self._beats) if 0 in self._beats else "rank 0"
         return Verdict(LOST_RANK, f"{known} went away: the job's store does not answer")
 
+    def _speaks(self) -> bool:
+        """Rank 0; when it is gone, rank 1 and the first rank of every machine: with rank 0's
+        machine, rank 1 may be gone as well."""
+        if self._rank == 0 or self._heard:
+            return self._rank == 0
+        return self._rank == 1 or os.environ.get("LOCAL_RANK") == "0"
+
     def _abort(self, verdict: Verdict) -> None:
         """Say so, dump the stacks, exit. Rank 0 stays until the others have read the verdict."""
-        if self._rank == 0 or (self._rank == 1 and "rank 0" in verdict.message):
+        if self._speaks():
             print(f"error: {verdict.message}; stacks: {self._stacks}", file=sys.stderr, flush=True)
         try:
             self._stacks.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ LAYOUTS = {
 
 
 def updates(rank: int, world_size: int, root: Path) -> dict[str, Any]:
-    """A good update, a poisoned one, the good one again; then poisoned ones until the run stops."""
+    """A good update, two that must be skipped, a good one; then NaN until the run stops."""
     from scope_megatron.parallel import platform
 
     platform.initialize()
@@ -34,7 +35,7 @@ def updates(rank: int, world_size: int, root: Path) -> dict[str, Any]:
 
     out = {}
     for layout, changes in LAYOUTS.items():
-        config = settings(root / layout, changes | {"faults.nonfinite_updates": 2})
+        config = settings(root / layout, changes | {"faults.nonfinite_updates": 3})
         parallel = config.parallel
         topology = create_topology(parallel.tensor, parallel.pipeline, parallel.sequence)
         learner = Learner(config, topology)
@@ -45,23 +46,26 @@ def updates(rank: int, world_size: int, root: Path) -> dict[str, Any]:
         same = before.keys() == after.keys() and all(
             torch.equal(before[name], after[name]) for name in before
         )
+        overflow = update(learner, poison=True, factor=1e25)
+        same = same and all(torch.equal(v, before[name]) for name, v in state(learner).items())
         applied = update(learner, poison=False)
         moved = any(not torch.equal(after[name], value) for name, value in state(learner).items())
         code = None
         try:
-            for _ in range(3):
+            for _ in range(4):
                 update(learner, poison=True)
         except StopRun as stop:
             code = stop.code
         masked = update_without_token(learner) if layout == "data" else {}
         row = {"same": same, "moved": moved, "code": code, "skipped": skipped, "applied": applied}
+        row |= {"overflow": overflow}
         out[layout] = row | {"masked": masked}
         parallel_state.destroy_model_parallel()
     return out
 
 
-def update(learner: Any, poison: bool) -> dict[str, float]:
-    """One update; ``poison`` makes the gradient of one weight NaN on this rank."""
+def update(learner: Any, poison: bool, factor: float = math.nan) -> dict[str, float]:
+    """One update; ``poison`` multiplies the gradient of one weight by ``factor`` on this rank."""
     from scope_megatron.parallel import platform
     from scope_megatron.train import observe
     from scope_megatron.train.batch import make_batch
@@ -72,7 +76,7 @@ def update(learner: Any, poison: bool) -> dict[str, float]:
     batch, metrics = make_batch(mine, "incorrect"), observe.step_metrics()
     learner.score(batch)
     weight = next(p for n, p in learner.student.model.named_parameters() if "linear_fc1" in n)
-    hook = weight.register_hook(lambda grad: grad * torch.nan) if poison else None
+    hook = weight.register_hook(lambda grad: grad * factor) if poison else None
     try:
         learner.update(batch, metrics)
     finally:
@@ -121,9 +125,12 @@ def test_no_rank_steps(results: tuple[Path, list[dict[str, Any]]], layout: str) 
         assert found["code"] == 5
         assert found["skipped"]["update/skipped"] == 1.0
         assert "grad_norm" not in found["skipped"]
+        assert found["overflow"]["update/skipped"] == 1.0, "the norm's square is infinite"
         assert "update/skipped" not in found["applied"]
         assert found["applied"]["grad_norm"] > 0
-    files = sorted((root / layout / "out" / "nonfinite").glob("skipped_00001_*.jsonl"))
+    files = sorted(
+        (root / layout / "out" / "nonfinite").glob("step_00000001_update_1_rank_*.jsonl")
+    )
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert len(rows) == GROUPS * SIZE
     assert not any(row["suspect"] for row in rows), "the student's own scores are finite"
