@@ -10,7 +10,6 @@ from tests.faults.run import run_case
 CHOSEN = (
     "kill -9 of rank 1 under torchrun",
     "hang of rank 1 (hang_timeout_s=5)",
-    "checkpoint: one bit flipped",
     "corrupt rows of data",
 )
 
