@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scope_megatron.config.check import cuda_visible, validating_for
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
+from scope_megatron.config.machine import cuda_visible, validating_for
 from scope_megatron.config.modeldir import (
     CPU_HEAD_DIMS,
     KNOWN_ARCHITECTURES,

@@ -145,10 +145,10 @@ def test_world_size_of_the_launcher(run: Path, monkeypatch: pytest.MonkeyPatch) 
         load_config("run.yaml", ["parallel.tensor=2"])
 
 
-def test_head_dim_is_free_on_cuda(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "cuda_visible", lambda: True)
+def test_head_dim_is_free_on_cuda(run: Path) -> None:
     edit_json("student/config.json", head_dim=16)
-    load_config("run.yaml")
+    with validating_for(gpus=True):
+        load_config("run.yaml")
 
 
 def test_triton_is_asked_for_where_it_can_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

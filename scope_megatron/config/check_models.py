@@ -1,0 +1,216 @@
+"""The rules that look into the models' directories. Each yields `key: what; fix`."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from scope_megatron.config.machine import cuda_visible
+from scope_megatron.config.modeldir import (
+    CPU_HEAD_DIMS,
+    ModelDirError,
+    ModelShape,
+    check_weights,
+    first_difference,
+    read_shape,
+    require_directory,
+    token_map,
+    tokenizer_file,
+)
+from scope_megatron.config.models import Config
+
+Command = Literal["train", "evaluate"]
+Problems = Iterator[str]
+
+
+def evaluates(config: Config, command: Command) -> bool:
+    """Whether the command evaluates at any time."""
+    return config.evaluates or command == "evaluate"
+
+
+def model_problems(config: Config, command: Command) -> Problems:
+    """Every model of the run by itself, then what the pair must share."""
+    paths = {"model.student": config.model.student}
+    if command == "train" and config.needs_teacher and config.model.teacher is not None:
+        paths["model.teacher"] = config.model.teacher
+    shapes: dict[str, ModelShape] = {}
+    for key, path in paths.items():
+        try:
+            require_directory(path)
+            shapes[key] = read_shape(path)
+            check_weights(path, shapes[key].tied)
+        except ModelDirError as error:
+            yield f"{key}: {error}"
+    yield from _cut(config, shapes)
+    yield from _experts(config, shapes, command)
+    for key, shape in shapes.items():
+        yield from _fits(config, key, shape)
+        if shape.capped and config.objective.head == "fused":
+            yield (
+                f"objective.head: is fused but {key} caps its logits (final_logit_softcapping), "
+                "which the fused head does not; set it to auto or logits"
+            )
+    if "model.student" in shapes:
+        if config.needs_engine or command == "evaluate":
+            yield from _served(config, shapes["model.student"])
+    if len(shapes) == len(paths):
+        yield from _vocabulary(config, shapes, command)
+
+
+def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
+    """Every model divides over the tensor ranks and over the pipeline's stages."""
+    names = {
+        "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        + ("moe_intermediate_size",),
+        "pipeline": ("num_hidden_layers",),
+    }
+    for by, ranks in (("tensor", config.parallel.tensor), ("pipeline", config.parallel.pipeline)):
+        sizes = {
+            f"{key} has {name} {size}": size
+            for key, shape in shapes.items()
+            for name, size in shape.divided().items()
+            if name in names[by] and not (name == shape.ffn_name and _whole_experts(config, shape))
+        }
+        for what, size in sizes.items():
+            if size % ranks:
+                fix = divisors(math.gcd(*sizes.values()), ranks)
+                yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
+
+
+def _whole_experts(config: Config, shape: ModelShape) -> bool:
+    return shape.experts > 0 and config.parallel.expert > 1
+
+
+def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Problems:
+    """Experts divide over the ranks that share them; megatron-core trains them under tensor
+    parallelism with sequence parallelism only."""
+    student, layout = shapes.get("model.student"), config.parallel
+    mixtures = {key: shape.experts for key, shape in shapes.items() if shape.experts}
+    if layout.expert > 1 and shapes and not mixtures:
+        yield (
+            f"parallel.expert: is {layout.expert} but no model of the run has experts; set it to 1"
+        )
+    for key, experts in mixtures.items():
+        if experts % layout.expert:
+            common = math.gcd(*mixtures.values(), layout.tensor * layout.data)
+            yield (
+                f"parallel.expert: is {layout.expert} but {key} has {experts} experts; "
+                f"set it to {divisors(common, layout.expert)}"
+            )
+    if student and student.experts and layout.tensor > 1 and not layout.sequence:
+        if command == "train":
+            yield (
+                f"parallel.sequence: is false but model.student has {student.experts} experts and "
+                f"parallel.tensor is {layout.tensor}; set it to true"
+            )
+
+
+def divisors(size: int, below: int) -> str:
+    """The two largest divisors of size below a number: `2 or 4`."""
+    divisors = [number for number in range(1, below) if size % number == 0]
+    return " or ".join(str(number) for number in divisors[-2:])
+
+
+def _fits(config: Config, key: str, shape: ModelShape) -> Problems:
+    """The model's sizes fit each other, and its context holds a training sequence."""
+    if shape.heads % shape.query_groups:
+        yield (
+            f"{key}: has {shape.heads} num_attention_heads, not a multiple of its "
+            f"{shape.query_groups} num_key_value_heads; correct config.json"
+        )
+    if config.rollout and config.max_sequence_tokens > shape.max_positions:
+        yield (
+            f"rollout.max_response_tokens: with data.max_prompt_tokens makes "
+            f"{config.max_sequence_tokens}, above {key}'s max_position_embeddings; "
+            f"set their sum to {shape.max_positions} or less"
+        )
+
+
+def _served(config: Config, shape: ModelShape) -> Problems:
+    """What the engine asks of the student."""
+    if not cuda_visible() and shape.head_dim not in CPU_HEAD_DIMS:
+        allowed = ", ".join(str(size) for size in CPU_HEAD_DIMS)
+        yield (
+            f"model.student: has head_dim {shape.head_dim}, which the CPU engine cannot serve; "
+            f"use a model with head_dim {allowed}"
+        )
+    sequence = config.max_sequence_tokens if config.rollout else 0
+    if config.max_model_len > max(shape.max_positions, sequence):  # that one is reported already
+        given = config.engine.max_model_len is not None
+        key = "rollout.engine.max_model_len" if given else "evaluation.max_response_tokens"
+        yield (
+            f"{key}: makes sequences of {config.max_model_len} tokens, above model.student's "
+            f"max_position_embeddings; the limit with the prompt is {shape.max_positions}"
+        )
+
+
+def _vocabulary(config: Config, shapes: dict[str, ModelShape], command: Command) -> Problems:
+    """One token map for both models, within both embeddings; top-k within the vocabulary."""
+    chosen = config.model.tokenizer or config.model.student
+    key = "model.tokenizer" if config.model.tokenizer else "model.student"
+    size = min(shape.vocab for shape in shapes.values())
+    try:
+        file = tokenizer_file(chosen)
+        tokens = token_map(file) if file.suffix == ".json" else None
+        if "model.teacher" in shapes and config.model.teacher is not None:
+            key = "model.teacher"
+            _require_same_tokens(file, tokens, tokenizer_file(config.model.teacher))
+    except ModelDirError as error:
+        yield f"{key}: {error}"
+        return
+    if tokens is not None:
+        end = max(tokens, default=0) + 1
+        for model, shape in shapes.items():
+            if end > shape.vocab:
+                yield (
+                    f"{model}: has vocab_size {shape.vocab} but the tokenizer needs {end}; "
+                    "use the tokenizer that the model was trained with"
+                )
+        size = min(size, end)
+    yield from _top_k(config, size, command)
+
+
+def _top_k(config: Config, vocabulary: int, command: Command) -> Problems:
+    sizes = {}
+    if evaluates(config, command):
+        sizes["evaluation.top_k"] = config.evaluation.top_k
+    if config.rollout:
+        sizes["rollout.top_k"] = config.rollout.top_k
+    if config.objective.kl == "topk":
+        sizes["objective.topk"] = config.objective.topk
+    for key, size in sizes.items():
+        if size > vocabulary:
+            yield (
+                f"{key}: is {size}, above the vocabulary's {vocabulary} tokens; "
+                f"set it to {vocabulary} or less"
+            )
+
+
+def _require_same_tokens(student: Path, tokens: dict[int, str] | None, teacher: Path) -> None:
+    """Raise ModelDirError unless both files give every id the same token.
+
+    ``tokens`` is the student's map, None for a sentencepiece file.
+    """
+    same_family = "use a teacher with the student's tokenizer"
+    if student.suffix != teacher.suffix:
+        raise ModelDirError(
+            f"{teacher} cannot be compared with {student}; give both models a tokenizer.json"
+        )
+    if tokens is None:
+        digests = [hashlib.sha256(path.read_bytes()).digest() for path in (student, teacher)]
+        if digests[0] != digests[1]:
+            raise ModelDirError(f"{teacher} differs from {student}; {same_family}")
+        return
+    if filecmp.cmp(student, teacher, shallow=False):
+        return
+    theirs = token_map(teacher)
+    index = first_difference(tokens, theirs)
+    if index is not None:
+        raise ModelDirError(
+            f"{teacher} has {theirs.get(index)!r} at id {index} where the student's has "
+            f"{tokens.get(index)!r}; {same_family}"
+        )
