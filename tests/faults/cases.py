@@ -239,7 +239,7 @@ def nan_once(stage: Stage) -> Outcome:
     stage.inject("nan gradient", "train", FAULT_AT)
     run = stage.start()
     at, _ = stage.injected(run)
-    noticed, said = run.said("warning: a loss or gradient is not finite")
+    noticed, said = run.said("a loss or gradient is not finite")
     run.finish(0)
     skipped = [row["step"] for row in stage.rows() if row.get("update/skipped")]
     if skipped != [FAULT_AT]:
@@ -252,7 +252,7 @@ def nan_in_a_row(stage: Stage) -> Outcome:
     stage.inject("nan gradient", "train", FAULT_AT, FAULT_AT + 1, FAULT_AT + 2)
     run = stage.start("faults.restarts=1")
     at, step = stage.injected(run)
-    noticed, said = run.said("warning: a loss or gradient is not finite")
+    noticed, said = run.said("a loss or gradient is not finite")
     run.said(r"faults.nonfinite_updates: 3 updates in a row")
     run.finish(5)
     return same_command(stage, step + 2, noticed - at, said)
