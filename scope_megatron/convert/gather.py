@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,15 @@ def _detached(tensor: Tensor) -> Tensor:
     return tensor.clone() if small else tensor
 
 
+def of_all_stages(mine: list[Item], topology: Topology) -> list[Item]:
+    """The stages' lists, one after the other, on every rank (a collective over the pipeline)."""
+    if topology.pp_size == 1:
+        return mine
+    stages: list[list[Item]] = [[] for _ in range(topology.pp_size)]
+    dist.all_gather_object(stages, mine, group=topology.pp_group)
+    return [item for stage in stages for item in stage]
+
+
 def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:
     """What every pipeline stage holds, in the order of the stages."""
     mine = [
@@ -111,11 +121,7 @@ def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) ->
         for name, tensor in own.items()
         if not mapping.find(name)[0].duplicate
     ]
-    if topology.pp_size == 1:
-        return mine
-    stages: list[list[_Shard]] = [[] for _ in range(topology.pp_size)]
-    dist.all_gather_object(stages, mine, group=topology.pp_group)
-    return [shard for stage in stages for shard in stage]
+    return of_all_stages(mine, topology)
 
 
 def _buckets(shards: list[_Shard], topology: Topology, bucket_bytes: int) -> Iterator[list[_Shard]]:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scope_megatron.convert.gather import global_parameters
+from scope_megatron.convert.gather import global_parameters, of_all_stages
 from scope_megatron.convert.layout import (
     Copy,
     EngineLayout,
@@ -303,11 +303,7 @@ def _held(weights: ModelWeights) -> list[_Held]:
         for name, tensor in global_parameters(weights.model)
         if not table.find(name)[0].duplicate
     ]
-    if topology.pp_size == 1:
-        return mine
-    stages: list[list[_Held]] = [[] for _ in range(topology.pp_size)]
-    dist.all_gather_object(stages, mine, group=topology.pp_group)
-    return [parameter for stage in stages for parameter in stage]
+    return of_all_stages(mine, topology)
 
 
 def agree(ok: bool, topology: Topology, device: torch.device) -> bool:

@@ -17,8 +17,9 @@ in the environment before that, ``triton`` also computes CPU tensors, slowly: fo
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -146,8 +147,14 @@ def _stride(matrix: Tensor | None) -> tuple[int, ...]:
 
 @functools.cache
 def _programs() -> ModuleType | None:
-    """The module that needs Triton; None where it does not import, for whatever reason."""
-    try:
-        return importlib.import_module("scope_megatron.objective.triton_kernels")
-    except Exception:
+    """The module that needs Triton; None, with a warning, where an installed Triton is broken."""
+    if importlib.util.find_spec("triton") is None:
         return None
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken extension raises OSError, RuntimeError, ...
+        warnings.warn(
+            f"Triton does not import ({error}): the loss takes the slower torch path", stacklevel=2
+        )
+        return None
+    return importlib.import_module("scope_megatron.objective.triton_kernels")

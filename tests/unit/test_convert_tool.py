@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -223,12 +222,16 @@ def test_killed_conversion_goes_on_and_ends_the_same(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
+def interrupt(workspace: Workspace) -> None:
+    raise KeyboardInterrupt
+
+
 def test_other_options_start_over(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     arguments = ["--hf", model, "--out", out, "--to", "megatron"]
-    monkeypatch.setattr(Workspace, "commit", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Workspace, "commit", interrupt)
     assert in_process(*arguments) == 130
     assert capsys.readouterr().err.endswith("the same command goes on where it was\n")
     monkeypatch.undo()

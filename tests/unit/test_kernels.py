@@ -72,6 +72,19 @@ def test_triton_on_cpu_tensors_is_refused() -> None:
         vocab_parallel_logprob(logits, targets, kernel="cuda")
 
 
+def test_broken_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton/__init__.py").write_text("raise OSError('libcuda.so.1: cannot open')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    kernels._programs.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"Triton does not import \(libcuda.so.1"):
+            assert kernels._programs() is None
+    finally:
+        kernels._programs.cache_clear()
+
+
 class OnCuda:
     """What the choice looks at."""
 
