@@ -1,0 +1,91 @@
+"""Ten steps of the quickstart on two CPU ranks, as text: what a refactor must not change.
+
+`python -m tests.e2e.golden_losses` writes tests/golden/losses.txt anew. Do that only when the
+numbers are meant to change, and say in the commit why they do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/golden/losses.txt"
+STEPS = 10
+LAYOUTS = {
+    "tensor2": ("parallel.tensor=2", "parallel.pipeline=1"),
+    "pipeline2": ("parallel.tensor=1", "parallel.pipeline=2"),
+    "data2": ("parallel.tensor=1", "parallel.pipeline=1", "parallel.data=2"),
+}
+COLUMNS = ("loss/total", "loss/mle", "loss/kl", "grad_norm", "reward/mean")
+_SETTINGS = (
+    f"train.steps={STEPS}",
+    "objective.old_logprobs=recompute",
+    "evaluation.before=false",
+    "evaluation.after=false",
+    "evaluation.every=0",
+    "checkpoint.every=0",
+    "checkpoint.at_end=false",
+    "checkpoint.export_hf=false",
+    "logging.tensorboard=false",
+)
+Row = dict[str, float]
+
+
+def run(layout: str, output: Path) -> list[Row]:
+    """The metrics named by COLUMNS of each step, by the command line in processes of its own."""
+    arguments = ("train", "configs/quickstart.yaml", f"output_dir={output}", *_SETTINGS)
+    done = subprocess.run(
+        [sys.executable, "-m", "scope_megatron", *arguments, *LAYOUTS[layout]],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{layout} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in COLUMNS} for row in rows if "reward/mean" in row]
+
+
+def processor() -> str:
+    """The processor's model name: other models round sums in another order."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def to_text(rows: dict[str, list[Row]]) -> str:
+    """One line per layout and step, eight significant digits."""
+    lines = [f"# processor: {processor()}", "# " + " ".join(("layout", "step", *COLUMNS))]
+    for layout, steps in rows.items():
+        for number, row in enumerate(steps, 1):
+            lines.append(f"{layout} {number} " + " ".join(f"{row[name]:.8g}" for name in COLUMNS))
+    return "\n".join(lines) + "\n"
+
+
+def read() -> tuple[str, dict[str, list[Row]]]:
+    """(processor that wrote the file, layout -> a row per step)."""
+    first, _, *lines = GOLDEN.read_text().splitlines()
+    rows: dict[str, list[Row]] = {}
+    for line in lines:
+        layout, _, *values = line.split()
+        rows.setdefault(layout, []).append(dict(zip(COLUMNS, map(float, values), strict=True)))
+    return first.removeprefix("# processor: "), rows
+
+
+def main() -> None:
+    with TemporaryDirectory() as directory:
+        rows = {layout: run(layout, Path(directory) / layout) for layout in LAYOUTS}
+    GOLDEN.write_text(to_text(rows))
+
+
+if __name__ == "__main__":
+    main()
