@@ -160,7 +160,7 @@ def _job(
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype}: give float32 or bfloat16")
     from scope_megatron.config.modeldir import read_shape
-    from scope_megatron.convert.directory import is_occupied
+    from scope_megatron.disk import is_occupied
 
     if is_occupied(out):
         raise ValueError(f"{out} is not empty; choose another directory")
@@ -228,7 +228,7 @@ def _convert(job: Job, verify: bool) -> None:
 
 def _refuse_damage(job: Job) -> None:
     """Checksums of the checkpoint to read, where it has them."""
-    from scope_megatron.train.integrity import MANIFEST, find_damage
+    from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 
     if job.to is Layout.HF and (job.source / MANIFEST).exists():
         damage = find_damage(job.source)
@@ -304,12 +304,12 @@ def _write(
     workspace: Workspace,
     verify: bool,
 ) -> None:
+    from scope_megatron.checkpoint.manifest import write_manifest
     from scope_megatron.convert import hf as hf_files
     from scope_megatron.convert.hf import ShardReader
     from scope_megatron.convert.lazy import LazyCheckpoint
     from scope_megatron.convert.megatron import save_streamed
     from scope_megatron.convert.streamed import compare, export_streamed
-    from scope_megatron.train.integrity import write_manifest
 
     to_megatron = job.to is Layout.MEGATRON
     with _progress(job, f"to {job.to}") as advance:

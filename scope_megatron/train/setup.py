@@ -14,8 +14,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import load_hf_weights
+from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.launcher import end_with_launcher
 from scope_megatron.parallel.model import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel.optimizer import build_optimizer, build_scheduler, wrap_student
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed

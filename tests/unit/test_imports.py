@@ -12,19 +12,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# config, types <- parallel <- convert <- rollout <- train <- cli;  objective <- train
-# doctor <- cli
+# config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job <- convert
+# <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
     "config": 0,
     "types": 0,
     "exits": 0,
+    "disk": 0,
+    "outputs": 0,
     "parallel": 1,
-    "convert": 2,
-    "doctor": 3,
-    "rollout": 3,
-    "train": 4,
-    "cli": 5,
-    "__main__": 6,
+    "report": 1,
+    "model": 2,
+    "checkpoint": 2,
+    "job": 2,
+    "convert": 3,
+    "engine": 4,
+    "doctor": 4,
+    "rollout": 5,
+    "train": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 

@@ -177,8 +177,8 @@ class Patcher:
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
         self._patches: dict[str, Patch] = {
-            "scope_megatron.train.watchdog": on_enter,
-            "scope_megatron.train.integrity": on_manifest,
+            "scope_megatron.job.watchdog": on_enter,
+            "scope_megatron.checkpoint.manifest": on_manifest,
         }
         if fault.action in PATCHES:
             name, patch = PATCHES[fault.action]
