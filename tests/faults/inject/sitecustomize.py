@@ -164,10 +164,10 @@ Patch = Callable[[Fault, ModuleType], None]
 PATCHES: dict[str, tuple[str, Patch]] = {  # by action, besides the two that every fault needs
     "nan gradient": ("scope_megatron.train.update", on_gradients),
     "nan teacher": ("scope_megatron.train.learner", on_scores),
-    "engine once": ("scope_megatron.rollout.engine", on_engine),
-    "engine always": ("scope_megatron.rollout.engine", on_engine),
-    "verifier kill": ("scope_megatron.rollout.verify.math", on_verifier),
-    "verifier stop": ("scope_megatron.rollout.verify.math", on_verifier),
+    "engine once": ("scope_megatron.engine.vllm", on_engine),
+    "engine always": ("scope_megatron.engine.vllm", on_engine),
+    "verifier kill": ("scope_megatron.rollout.verify.mathematics", on_verifier),
+    "verifier stop": ("scope_megatron.rollout.verify.mathematics", on_verifier),
 }
 
 
