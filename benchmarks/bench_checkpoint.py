@@ -92,7 +92,7 @@ def training_state(world_size: int, layers: int, hidden: int, vocab: int = 8192)
     """A Qwen2 student of random weights whose optimizer has states."""
     from scope_megatron.checkpoint.state import TrainingState
     from scope_megatron.config import OptimizerConfig
-    from scope_megatron.parallel.model import build_model
+    from scope_megatron.model.build import build_model
     from scope_megatron.parallel.optimizer import (
         before_loading,
         build_optimizer,

@@ -95,7 +95,7 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
     from scope_megatron.config import EngineConfig
     from scope_megatron.engine.source import ModelWeights, engine_weights
     from scope_megatron.engine.vllm import VLLMEngine
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     topology = create_topology(world)

@@ -203,8 +203,8 @@ def _convert(job: Job, verify: bool) -> None:
     from scope_megatron.convert.hf import ShardReader
     from scope_megatron.convert.lazy import LazyCheckpoint
     from scope_megatron.convert.mapping import Mapping
+    from scope_megatron.model.build import build_model, padded_vocab_size
     from scope_megatron.parallel import topology
-    from scope_megatron.parallel.model import build_model, padded_vocab_size
 
     source: ShardReader | LazyCheckpoint
     if job.to is Layout.MEGATRON:

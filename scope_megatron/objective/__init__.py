@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from scope_megatron.objective.fused import (
+from scope_megatron.objective.head.hidden import (
     FusedLoss,
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
 )
-from scope_megatron.objective.loss import (
+from scope_megatron.objective.head.logits import (
     Divergence,
     Scores,
     vocab_parallel_divergence,

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import Config
+from scope_megatron.model.head import caps_logits
 from scope_megatron.objective.normalize import Totals, local_totals
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.head import caps_logits
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.report.metrics import StepMetrics

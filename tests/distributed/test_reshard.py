@@ -121,7 +121,7 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
 
     from scope_megatron.convert.hf import load_hf_weights
     from scope_megatron.engine.source import ModelWeights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     results: dict[Any, Any] = {}

@@ -50,7 +50,7 @@ def scores(
     from scope_megatron.convert.hf import load_hf_weights
     from scope_megatron.engine.source import ModelWeights
     from scope_megatron.engine.vllm import VLLMEngine
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     tensor, pipeline, engine_tensor = layout

@@ -87,7 +87,7 @@ def test_imports_go_one_way(module: Path) -> None:
         ("parallel", "from scope_megatron.train.trainer import train"),
         ("parallel", "def f():\n    import scope_megatron.convert.hf"),
         ("config", "from scope_megatron.types import Prompt"),
-        ("rollout", "from scope_megatron.objective.loss import token_loss"),
+        ("rollout", "from scope_megatron.objective.head.logits import token_loss"),
         ("objective", "from scope_megatron.parallel import platform"),
         ("objective", "import megatron.core"),
         ("train", "from launch.executors import local"),

@@ -14,8 +14,8 @@ With z the student's logits, zt the teacher's, p and q their softmaxes over the 
     topk     reverse KL on the teacher's k best tokens, p and q renormalised on them
 
 The forward costs one all-gather of a few scalars per token for the whole call (two for jsd, whose
-mixture needs the normalisers first; see ``vocab.py``). The backward is closed-form and needs no
-communication: every rank of the group must get the same upstream gradient, as it does when each
+mixture needs the normalisers first; see ``statistics.py``). The backward is closed-form and needs
+no communication: every rank of the group must get the same upstream gradient, as it does when each
 computes the same loss. All arithmetic is in float32 (float64 for float64 logits) on blocks of
 ``chunk`` tokens, so the extra memory is chunk * W, not T * W.
 
@@ -32,9 +32,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scope_megatron.objective.gradient import logits_gradient
-from scope_megatron.objective.shard import Kernel, Shard, Spec, check
-from scope_megatron.objective.vocab import Statistics, statistics
+from scope_megatron.objective.head.gradient import logits_gradient
+from scope_megatron.objective.head.shard import Kernel, Shard, Spec, check
+from scope_megatron.objective.head.statistics import Statistics, statistics
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
 
