@@ -16,6 +16,7 @@ from scope_megatron.objective.head.logits import (
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
+from scope_megatron.objective.loss import TokenStreams, policy_loss, policy_terms
 from scope_megatron.objective.normalize import (
     Normalization,
     Totals,
@@ -29,7 +30,6 @@ from scope_megatron.objective.packing import (
     scatter_to_sequences,
 )
 from scope_megatron.objective.perplexity import WeightMode, student_weights, teacher_weights
-from scope_megatron.objective.policy import TokenStreams, policy_loss, policy_terms
 from scope_megatron.objective.routing import Routes, route
 
 __all__ = [

@@ -17,8 +17,8 @@ from scope_megatron.objective.head.logits import (
     vocab_parallel_logprob_and_divergence,
 )
 from scope_megatron.objective.head.shard import Kernel
+from scope_megatron.objective.loss import TokenStreams, policy_terms
 from scope_megatron.objective.packing import gather_from_sequences
-from scope_megatron.objective.policy import TokenStreams, policy_terms
 from scope_megatron.parallel import pipeline
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.train.algorithms import SequenceStreams

@@ -30,7 +30,7 @@ def save(rank: int, world: int, root: Path) -> None:
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    from scope_megatron.convert import megatron
+    from scope_megatron.convert import megatron_write as megatron
     from scope_megatron.convert.hf import ShardReader
     from scope_megatron.convert.workspace import Workspace
     from scope_megatron.model.build import build_model, read_hf_config
