@@ -10,7 +10,8 @@ from scope_megatron.config.modeldir import (
     KNOWN_ARCHITECTURES,
     KNOWN_ROPE_TYPES,
 )
-from scope_megatron.config.models import (
+from scope_megatron.config.reference import reference_markdown
+from scope_megatron.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
     Config,
@@ -27,7 +28,6 @@ from scope_megatron.config.models import (
     TrainConfig,
     VerifierConfig,
 )
-from scope_megatron.config.reference import reference_markdown
 
 __all__ = [
     "CPU_HEAD_DIMS",

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from scope_megatron.config.models import Config, Section
+from scope_megatron.config.schema import Config, Section
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

@@ -20,8 +20,8 @@ from scope_megatron.config.keys import (
     walk,
     yaml_text,
 )
-from scope_megatron.config.models import Config, Section
 from scope_megatron.config.rules import Command, file_problems, setting_problems
+from scope_megatron.config.schema import Config, Section
 
 WRONG_TYPE = {
     "int_type": "an integer",
