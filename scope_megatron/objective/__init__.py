@@ -1,4 +1,12 @@
-"""The training objective: pure tensor code that gets process groups as arguments."""
+"""The training objective: pure tensor code that gets process groups as arguments.
+
+routing       which path a response takes
+perplexity    weights from perplexities (eq. 4 and 5)
+normalize     a weight per sequence -> a factor per token, by global denominators
+loss          the token loss all algorithms share
+packing       sequences laid end to end, values carried back and forth
+head/         log-probabilities and divergences over a vocabulary cut over ranks
+"""
 
 from __future__ import annotations
 

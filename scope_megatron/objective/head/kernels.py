@@ -1,9 +1,9 @@
 """The choice between the torch path and the Triton kernels, and the kernels' calls.
 
 The torch path of ``statistics.py`` and ``gradient.py`` runs everywhere and is the reference. The
-kernels give the same columns and the same gradient in float32: the forward reads the logits once instead of
-once for each operation, and so does the backward (jsd: one more pass for the mixture). They need
-CUDA tensors and Triton; ``objective.kernel`` says who computes:
+kernels give the same columns and the same gradient in float32: the forward reads the logits once
+instead of once for each operation, and so does the backward (jsd: one more pass for the mixture).
+They need CUDA tensors and Triton; ``objective.kernel`` says who computes:
 
     torch   the torch path
     auto    the kernels for CUDA tensors where Triton imports, else the torch path
