@@ -50,7 +50,7 @@ def measure(
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    from scope_megatron.train.saver import Saver
+    from scope_megatron.checkpoint.saver import Saver
 
     state = training_state(world_size, layers, hidden)
     saver = Saver(state, root, CheckpointConfig(keep=1), print)
@@ -90,8 +90,9 @@ def measure(
 
 def training_state(world_size: int, layers: int, hidden: int, vocab: int = 8192) -> Any:
     """A Qwen2 student of random weights whose optimizer has states."""
+    from scope_megatron.checkpoint.state import TrainingState
     from scope_megatron.config import OptimizerConfig
-    from scope_megatron.parallel.model import build_model
+    from scope_megatron.model.build import build_model
     from scope_megatron.parallel.optimizer import (
         before_loading,
         build_optimizer,
@@ -99,7 +100,6 @@ def training_state(world_size: int, layers: int, hidden: int, vocab: int = 8192)
         wrap_student,
     )
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train.checkpoint import TrainingState
 
     topology = create_topology(world_size)
     hf = {

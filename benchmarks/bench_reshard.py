@@ -93,10 +93,10 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
 
     platform.initialize()
     from scope_megatron.config import EngineConfig
-    from scope_megatron.convert.vllm import ModelWeights, engine_weights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.engine.source import ModelWeights, engine_weights
+    from scope_megatron.engine.vllm import VLLMEngine
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.rollout.engine import VLLMEngine
 
     topology = create_topology(world)
     hf = read_hf_config(root)
@@ -143,7 +143,7 @@ class Plain:
     """Parameters of the engine's shapes in plain memory."""
 
     def __init__(self, engine: Any) -> None:
-        from scope_megatron.rollout.weights import EngineParameters
+        from scope_megatron.engine.direct import EngineParameters
 
         (model,) = engine._llm.apply_model(lambda model: model)
         shapes = EngineParameters(model).layout(1).shapes
@@ -163,7 +163,7 @@ def methods(
 
     from scope_megatron.convert.gather import iter_full_tensors
     from scope_megatron.convert.hf import export_hf
-    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.engine.source import engine_weights
 
     model, hf, topology = weights.model, weights.hf, weights.topology
     exported = root / "exported"

@@ -21,7 +21,7 @@ from scope_megatron.objective import (
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
-from scope_megatron.objective.shard import Kernel
+from scope_megatron.objective.head.shard import Kernel
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 

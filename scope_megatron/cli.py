@@ -17,7 +17,7 @@ import typer
 
 from scope_megatron.config import Config, ConfigError, load_config
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
-from scope_megatron.train.lock import require_free
+from scope_megatron.job.lock import require_free
 
 PACKAGE = Path(__file__).parent
 
@@ -82,7 +82,7 @@ def report(
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
-        from scope_megatron.train.report import write_report
+        from scope_megatron.report.figure import write_report
 
         write_report(run_dir)
 
@@ -131,7 +131,7 @@ def _must_launch(settings: Config) -> bool:
 
 def _launch(command: str, config: Path, overrides: list[str] | None, settings: Config) -> NoReturn:
     """Run this command again in world_size processes."""
-    from scope_megatron.parallel.launcher import launch
+    from scope_megatron.job.launcher import launch
 
     arguments = [command, str(config), *(overrides or [])]
     sys.exit(launch(arguments, settings.world_size, settings.faults.restarts))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
     from scope_megatron.convert.hf import ShardReader
-    from scope_megatron.convert.lazy import LazyCheckpoint
+    from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.workspace import Workspace
 
 FORMAT = 1  # of what lies in an unfinished output: raised when files would come out differently
@@ -160,7 +160,7 @@ def _job(
     if dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype}: give float32 or bfloat16")
     from scope_megatron.config.modeldir import read_shape
-    from scope_megatron.convert.directory import is_occupied
+    from scope_megatron.disk import is_occupied
 
     if is_occupied(out):
         raise ValueError(f"{out} is not empty; choose another directory")
@@ -170,7 +170,7 @@ def _job(
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # files to files: a device would only hold the model
     import torch
 
-    from scope_megatron.convert.plan import check_layout
+    from scope_megatron.convert.estimate import check_layout
 
     check_layout(shape, *sizes)
     bfloat16 = (dtype or stored) == "bfloat16"
@@ -179,8 +179,8 @@ def _job(
 
 
 def _print_plan(job: Job) -> None:
+    from scope_megatron.convert.estimate import describe, rank_bytes
     from scope_megatron.convert.mapping import Mapping
-    from scope_megatron.convert.plan import describe, rank_bytes
 
     typer.echo(f"{job.out} would hold, as {job.to}:")
     mapping = Mapping(job.config)
@@ -201,10 +201,10 @@ def _convert(job: Job, verify: bool) -> None:
 
     platform.initialize()  # before megatron-core's own imports
     from scope_megatron.convert.hf import ShardReader
-    from scope_megatron.convert.lazy import LazyCheckpoint
     from scope_megatron.convert.mapping import Mapping
+    from scope_megatron.convert.megatron_read import LazyCheckpoint
+    from scope_megatron.model.build import build_model, padded_vocab_size
     from scope_megatron.parallel import topology
-    from scope_megatron.parallel.model import build_model, padded_vocab_size
 
     source: ShardReader | LazyCheckpoint
     if job.to is Layout.MEGATRON:
@@ -228,7 +228,7 @@ def _convert(job: Job, verify: bool) -> None:
 
 def _refuse_damage(job: Job) -> None:
     """Checksums of the checkpoint to read, where it has them."""
-    from scope_megatron.train.integrity import MANIFEST, find_damage
+    from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 
     if job.to is Layout.HF and (job.source / MANIFEST).exists():
         damage = find_damage(job.source)
@@ -269,8 +269,8 @@ def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verif
 
 
 def _require_space(job: Job, finished: int) -> None:
+    from scope_megatron.convert.estimate import total_bytes
     from scope_megatron.convert.mapping import Mapping
-    from scope_megatron.convert.plan import total_bytes
 
     parent = job.out.absolute().parent  # exists: the temporary directory lies in it
     needed = total_bytes(Mapping(job.config), job.dtype) - finished
@@ -285,8 +285,8 @@ def _progress(job: Job, what: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from scope_megatron.convert.estimate import total_bytes
     from scope_megatron.convert.mapping import Mapping
-    from scope_megatron.convert.plan import total_bytes
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -304,12 +304,12 @@ def _write(
     workspace: Workspace,
     verify: bool,
 ) -> None:
+    from scope_megatron.checkpoint.manifest import write_manifest
     from scope_megatron.convert import hf as hf_files
     from scope_megatron.convert.hf import ShardReader
-    from scope_megatron.convert.lazy import LazyCheckpoint
-    from scope_megatron.convert.megatron import save_streamed
-    from scope_megatron.convert.streamed import compare, export_streamed
-    from scope_megatron.train.integrity import write_manifest
+    from scope_megatron.convert.hf_write import compare, export_streamed
+    from scope_megatron.convert.megatron_read import LazyCheckpoint
+    from scope_megatron.convert.megatron_write import save_streamed
 
     to_megatron = job.to is Layout.MEGATRON
     with _progress(job, f"to {job.to}") as advance:

@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from scope_megatron.rollout.prompts import READERS, Row, read_rows
-from scope_megatron.rollout.verify.math import MathVerifier
+from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)

@@ -1,4 +1,18 @@
-"""The run's configuration: schema, loading and every check that needs no torch."""
+"""The run's configuration: schema, loading and every check that needs no torch.
+
+schema          the sections and settings (pydantic); objective has one section, section what
+                all of them share
+load            YAML file and key=value overrides -> Config
+keys            the schema as data: every key, the nearest key to a wrong one, defaults
+rules           rules that join several settings, or settings and files
+rules_models    rules that read the models' directories
+rules_output    rules on output_dir
+modeldir        a Hugging Face directory, read without torch
+family          what a config.json leaves to its family's defaults
+machine         which machine the settings are for
+errors          ConfigError: one line per problem
+reference       the table of every key, as Markdown
+"""
 
 from __future__ import annotations
 
@@ -10,7 +24,8 @@ from scope_megatron.config.modeldir import (
     KNOWN_ARCHITECTURES,
     KNOWN_ROPE_TYPES,
 )
-from scope_megatron.config.models import (
+from scope_megatron.config.reference import reference_markdown
+from scope_megatron.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
     Config,
@@ -27,7 +42,6 @@ from scope_megatron.config.models import (
     TrainConfig,
     VerifierConfig,
 )
-from scope_megatron.config.reference import reference_markdown
 
 __all__ = [
     "CPU_HEAD_DIMS",

@@ -11,10 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from scope_megatron.config.check import Command, file_problems, setting_problems
 from scope_megatron.config.errors import ConfigError, shown
-from scope_megatron.config.models import Config, Section
-from scope_megatron.config.schema import (
+from scope_megatron.config.keys import (
     choices,
     field_of,
     nearest_key,
@@ -22,6 +20,8 @@ from scope_megatron.config.schema import (
     walk,
     yaml_text,
 )
+from scope_megatron.config.rules import Command, file_problems, setting_problems
+from scope_megatron.config.schema import Config, Section
 
 WRONG_TYPE = {
     "int_type": "an integer",

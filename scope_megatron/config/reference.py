@@ -6,8 +6,8 @@ import inspect
 
 from pydantic.fields import FieldInfo
 
-from scope_megatron.config.models import Config, Section
-from scope_megatron.config.schema import choices, section_of, yaml_text
+from scope_megatron.config.keys import choices, section_of, yaml_text
+from scope_megatron.config.schema import Config, Section
 
 INTRODUCTION = """\
 # Configuration

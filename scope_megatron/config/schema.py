@@ -1,63 +1,397 @@
-"""The schema as data: every key and its field, the key nearest to a wrong one, defaults as text."""
+"""The configuration's schema: one frozen, strict pydantic model per section of the YAML file.
+
+Strict means that nothing is guessed: an unknown key, a number in quotes, a NaN is an error. The
+descriptions are the reference manual: `tools/config_reference.py` prints them.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic.fields import FieldInfo
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
 
-from scope_megatron.config.models import Config, Section
-
-
-def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section's class if the field is a section, `X | None` included."""
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, Section):
-            return kind
-    return None
+from scope_megatron.config.objective import ObjectiveConfig
+from scope_megatron.config.section import Section
 
 
-def walk(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, field) of every key, a section before its members."""
-    for name, field in section.model_fields.items():
-        yield prefix + name, field
-        if member := section_of(field):
-            yield from walk(member, f"{prefix}{name}.")
+def _to_path(value: Any) -> Any:
+    """A non-empty string is a path, `~` standing for the home directory."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is not a path; give a path as text")
+    return Path(value).expanduser()
 
 
-def field_of(key: str) -> FieldInfo | None:
-    """The field of a dotted key; None if there is no such key."""
-    return dict(walk()).get(key)
+def _to_paths(value: Any) -> Any:
+    """One path or a list of paths -> a tuple of paths."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise ValueError("the list is empty; give at least one path")
+    return tuple(_to_path(item) for item in values)
 
 
-def nearest_key(key: str) -> str | None:
-    """The known key that was probably meant: a sibling, the same name elsewhere, or a like one."""
-    keys = [known for known, _ in walk()]
-    parent, _, name = key.rpartition(".")
-    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
-    names = [known.rpartition(".")[2] for known in siblings]
-    if close := difflib.get_close_matches(name, names, n=1):
-        return siblings[names.index(close[0])]
-    elsewhere = [known for known in keys if known.rpartition(".")[2] == name]
-    if elsewhere:
-        return elsewhere[0]
-    close = difflib.get_close_matches(key, keys, n=1)
-    return close[0] if close else None
+AnyPath = Annotated[Path, BeforeValidator(_to_path)]
+TopK = Annotated[int, Field(ge=-1)]
 
 
-def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values a field may take, if they are listed."""
-    if get_origin(field.annotation) is Literal:
-        return get_args(field.annotation)
-    return ()
+class AlgorithmConfig(Section):
+    """What the tokens are weighted by."""
+
+    name: Literal["scope", "opd", "grpo", "kd"] = Field(
+        "scope",
+        description="scope: correct responses by MLE, incorrect ones by the teacher's KL, both "
+        "weighted by perplexity. opd: the teacher's KL on all responses. grpo: group-relative "
+        "advantages, no teacher. kd: supervised training on given responses",
+    )
+    clip_eps: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="PPO clip of the ratio to the behaviour policy: grpo always, the others "
+        "only when train.updates_per_batch > 1",
+    )
+    kl_coef: float = Field(
+        1e-4, ge=0, description="grpo: coefficient of the KL to the reference (initial student)"
+    )
 
 
-def yaml_text(value: Any) -> str:
-    """A default as the YAML file would spell it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+class ModelConfig(Section):
+    """The models and the tokenizer they share."""
+
+    student: AnyPath = Field(
+        description="Hugging Face directory of the model that is trained: config.json, "
+        "*.safetensors, tokenizer.json or tokenizer.model"
+    )
+    teacher: AnyPath | None = Field(
+        None,
+        description="Hugging Face directory of the frozen teacher, with the student's token map; "
+        "scope and opd need it, grpo and kd ignore it",
+    )
+    tokenizer: AnyPath | None = Field(
+        None,
+        description="Hugging Face directory or sentencepiece .model file of the tokenizer; "
+        "null: the student's directory",
+    )
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "auto", description="parameters' type; auto: bfloat16 on CUDA, float32 on CPU"
+    )
+
+
+class ParallelConfig(Section):
+    """How the models are cut; the product of the three sizes is the number of ranks."""
+
+    tensor: int = Field(1, ge=1, description="tensor-parallel size (ranks that share a layer)")
+    pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
+    data: int = Field(1, ge=1, description="data-parallel replicas")
+    expert: int = Field(
+        1,
+        ge=1,
+        description="neighbouring ranks among tensor x data that share the experts of a layer, "
+        "each holding whole ones; 1: experts are cut by tensor like other weights",
+    )
+    sequence: bool = Field(
+        False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
+    )
+
+
+class DataConfig(Section):
+    """The prompts."""
+
+    train: Annotated[tuple[AnyPath, ...], BeforeValidator(_to_paths)] = Field(
+        description="training data, one path or a list: .jsonl or .parquet"
+    )
+    eval: AnyPath | None = Field(
+        None, description="evaluation data, .jsonl or .parquet; needed when evaluation is on"
+    )
+    max_prompt_tokens: int = Field(
+        ge=1, description="a longer prompt (chat template included) is left out"
+    )
+    shuffle: bool = Field(True, description="a new order of the training rows in every epoch")
+    system_prompt: str | None = Field(
+        None, description="system message put before every prompt; null: none"
+    )
+
+
+class EngineConfig(Section):
+    """The vLLM engine that samples responses."""
+
+    tensor: int = Field(
+        1, ge=1, description="tensor-parallel size of one engine; a divisor of parallel.tensor"
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=1,
+        description="longest prompt + response in tokens; null: the longest that data, rollout "
+        "and evaluation allow",
+    )
+    kv_cache_gib: float = Field(1.0, gt=0, description="CPU: key-value cache per engine, GiB")
+    gpu_memory_utilization: float = Field(
+        0.45, gt=0, le=1, description="CUDA: share of the device memory the engine may use"
+    )
+    max_num_seqs: int = Field(256, ge=1, description="sequences decoded at once")
+    bucket_mib: int = Field(
+        64, ge=1, description="weights travel to the engine in buckets of this size, MiB"
+    )
+    logprob_tolerance: float = Field(
+        0.02,
+        gt=0,
+        description="largest mean absolute difference between the engine's and the trainer's "
+        "log-probabilities; above it the run stops: the weights are out of step",
+    )
+    check_samples: int = Field(
+        4, ge=0, description="responses re-scored after each weight transfer; 0: no check"
+    )
+    sleep: bool = Field(
+        True, description="CUDA: the engine frees its weights and cache while the trainer works"
+    )
+
+
+class RolloutConfig(Section):
+    """How responses are sampled. Required unless algorithm.name is kd."""
+
+    prompts_per_step: int = Field(
+        ge=1, description="prompts per training step, all replicas together"
+    )
+    group_size: int = Field(
+        8, ge=1, description="responses per prompt (opd: 1 when left out; grpo: at least 2)"
+    )
+    max_response_tokens: int = Field(
+        ge=1, description="a response is cut off at this length, its end token included"
+    )
+    temperature: float = Field(0.6, gt=0, description="sampling temperature of training rollouts")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1.0: off")
+    top_k: TopK = Field(-1, description="sample among the k likeliest tokens; -1 or 0: all")
+    engine: EngineConfig = EngineConfig()
+
+
+class VerifierConfig(Section):
+    """Who says whether a response is correct."""
+
+    name: Literal["auto", "math"] = Field(
+        "auto", description="auto: chosen by a row's data_source; math: always the math verifier"
+    )
+    timeout_s: float = Field(
+        5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
+    )
+    workers: int = Field(1, ge=1, description="verifier processes per rank")
+
+
+class OptimizerConfig(Section):
+    """AdamW and the learning rate."""
+
+    lr: float = Field(5e-5, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
+    eps: float = Field(1e-8, gt=0, description="added to the second moment's root")
+    clip_grad: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from zero")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="learning rate after the warm-up; cosine and linear end at zero"
+    )
+    distributed: bool = Field(
+        False, description="shard the optimizer's state over the data-parallel replicas"
+    )
+
+
+class TrainConfig(Section):
+    """The length and the size of the training."""
+
+    steps: int = Field(ge=1, description="training steps")
+    microbatch_tokens: int = Field(
+        ge=1,
+        description="tokens of one packed microbatch on one replica; at least the longest sequence",
+    )
+    updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
+    batch_sequences: int | None = Field(
+        None, ge=1, description="kd only: sequences per step, all replicas together"
+    )
+
+
+class CheckpointConfig(Section):
+    """What is kept of a run."""
+
+    every: int = Field(
+        0, ge=0, description="steps between checkpoints; 0: only at the end or when interrupted"
+    )
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best: int = Field(
+        1,
+        ge=0,
+        description="checkpoints with the highest Avg@k that are kept besides; those count at "
+        "whose step an evaluation was made",
+    )
+    asynchronous: bool = Field(
+        True,
+        description="write checkpoints in the background: a step pays only for a copy in host "
+        "memory, which is as large as the weights and the optimizer's state of the rank",
+    )
+    at_end: bool = Field(True, description="a checkpoint after the last step")
+    export_hf: bool = Field(
+        True, description="write the final student as a Hugging Face directory as well"
+    )
+
+
+class EvaluationConfig(Section):
+    """Avg@k and Pass@k on data.eval."""
+
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: none between")
+    before: bool = Field(True, description="evaluate the untrained student")
+    after: bool = Field(True, description="evaluate the final student")
+    samples: int = Field(8, ge=1, description="responses per prompt (the k of Avg@k)")
+    temperature: float = Field(0.6, gt=0, description="sampling temperature")
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling; 1.0: off")
+    top_k: TopK = Field(20, description="sample among the k likeliest tokens; -1 or 0: all")
+    max_response_tokens: int | None = Field(
+        None, ge=1, description="length limit of a response; null: rollout.max_response_tokens"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="evaluate only the first prompts, this many; null: all"
+    )
+
+
+class LoggingConfig(Section):
+    """Where metrics go; metrics.jsonl is always written."""
+
+    tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
+    wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
+    progress: bool = Field(True, description="show progress in the terminal")
+
+
+class FaultsConfig(Section):
+    """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
+
+    heartbeat_timeout_s: float = Field(
+        25.0,
+        ge=0,
+        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
+        "machine gone) ends the run, which names it; 0: no watchdog",
+    )
+    hang_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="a rank that is alive but stays in one phase of a step for so long ends the "
+        "run; more than the longest rollout or evaluation takes",
+    )
+    nonfinite_updates: int = Field(
+        3,
+        ge=1,
+        description="an update whose loss or gradient is not finite is skipped on every rank; "
+        "after so many in a row the run stops",
+    )
+    restarts: int = Field(
+        0,
+        ge=0,
+        description="how often `train` on this machine starts its ranks again, from the last "
+        "checkpoint, after a lost or hung rank or a failed engine",
+    )
+
+
+class Config(Section):
+    """A whole run. Relative paths are relative to the current directory."""
+
+    seed: int = Field(1234, ge=0, description="seed of data order and sampling")
+    output_dir: AnyPath = Field(description="directory of the run: checkpoints, metrics, export")
+    resume: str = Field(
+        "never",
+        min_length=1,
+        description="never; auto: the newest valid checkpoint of output_dir, if any; or the path "
+        "of a checkpoint",
+    )
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    data: DataConfig
+    rollout: RolloutConfig | None = None
+    verifier: VerifierConfig = VerifierConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opd_samples_once(cls, values: Any) -> Any:
+        """opd has no groups: its group_size is 1 unless one was given."""
+        sections = values if isinstance(values, dict) else {}
+        algorithm, rollout = sections.get("algorithm"), sections.get("rollout")
+        if isinstance(algorithm, dict) and isinstance(rollout, dict):
+            if algorithm.get("name") == "opd":
+                return values | {"rollout": {"group_size": 1} | rollout}
+        return values
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run."""
+        return self.parallel.tensor * self.parallel.pipeline * self.parallel.data
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the student samples what it is trained on (all but kd)."""
+        return self.algorithm.name != "kd"
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Rows of the training data that one step takes."""
+        if self.on_policy and self.rollout is not None:
+            return self.rollout.prompts_per_step
+        assert self.train.batch_sequences is not None  # a rule of the loader
+        return self.train.batch_sequences
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the algorithm scores with the teacher."""
+        return self.algorithm.name in ("scope", "opd")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the training evaluates at any time."""
+        return self.evaluation.every > 0 or self.evaluation.before or self.evaluation.after
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether responses are sampled at any time of the training."""
+        return self.algorithm.name != "kd" or self.evaluates
+
+    @property
+    def engine(self) -> EngineConfig:
+        """rollout.engine, or the defaults where kd has no rollout section."""
+        return self.rollout.engine if self.rollout else EngineConfig()
+
+    @property
+    def evaluation_response_tokens(self) -> int | None:
+        """Length limit of an evaluation's responses; None: not set anywhere (kd only)."""
+        if self.evaluation.max_response_tokens is not None:
+            return self.evaluation.max_response_tokens
+        return self.rollout.max_response_tokens if self.rollout else None
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Longest training sequence, prompt and response; kd without rollout: a microbatch."""
+        if self.rollout is None:
+            return self.train.microbatch_tokens
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence the engine must hold, in tokens."""
+        return self.engine.max_model_len or self.needed_model_len
+
+    @property
+    def needed_model_len(self) -> int:
+        """Longest prompt + response that training or evaluation may sample."""
+        responses = [self.rollout.max_response_tokens if self.rollout else 0]
+        if self.data.eval is not None:
+            responses.append(self.evaluation_response_tokens or 0)
+        return self.data.max_prompt_tokens + max(responses)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `load_config` reads it back to an equal one."""
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scope_megatron.convert.directory import commit_directory, is_occupied, make_temporary
 from scope_megatron.convert.gather import global_parameters, iter_full_tensors
 from scope_megatron.convert.mapping import Mapping, Shape, is_expert
 from scope_megatron.convert.pickles import INDEX as PICKLE_INDEX
 from scope_megatron.convert.pickles import SINGLE as PICKLE_SINGLE
 from scope_megatron.convert.pickles import PickleFile
+from scope_megatron.disk import commit_directory, is_occupied, make_temporary
 from scope_megatron.parallel.topology import Topology
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scope_megatron.convert.directory import commit_directory, sync_to_disk, temporary_path
+from scope_megatron.disk import commit_directory, sync_to_disk, temporary_path
 
 _PROGRESS = "progress.json"
 

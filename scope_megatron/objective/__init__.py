@@ -1,14 +1,22 @@
-"""The training objective: pure tensor code that gets process groups as arguments."""
+"""The training objective: pure tensor code that gets process groups as arguments.
+
+routing       which path a response takes
+perplexity    weights from perplexities (eq. 4 and 5)
+normalize     a weight per sequence -> a factor per token, by global denominators
+loss          the token loss all algorithms share
+packing       sequences laid end to end, values carried back and forth
+head/         log-probabilities and divergences over a vocabulary cut over ranks
+"""
 
 from __future__ import annotations
 
-from scope_megatron.objective.fused import (
+from scope_megatron.objective.head.hidden import (
     FusedLoss,
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
 )
-from scope_megatron.objective.loss import (
+from scope_megatron.objective.head.logits import (
     Divergence,
     Scores,
     vocab_parallel_divergence,
@@ -16,6 +24,7 @@ from scope_megatron.objective.loss import (
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
+from scope_megatron.objective.loss import TokenStreams, policy_loss, policy_terms
 from scope_megatron.objective.normalize import (
     Normalization,
     Totals,
@@ -29,7 +38,6 @@ from scope_megatron.objective.packing import (
     scatter_to_sequences,
 )
 from scope_megatron.objective.perplexity import WeightMode, student_weights, teacher_weights
-from scope_megatron.objective.policy import TokenStreams, policy_loss, policy_terms
 from scope_megatron.objective.routing import Routes, route
 
 __all__ = [

@@ -1,224 +1,168 @@
-"""Log-probabilities, entropies and divergences of logits whose vocabulary is cut over ranks.
+"""The token loss that every algorithm shares: weight streams over a few per-token terms.
 
-Shapes: T tokens, V vocabulary, W = (padded V) / tp columns on each rank. Rank r of the group holds
-the columns [r*W, (r+1)*W); columns at or above ``vocab_size`` are padding: they get no probability
-and no gradient.
+An algorithm only fills the streams (zero: the token is not in that term). With rho the ratio
+exp(logp - logp_old), A the term's advantage and logp' the detached log-probability, the loss is the
+sum over tokens of
 
-With z the student's logits, zt the teacher's, p and q their softmaxes over the whole vocabulary:
-
-    logp(y) = z_y - lse(z)                              d/dz_v = 1[v = y] - p_v
-    reverse  KL(p||q) = E_p[log p - log q]              d/dz_v = p_v (log p_v/q_v - KL(p||q))
-    forward  KL(q||p) = E_q[log q - log p]              d/dz_v = p_v - q_v
-    jsd      b KL(q||m) + (1-b) KL(p||m)                d/dz_v = (1-b) p_v (log p_v/m_v - KL(p||m))
-             with m = b q + (1-b) p, b the teacher's share
-    topk     reverse KL on the teacher's k best tokens, p and q renormalised on them
-
-The forward costs one all-gather of a few scalars per token for the whole call (two for jsd, whose
-mixture needs the normalisers first; see ``vocab.py``). The backward is closed-form and needs no
-communication: every rank of the group must get the same upstream gradient, as it does when each
-computes the same loss. All arithmetic is in float32 (float64 for float64 logits) on blocks of
-``chunk`` tokens, so the extra memory is chunk * W, not T * W.
-
-Logits of -inf forbid a token: without probability it enters no sum. Where only the teacher
-forbids it, KL(p||q) is not finite in exact arithmetic, and a huge number here.
+    mle     A = mle                                  SCOPE's likelihood path (eq. 2)
+    pg      A = pg                                   policy gradient, advantage times its weight
+    kl      A = -kl (logp' - logp_teacher)           SCOPE's distillation path, sampled (eq. 3)
+            each of them -tis min(rho A, clip(rho, 1 - eps, 1 + eps) A), or -tis rho A without eps
+    kl      tis kl divergence                        instead, where a divergence is given
+    nll     -nll logp                                supervised
+    kl_ref  kl_ref (e^d - d - 1), d = logp_ref - logp    reference KL, the k3 estimator
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from scope_megatron.objective.gradient import logits_gradient
-from scope_megatron.objective.shard import Kernel, Shard, Spec, check
-from scope_megatron.objective.vocab import Statistics, statistics
-
-Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
 
 
-class Scores(NamedTuple):
-    """What a score pass learns of each token."""
+@dataclass(frozen=True)
+class TokenStreams:
+    """Per-token weights [T], already normalised over the global batch; None: no token has it."""
 
-    logprob: Tensor  # [T]
-    entropy: Tensor | None  # [T], nats
+    mle: Tensor | None = None
+    kl: Tensor | None = None
+    pg: Tensor | None = None  # advantage x weight, either sign
+    nll: Tensor | None = None
+    kl_ref: Tensor | None = None
 
 
-def vocab_parallel_logprob(
-    logits: Tensor,
-    targets: Tensor,
-    group: dist.ProcessGroup | None = None,
-    *,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int = 1024,
-    kernel: Kernel = "auto",
-    inplace_backward: bool = False,
-    inplace_forward: bool = False,
+def policy_loss(
+    logprob: Tensor,
+    old_logprob: Tensor | None,
+    streams: TokenStreams,
+    **inputs: Tensor | float | None,
 ) -> Tensor:
-    """Log-probability of each target under softmax(logits / temperature), differentiable.
+    """The loss of one microbatch: the sum of :func:`policy_terms` over terms and tokens, a scalar.
+
+    ``inputs`` are the keyword arguments of that function. The loss is a plain sum, since the
+    streams carry the normalisation: add it over microbatches and ranks (where a framework averages
+    over them, the caller multiplies it back). Without any stream it is a zero with a gradient.
+    """
+    terms = policy_terms(logprob, old_logprob, streams, **inputs)
+    return sum((term.sum() for term in terms.values()), logprob[:0].sum())
+
+
+def policy_terms(
+    logprob: Tensor,
+    old_logprob: Tensor | None,
+    streams: TokenStreams,
+    *,
+    teacher_logprob: Tensor | None = None,
+    divergence: Tensor | None = None,
+    ref_logprob: Tensor | None = None,
+    engine_logprob: Tensor | None = None,
+    tis_clip: float | None = None,
+    clip_eps: float | None = None,
+) -> dict[str, Tensor]:
+    """Per-token loss of each term that has a stream.
 
     Args:
-        logits: [T, W] this rank's shard.
-        targets: [T] integers in [0, vocab_size), the same on every rank.
-        group: the tensor-parallel group, or None for a single process.
-        temperature: divides the logits, > 0.
-        vocab_size: columns that are tokens; default W * tp.
-        chunk: most tokens that the torch path works on at once.
-        kernel: auto, torch or triton; see ``kernels.py``.
-        inplace_backward: write the gradient over the logits, which saves T * W; any other use of
-            the logits in the same graph that needs their values then raises.
-        inplace_forward: the forward may overwrite the logits already, which saves the backward an
-            exponential for each; nobody may read them afterwards. Implies ``inplace_backward``.
+        logprob: [T] of the current weights, with a gradient.
+        old_logprob: [T] of the weights that sampled the tokens; needed by mle, pg and sampled kl.
+        streams: the weights. They and all inputs but ``logprob`` and ``divergence`` are detached.
+        teacher_logprob: [T] of the sampled tokens under the teacher; needed by sampled kl.
+        divergence: [T] exact divergence from the teacher, with a gradient; replaces sampled kl.
+        ref_logprob: [T] under the reference model; needed by kl_ref.
+        engine_logprob: [T] as the engine reported them; needed by ``tis_clip``.
+        tis_clip: C of the truncated importance weight min(exp(old - engine), C); None: off.
+        clip_eps: PPO's clip of rho; None: off.
 
     Returns:
-        [T] float32 (float64 for float64 logits), the same on every rank.
+        term name -> [T]. A token whose stream is zero gives exactly zero, in value and in
+        gradient, whatever its other inputs hold (NaN included).
 
     Raises:
-        ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
+        ValueError: an input that a stream needs is missing, or has another shape.
     """
-    spec = Spec(
-        temperature=temperature,
-        chunk=chunk,
-        inplace_backward=inplace_backward or inplace_forward,
-        kernel=kernel,
-        inplace_forward=inplace_forward,
-    )
-    shard = Shard.of(logits, vocab_size, group)
-    check(logits, None, targets, shard, spec)
-    return _Head.apply(logits, None, targets, shard, spec)[0]
+    _check(logprob, tis_clip, clip_eps)
+    given = {
+        "old_logprob": old_logprob,
+        "teacher_logprob": teacher_logprob,
+        "divergence": divergence,
+        "ref_logprob": ref_logprob,
+        "engine_logprob": engine_logprob,
+    }
+    tokens = _Tokens(logprob, given, tis_clip, clip_eps)
+    terms: dict[str, Tensor] = {}
+    for name in ("mle", "kl", "pg", "nll", "kl_ref"):
+        weight = getattr(streams, name)
+        if weight is not None:
+            _same_shape(logprob, weight, f"stream {name}")
+            terms[name] = getattr(tokens, name)(weight.detach())
+    return terms
 
 
-@torch.no_grad()
-def vocab_parallel_scores(
-    logits: Tensor,
-    targets: Tensor,
-    group: dist.ProcessGroup | None = None,
-    *,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int = 1024,
-    kernel: Kernel = "auto",
-    with_entropy: bool = False,
-) -> Scores:
-    """As :func:`vocab_parallel_logprob` without a gradient, and the entropy if asked for."""
-    spec = Spec(temperature=temperature, chunk=chunk, entropy=with_entropy, kernel=kernel)
-    shard = Shard.of(logits, vocab_size, group)
-    check(logits, None, targets, shard, spec)
-    stats = statistics(logits, None, targets, shard, spec)
-    entropy = None
-    if with_entropy:
-        assert stats.mean is not None
-        entropy = stats.norm.log() - stats.mean
-    return Scores(stats.logprob(spec), entropy)
+@dataclass(frozen=True)
+class _Tokens:
+    """The inputs, read only where a stream is not zero."""
+
+    logprob: Tensor
+    given: dict[str, Tensor | None]
+    tis_clip: float | None
+    clip_eps: float | None
+
+    def mle(self, weight: Tensor) -> Tensor:
+        return self._surrogate(weight, "mle")
+
+    def pg(self, weight: Tensor) -> Tensor:
+        return self._surrogate(weight, "pg")
+
+    def kl(self, weight: Tensor) -> Tensor:
+        on = weight != 0
+        if self.given["divergence"] is not None:
+            return self._tis(on, "kl") * weight * self._read("divergence", on, "kl")
+        gap = torch.where(on, self.logprob.detach(), 0.0) - self._read("teacher_logprob", on, "kl")
+        return self._surrogate(-weight * gap.detach(), "kl", on)
+
+    def nll(self, weight: Tensor) -> Tensor:
+        return -weight * torch.where(weight != 0, self.logprob, 0.0)
+
+    def kl_ref(self, weight: Tensor) -> Tensor:
+        on = weight != 0
+        gap = self._read("ref_logprob", on, "kl_ref").detach()
+        gap = gap - torch.where(on, self.logprob, 0.0)
+        return weight * (torch.expm1(gap) - gap)
+
+    def _surrogate(self, advantage: Tensor, name: str, on: Tensor | None = None) -> Tensor:
+        """-tis rho A, pessimistically clipped when there is a clip_eps [T]."""
+        on = advantage != 0 if on is None else on
+        old = self._read("old_logprob", on, name).detach()
+        rho = torch.exp(torch.where(on, self.logprob, 0.0) - old)
+        gain = rho * advantage
+        if self.clip_eps is not None:
+            clipped = rho.clamp(1.0 - self.clip_eps, 1.0 + self.clip_eps) * advantage
+            gain = torch.minimum(gain, clipped)
+        return -self._tis(on, name) * gain
+
+    def _tis(self, on: Tensor, name: str) -> Tensor | float:
+        if self.tis_clip is None:
+            return 1.0
+        old, engine = (self._read(key, on, name) for key in ("old_logprob", "engine_logprob"))
+        return torch.exp(old - engine).clamp_max(self.tis_clip).detach()
+
+    def _read(self, key: str, on: Tensor, name: str) -> Tensor:
+        value = self.given[key]
+        if value is None:
+            raise ValueError(f"the {name} stream needs {key}, which was not given")
+        _same_shape(self.logprob, value, key)
+        return torch.where(on, value, 0.0)
 
 
-def vocab_parallel_divergence(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    group: dist.ProcessGroup | None = None,
-    *,
-    kind: Divergence = "reverse_kl",
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    vocab_size: int | None = None,
-    beta: float = 0.5,
-    topk: int = 64,
-    chunk: int = 1024,
-    kernel: Kernel = "auto",
-    inplace_backward: bool = False,
-) -> Tensor:
-    """Divergence of student and teacher at each token, over the full vocabulary.
-
-    Args:
-        logits, teacher_logits: [T, W] shards of the same columns. Only ``logits`` gets a gradient.
-        kind: one of the four in the module's docstring.
-        teacher_temperature: divides the teacher's logits, > 0.
-        beta: the teacher's share of jsd's mixture, strictly between 0 and 1.
-        topk: tokens of ``topk``, at most vocab_size. Teacher logits that tie for the last place
-            are chosen arbitrarily.
-        others: as in :func:`vocab_parallel_logprob`.
-
-    Returns:
-        [T] nats. Rounding may leave a value near zero slightly negative: it is not clamped.
-        A row whose upstream gradient is zero gets no gradient, even if its teacher logits are NaN.
-
-    Raises:
-        ValueError: as above; two widths W; a setting out of range.
-    """
-    spec = Spec(
-        temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward, kernel
-    )
-    shard = Shard.of(logits, vocab_size, group)
-    check(logits, teacher_logits, None, shard, spec)
-    return _Head.apply(logits, teacher_logits.detach(), None, shard, spec)[1]
+def _check(logprob: Tensor, tis_clip: float | None, clip_eps: float | None) -> None:
+    if logprob.dim() != 1:
+        raise ValueError(f"logprob must be [tokens], got {tuple(logprob.shape)}")
+    if tis_clip is not None and not tis_clip > 0:
+        raise ValueError(f"objective.tis_clip must be greater than 0, got {tis_clip}")
+    if clip_eps is not None and not 0 < clip_eps < 1:
+        raise ValueError(f"algorithm.clip_eps must lie between 0 and 1, got {clip_eps}")
 
 
-def vocab_parallel_logprob_and_divergence(
-    logits: Tensor,
-    targets: Tensor,
-    teacher_logits: Tensor,
-    group: dist.ProcessGroup | None = None,
-    *,
-    kind: Divergence = "reverse_kl",
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    vocab_size: int | None = None,
-    beta: float = 0.5,
-    topk: int = 64,
-    chunk: int = 1024,
-    kernel: Kernel = "auto",
-    inplace_backward: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Both of the above in one pass: the same collectives and one gradient buffer instead of two.
-
-    Returns:
-        (log-probability [T], divergence [T]), both differentiable w.r.t. ``logits``.
-    """
-    spec = Spec(
-        temperature, teacher_temperature, kind, beta, topk, chunk, False, inplace_backward, kernel
-    )
-    shard = Shard.of(logits, vocab_size, group)
-    check(logits, teacher_logits, targets, shard, spec)
-    return _Head.apply(logits, teacher_logits.detach(), targets, shard, spec)
-
-
-class _Head(torch.autograd.Function):
-    """(log-probability or None, divergence or None) of one shard, with the closed-form backward."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        logits: Tensor,
-        teacher: Tensor | None,
-        targets: Tensor | None,
-        shard: Shard,
-        spec: Spec,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        stats = statistics(logits, teacher, targets, shard, spec)
-        logprob = None if targets is None else stats.logprob(spec)
-        ctx.set_materialize_grads(False)
-        ctx.shard, ctx.spec = shard, spec
-        ctx.save_for_backward(
-            logits, teacher if spec.dense else None, targets, *stats.for_backward()
-        )
-        return logprob, stats.divergence
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_logprob: Tensor | None, grad_divergence: Tensor | None):
-        logits, teacher, targets, *saved = ctx.saved_tensors
-        grad = None
-        if grad_logprob is not None or grad_divergence is not None:
-            grad = logits_gradient(
-                logits,
-                teacher,
-                targets,
-                Statistics.from_saved(saved),
-                (grad_logprob, grad_divergence),
-                ctx.shard,
-                ctx.spec,
-            )
-        return (grad, *(None,) * 4)
+def _same_shape(logprob: Tensor, value: Tensor, name: str) -> None:
+    if value.shape != logprob.shape:
+        raise ValueError(f"{name} is {tuple(value.shape)} where logprob is {tuple(logprob.shape)}")

@@ -1,4 +1,11 @@
-"""Megatron-core on this machine: platform, process groups, models, optimizer, pipeline."""
+"""Megatron-core on this machine.
+
+platform     the one place that knows CUDA/NCCL from CPU/gloo
+topology     process groups and ranks, as one frozen object
+meeting      how the ranks of a job meet
+optimizer    gradient buffers, optimizer, learning-rate schedule
+pipeline     the only caller of megatron-core's schedules
+"""
 
 import warnings
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from scope_megatron.engine.vllm import Engine, Sampling
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.engine import Engine, Sampling
 from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifier
 from scope_megatron.types import Prompt, Rollout, Verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scope_megatron.config import Config
+from scope_megatron.engine.vllm import Sampling, request_seed
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.engine import Sampling, request_seed
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import grade, sample
 from scope_megatron.rollout.tokenizer import Tokenizer

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.config import Config
-from scope_megatron.objective.fused import fused_logprob
-from scope_megatron.objective.loss import vocab_parallel_logprob
+from scope_megatron.model.head import head_input, output_weight
+from scope_megatron.objective.head.hidden import fused_logprob
+from scope_megatron.objective.head.logits import vocab_parallel_logprob
+from scope_megatron.objective.head.shard import Kernel
 from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
 from scope_megatron.objective.routing import Routes, route
-from scope_megatron.objective.shard import Kernel
 from scope_megatron.parallel import pipeline, platform
-from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch, Rollout
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.prompts import PromptDataset
-from scope_megatron.train.scoring import avg_at_k, pass_at_k
+from scope_megatron.train.accuracy import avg_at_k, pass_at_k
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 

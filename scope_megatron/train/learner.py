@@ -6,15 +6,15 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import Config
+from scope_megatron.model.head import caps_logits
 from scope_megatron.objective.normalize import Totals, local_totals
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.head import caps_logits
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology
+from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.train import observe, setup
 from scope_megatron.train.algorithms import ALGORITHMS
 from scope_megatron.train.batch import Batch, Scorer
-from scope_megatron.train.metrics import StepMetrics
 from scope_megatron.train.nonfinite import NonFiniteGuard
 from scope_megatron.train.update import LossSettings, accumulate_gradients
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
+from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.train.algorithms import SequenceStreams
 from scope_megatron.train.batch import Batch, reward
-from scope_megatron.train.metrics import StepMetrics
 
 _LOSSES = ("mle", "kl", "pg", "nll", "kl_ref")
 

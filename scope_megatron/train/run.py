@@ -13,20 +13,22 @@ from typing import Any
 
 import torch
 
+from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint import state as checkpoint
+from scope_megatron.checkpoint.saver import Saver
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
 from scope_megatron.exits import ENGINE, UNSAVED, StopRun
+from scope_megatron.job.interrupt import Interrupt
+from scope_megatron.job.lock import locked
+from scope_megatron.job.watchdog import Watchdog
 from scope_megatron.parallel.topology import destroy
-from scope_megatron.train import checkpoint, setup, store
+from scope_megatron.report.console import Console
+from scope_megatron.report.figure import write_report
+from scope_megatron.report.metrics import MetricLogger
+from scope_megatron.train import setup
 from scope_megatron.train.actor import Actor
-from scope_megatron.train.console import Console
-from scope_megatron.train.interrupt import Interrupt
-from scope_megatron.train.lock import locked
-from scope_megatron.train.metrics import MetricLogger
-from scope_megatron.train.report import write_report
-from scope_megatron.train.saver import Saver
 from scope_megatron.train.trainer import Trainer
-from scope_megatron.train.watchdog import Watchdog
 
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 

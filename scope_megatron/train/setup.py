@@ -14,12 +14,12 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import load_hf_weights
+from scope_megatron.engine.vllm import Engine, VLLMEngine
+from scope_megatron.job.launcher import end_with_launcher
+from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.launcher import end_with_launcher
-from scope_megatron.parallel.model import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel.optimizer import build_optimizer, build_scheduler, wrap_student
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
-from scope_megatron.rollout.engine import Engine, VLLMEngine
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer

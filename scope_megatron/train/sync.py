@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import Config
-from scope_megatron.convert.vllm import ModelWeights
+from scope_megatron.engine.source import ModelWeights
+from scope_megatron.engine.vllm import Engine
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.engine import Engine
 from scope_megatron.train.batch import Scorer
 from scope_megatron.train.setup import Student
 from scope_megatron.types import Rollout

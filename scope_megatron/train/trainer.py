@@ -7,15 +7,15 @@ import time
 import torch
 
 from scope_megatron.config import Config
+from scope_megatron.job.watchdog import Progress
 from scope_megatron.parallel import platform, topology
+from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.prompts import PromptOrder
 from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.train import observe, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.batch import Batch, make_batch
 from scope_megatron.train.learner import Learner
-from scope_megatron.train.metrics import PhaseTimer
-from scope_megatron.train.watchdog import Progress
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 

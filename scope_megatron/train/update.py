@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
-from scope_megatron.objective.fused import fused_loss
-from scope_megatron.objective.loss import (
+from scope_megatron.model.head import head_input, output_weight
+from scope_megatron.objective.head.hidden import fused_loss
+from scope_megatron.objective.head.logits import (
     Divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
+from scope_megatron.objective.head.shard import Kernel
+from scope_megatron.objective.loss import TokenStreams, policy_terms
 from scope_megatron.objective.packing import gather_from_sequences
-from scope_megatron.objective.policy import TokenStreams, policy_terms
-from scope_megatron.objective.shard import Kernel
 from scope_megatron.parallel import pipeline
-from scope_megatron.parallel.head import head_input, output_weight
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.train.algorithms import SequenceStreams
 from scope_megatron.train.batch import Batch, Scorer

@@ -55,7 +55,8 @@ def save_and_load(
     platform.initialize()
     from megatron.core import parallel_state
 
-    from scope_megatron.train import checkpoint, store
+    from scope_megatron.checkpoint import folder as store
+    from scope_megatron.checkpoint import state as checkpoint
 
     output, results = root / "out", {}
     learner, topology = learner_at(root, loads["same"], distributed)
@@ -91,7 +92,7 @@ def save_and_load(
 
 def hold_the_next_write() -> threading.Event:
     """The next write begins when this event is set."""
-    from scope_megatron.parallel.saving import PendingWrite
+    from scope_megatron.checkpoint.snapshot import PendingWrite
 
     event, plan = threading.Event(), PendingWrite.plan
 
@@ -142,7 +143,7 @@ def save_on_a_full_disk(rank: int, world_size: int, root: Path, disk: Path) -> d
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    from scope_megatron.train import checkpoint
+    from scope_megatron.checkpoint import state as checkpoint
 
     lines: list[str] = []
     learner, topology = learner_at(root, {"tensor": 2}, False)
@@ -195,7 +196,7 @@ def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
 
 
 def state_of(learner: Any, topology: Any) -> Any:
-    from scope_megatron.train.checkpoint import TrainingState
+    from scope_megatron.checkpoint.state import TrainingState
 
     student = learner.student
     return TrainingState(student.model, student.optimizer, student.scheduler, topology)
@@ -208,8 +209,8 @@ def saver_of(
     asynchronous: bool,
     say: Callable[[str], None] = print,
 ) -> Any:
+    from scope_megatron.checkpoint.saver import Saver
     from scope_megatron.config import CheckpointConfig
-    from scope_megatron.train.saver import Saver
 
     settings = CheckpointConfig(keep=2, asynchronous=asynchronous)
     return Saver(state_of(learner, topology), output, settings, say)

@@ -140,8 +140,8 @@ def save(output: Path, step: int, counter: Counter | None = None) -> None:
     import torch.distributed as dist
 
     from benchmarks.bench_checkpoint import training_state
+    from scope_megatron.checkpoint.saver import Saver
     from scope_megatron.config import CheckpointConfig
-    from scope_megatron.train.saver import Saver
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     state = training_state(1, layers=1, hidden=64, vocab=128)
@@ -161,7 +161,7 @@ def save(output: Path, step: int, counter: Counter | None = None) -> None:
 
 def content(output: Path, torn: list[int], number: int) -> int:
     """The one step that the newest whole checkpoint is of; else ``number`` is added to ``torn``."""
-    from scope_megatron.train import store
+    from scope_megatron.checkpoint import folder as store
 
     newest, _ = store.newest_whole(output)
     assert newest is not None
@@ -185,7 +185,7 @@ def read(directory: Path) -> tuple[set[float], int]:
 
 
 def damage_everything(directory: Path) -> dict[str, Any]:
-    from scope_megatron.train import store
+    from scope_megatron.checkpoint import folder as store
 
     in_child(partial(save, directory, 1))
     shutil.copytree(store.directory_of(directory, 1), directory / "one")
@@ -226,7 +226,7 @@ def damages(whole: bytes) -> list[tuple[str, bytes | None]]:
 
 def noticed(output: Path, path: Path) -> bool:
     """A damaged file of step 2: step 1 is used. A damaged `latest`: said, and step 2 is used."""
-    from scope_megatron.train import store
+    from scope_megatron.checkpoint import folder as store
 
     found, lines = store.newest_whole(output)
     is_pointer = path.name == store.LATEST
@@ -258,8 +258,6 @@ def program() -> None:
     import torch.distributed.checkpoint  # noqa: F401  before the forks
 
     import benchmarks.bench_checkpoint  # noqa: F401
-    import scope_megatron.parallel.optimizer
-    import scope_megatron.train.saver  # noqa: F401
 
     what, directory = sys.argv[1], Path(sys.argv[2])
     result = kill_everywhere(directory) if what == "kill" else damage_everything(directory)

@@ -63,7 +63,7 @@ def measure(rank: int, world_size: int, root: Path) -> dict[tuple[str, str], flo
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     out = {}
@@ -86,7 +86,7 @@ def measure(rank: int, world_size: int, root: Path) -> dict[tuple[str, str], flo
 @torch.no_grad()
 def full_logits(model: torch.nn.Module, topology: object) -> torch.Tensor:
     """[T, VOCAB] of the packed sequences, on every rank."""
-    from scope_megatron.parallel.model import packed_forward
+    from scope_megatron.parallel.pipeline import packed_forward
     from scope_megatron.parallel.topology import broadcast_from_last_stage
     from scope_megatron.types import PackedBatch
 

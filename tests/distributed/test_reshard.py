@@ -120,8 +120,8 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.convert.vllm import ModelWeights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     results: dict[Any, Any] = {}
@@ -143,8 +143,8 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
 
 
 def one_layout(weights: Any, state: dict[str, Tensor], size: int) -> dict[str, Any]:
-    from scope_megatron.convert.reshard import ReshardPlan
-    from scope_megatron.rollout.weights import EngineParameters
+    from scope_megatron.engine.direct import EngineParameters
+    from scope_megatron.engine.reshard import ReshardPlan
 
     expected = engine_tensors(state, weights.hf, size, weights.topology.tp_rank % size)
     engine = Engine(expected)
@@ -175,7 +175,7 @@ def refusals(weights: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def refusal(case: str, weights: Any, expected: dict[str, Tensor]) -> dict[str, Any]:
     """Three loads into an engine whose own loader puts one parameter elsewhere than expected."""
-    from scope_megatron.rollout.weights import DirectWeights
+    from scope_megatron.engine.direct import DirectWeights
 
     expected = dict(expected)
     qkv = "model.layers.0.self_attn.qkv_proj.weight"
@@ -205,11 +205,11 @@ def refusal(case: str, weights: Any, expected: dict[str, Tensor]) -> dict[str, A
     lines: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = lines.append  # type: ignore[method-assign]
-    logging.getLogger("scope_megatron.rollout.weights").addHandler(handler)
+    logging.getLogger("scope_megatron.engine.direct").addHandler(handler)
     direct = DirectWeights(2)
     for _ in range(3):
         direct.load(engine, weights, reload)
-    logging.getLogger("scope_megatron.rollout.weights").removeHandler(handler)
+    logging.getLogger("scope_megatron.engine.direct").removeHandler(handler)
     plain = {name: p for name, p in engine.named_parameters() if name != down}
     inputs = torch.randn(2, expected[down].shape[1])
     same = torch.equal(layer.cpu_linear(inputs), inputs @ expected[down].t().clone())

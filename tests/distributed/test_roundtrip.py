@@ -119,8 +119,8 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import export_hf, load_hf_weights
-    from scope_megatron.convert.vllm import engine_weights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     results: dict[str, Any] = {"held": []}

@@ -30,10 +30,10 @@ def save(rank: int, world: int, root: Path) -> None:
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    from scope_megatron.convert import megatron
+    from scope_megatron.convert import megatron_write as megatron
     from scope_megatron.convert.hf import ShardReader
     from scope_megatron.convert.workspace import Workspace
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     megatron._PART_BYTES = 8192
@@ -57,7 +57,7 @@ def load(rank: int, world: int, root: Path) -> dict[str, dict[str, torch.Tensor]
     from megatron.core import dist_checkpointing, parallel_state
 
     from scope_megatron.convert.gather import iter_full_tensors
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
     out: dict[str, dict[str, torch.Tensor]] = {}

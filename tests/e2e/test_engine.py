@@ -94,10 +94,10 @@ def generate(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.convert.vllm import ModelWeights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.vllm import Sampling, VLLMEngine
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.rollout.engine import Sampling, VLLMEngine
     from scope_megatron.types import Prompt
 
     topology = create_topology(tensor, pipeline)

@@ -27,11 +27,11 @@ def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, An
 
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.convert.vllm import engine_weights
+    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.engine.vllm import Sampling, VLLMEngine
     from scope_megatron.exits import StopRun
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.rollout.engine import Sampling, VLLMEngine
     from scope_megatron.types import Prompt
 
     topology, hf = create_topology(), read_hf_config(root)

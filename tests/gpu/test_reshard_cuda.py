@@ -48,10 +48,10 @@ def scores(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.convert.vllm import ModelWeights
-    from scope_megatron.parallel.model import build_model, read_hf_config
+    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.vllm import VLLMEngine
+    from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.rollout.engine import VLLMEngine
 
     tensor, pipeline, engine_tensor = layout
     topology = create_topology(tensor, pipeline)

@@ -19,14 +19,14 @@ from scope_megatron.objective import (
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
-    kernels,
-    vocab,
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from scope_megatron.objective.shard import Shard, Spec
+from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head import statistics as vocab
+from scope_megatron.objective.head.shard import Shard, Spec
 from tests.unit.test_loss import reference_divergence, reference_logprob
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from scope_megatron.objective import triton_kernels as programs
+from scope_megatron.objective.head import triton_kernels as programs
 
 TARGET = GPUTarget("cuda", 90, 32)
 TEACHER = ("teacher", "mean", "teacher_top", "teacher_norm", "grad_divergence")  # for a divergence

@@ -13,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 from scope_megatron.config import (
     KNOWN_ARCHITECTURES,
     ConfigError,
-    check,
     load_config,
     modeldir,
     reference_markdown,
     validating_for,
 )
+from scope_megatron.config import rules as check
 from tests.unit.config_run import TOKENS, append, edit_json, make_run, write
 
 ROOT = Path(__file__).parents[2]

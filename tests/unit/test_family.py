@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from scope_megatron.config.family import is_tied, layer_kinds, softcap, windows
-from scope_megatron.parallel.rope import inverse_frequencies
+from scope_megatron.model.rope import inverse_frequencies
 
 SIZES = {"num_hidden_layers": 14, "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}
 PUBLISHED: dict[str, dict[str, Any]] = {

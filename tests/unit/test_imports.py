@@ -12,19 +12,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# config, types <- parallel <- convert <- rollout <- train <- cli;  objective <- train
-# doctor <- cli
+# config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job <- convert
+# <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
     "config": 0,
     "types": 0,
     "exits": 0,
+    "disk": 0,
+    "outputs": 0,
     "parallel": 1,
-    "convert": 2,
-    "doctor": 3,
-    "rollout": 3,
-    "train": 4,
-    "cli": 5,
-    "__main__": 6,
+    "report": 1,
+    "model": 2,
+    "checkpoint": 2,
+    "job": 2,
+    "convert": 3,
+    "engine": 4,
+    "doctor": 4,
+    "rollout": 5,
+    "train": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 
@@ -80,7 +87,7 @@ def test_imports_go_one_way(module: Path) -> None:
         ("parallel", "from scope_megatron.train.trainer import train"),
         ("parallel", "def f():\n    import scope_megatron.convert.hf"),
         ("config", "from scope_megatron.types import Prompt"),
-        ("rollout", "from scope_megatron.objective.loss import token_loss"),
+        ("rollout", "from scope_megatron.objective.head.logits import token_loss"),
         ("objective", "from scope_megatron.parallel import platform"),
         ("objective", "import megatron.core"),
         ("train", "from launch.executors import local"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.train import store
-from scope_megatron.train.integrity import MANIFEST, find_damage, write_manifest
+from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 
 FILES = {
     "common.pt": b"common" * 50,

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scope_megatron.objective import kernels, vocab_parallel_logprob
-from scope_megatron.objective.shard import Spec
+from scope_megatron.objective import vocab_parallel_logprob
+from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head.shard import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from scope_megatron.exits import KILLED, LOST_RANK, USAGE
-from scope_megatron.parallel import launcher
+from scope_megatron.job import launcher
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.train.lock import LOCK, locked, require_free
+from scope_megatron.job.lock import LOCK, locked, require_free
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from scope_megatron.train.lock import locked
+from scope_megatron.job.lock import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:  # as a verifier that outlives its run: it inherits no lock
         time.sleep(float(sys.argv[2]))

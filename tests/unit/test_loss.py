@@ -11,12 +11,12 @@ from torch import Tensor
 from scope_megatron.objective import (
     TokenStreams,
     policy_loss,
-    vocab,
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
+from scope_megatron.objective.head import statistics as vocab
 
 T, WIDTH, VOCAB = 7, 24, 19
 KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]

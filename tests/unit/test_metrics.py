@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from scope_megatron.train.console import Console
-from scope_megatron.train.metrics import MetricLogger, PhaseTimer, StepMetrics, rewind
+from scope_megatron.report.console import Console
+from scope_megatron.report.metrics import MetricLogger, PhaseTimer, StepMetrics, rewind
 
 
 def rows(path: Path) -> list[dict]:

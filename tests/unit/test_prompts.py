@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scope_megatron.rollout.prompts import PromptDataset, PromptOrder, read_rows
-from scope_megatron.rollout.verify.math import MathVerifier
+from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 from tools.prepare_data import app
 

@@ -14,7 +14,7 @@ import pytest
 
 from scope_megatron.rollout.verify import get_verifier, verifier_for
 from scope_megatron.rollout.verify.answer import equal_as_text, is_bomb, last_boxed
-from scope_megatron.rollout.verify.math import MathVerifier
+from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 
 C, W, T = Verdict.CORRECT, Verdict.INCORRECT, Verdict.TIMEOUT
@@ -142,7 +142,7 @@ def test_children_die_with_their_parent(work):
     """Killed outright, the parent cannot end them itself."""
     program = f"""
 import threading, time
-from scope_megatron.rollout.verify.math import MathVerifier
+from scope_megatron.rollout.verify.mathematics import MathVerifier
 v = MathVerifier(timeout_s=1.5)
 threading.Thread(target=v.grade, args=([(r"{work}", "1/2")],), daemon=True).start()
 while not any(c.ready for c in v._children): time.sleep(0.01)
@@ -164,7 +164,7 @@ time.sleep(60)
 def test_a_grader_that_cannot_start_is_an_error_not_a_verdict(monkeypatch, tmp_path):
     broken = tmp_path / "worker.py"
     broken.write_text('print(\'{"error": "ModuleNotFoundError: no math_verify"}\')')
-    monkeypatch.setattr("scope_megatron.rollout.verify.math.WORKER", broken)
+    monkeypatch.setattr("scope_megatron.rollout.verify.mathematics.WORKER", broken)
     with MathVerifier() as v, pytest.raises(RuntimeError, match="no math_verify"):
         v.grade([(box("0.5"), "1/2")])
 

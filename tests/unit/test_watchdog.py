@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK
-from scope_megatron.train.watchdog import Beat, Judge, Verdict
+from scope_megatron.job.watchdog import Beat, Judge, Verdict
 
 SETTINGS = FaultsConfig(heartbeat_timeout_s=25, hang_timeout_s=600)
 

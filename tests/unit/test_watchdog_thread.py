@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import LOST_RANK
-from scope_megatron.parallel.launcher import LOST_KEY
-from scope_megatron.train.watchdog import Beat, Progress, Verdict, Watchdog
+from scope_megatron.job.launcher import LOST_KEY
+from scope_megatron.job.watchdog import Beat, Progress, Verdict, Watchdog
 
 SIZE = 3
 

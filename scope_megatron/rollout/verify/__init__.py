@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from scope_megatron.rollout.verify.math import MathVerifier
+from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 
 # Datasets whose answers are programs or test cases, by the start of a part of data_source. No

@@ -164,11 +164,30 @@ Patch = Callable[[Fault, ModuleType], None]
 PATCHES: dict[str, tuple[str, Patch]] = {  # by action, besides the two that every fault needs
     "nan gradient": ("scope_megatron.train.update", on_gradients),
     "nan teacher": ("scope_megatron.train.learner", on_scores),
-    "engine once": ("scope_megatron.rollout.engine", on_engine),
-    "engine always": ("scope_megatron.rollout.engine", on_engine),
-    "verifier kill": ("scope_megatron.rollout.verify.math", on_verifier),
-    "verifier stop": ("scope_megatron.rollout.verify.math", on_verifier),
+    "engine once": ("scope_megatron.engine.vllm", on_engine),
+    "engine always": ("scope_megatron.engine.vllm", on_engine),
+    "verifier kill": ("scope_megatron.rollout.verify.mathematics", on_verifier),
+    "verifier stop": ("scope_megatron.rollout.verify.mathematics", on_verifier),
 }
+
+
+EVERY_FAULT: dict[str, Patch] = {
+    "scope_megatron.job.watchdog": on_enter,
+    "scope_megatron.checkpoint.manifest": on_manifest,
+}
+
+
+class UnknownModule(Exception):
+    """A patch names a module that does not exist: nothing would be injected."""
+
+
+def require_module(name: str) -> None:
+    """Raise UnknownModule unless ``name`` is a file of its package. Imports nothing."""
+    package, *parts = name.split(".")
+    spec = PathFinder.find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not any(os.path.isfile(f"{os.path.join(place, *parts)}.py") for place in places):
+        raise UnknownModule(f"injected faults: there is no module {name} to patch")
 
 
 class Patcher:
@@ -176,13 +195,12 @@ class Patcher:
 
     def __init__(self, fault: Fault) -> None:
         self._fault = fault
-        self._patches: dict[str, Patch] = {
-            "scope_megatron.train.watchdog": on_enter,
-            "scope_megatron.train.integrity": on_manifest,
-        }
+        self._patches = dict(EVERY_FAULT)
         if fault.action in PATCHES:
             name, patch = PATCHES[fault.action]
             self._patches[name] = patch
+        for name in self._patches:
+            require_module(name)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -204,4 +222,9 @@ class Patcher:
 
 if "SCOPE_FAULT" in os.environ and "RANK" in os.environ:
     settings = json.loads(os.environ["SCOPE_FAULT"])
-    sys.meta_path.insert(0, Patcher(Fault(settings, int(os.environ["RANK"]))))  # type: ignore[arg-type]
+    try:
+        patcher = Patcher(Fault(settings, int(os.environ["RANK"])))
+    except UnknownModule as error:  # Python would only print what a sitecustomize raises
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(70)
+    sys.meta_path.insert(0, patcher)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint.manifest import find_damage
 from scope_megatron.parallel.optimizer import after_loading, before_loading
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.train import store
-from scope_megatron.train.integrity import find_damage
 
 FORMAT = 1
 SHARDING = {

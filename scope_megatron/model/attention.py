@@ -99,7 +99,7 @@ class TwoRopeAttention(SelfAttention):
     """Self-attention of a model whose layers with and without a window have other frequencies.
 
     The model's rotary embedding then holds both side by side (see
-    :func:`scope_megatron.parallel.rope.inverse_frequencies`); ``core_attention`` knows which kind
+    :func:`scope_megatron.model.rope.inverse_frequencies`); ``core_attention`` knows which kind
     of layer this is.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scope_megatron.config.modeldir import ModelDirError, count_parameters
-from scope_megatron.config.models import Config
+from scope_megatron.config.schema import Config
 
 ROOM = 1.2  # free space asked for, in sizes of a checkpoint
 _STEP = re.compile(r"step_\d{8,}")

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.convert.gather import global_parameters, of_all_stages
-from scope_megatron.convert.layout import (
+from scope_megatron.convert.mapping import Mapping
+from scope_megatron.engine.placement import (
     Copy,
     EngineLayout,
     PlanError,
@@ -28,8 +29,7 @@ from scope_megatron.convert.layout import (
     stretches,
     uncovered,
 )
-from scope_megatron.convert.mapping import Mapping
-from scope_megatron.convert.vllm import ModelWeights
+from scope_megatron.engine.source import ModelWeights
 from scope_megatron.parallel.topology import Topology
 
 Shape = tuple[int, ...]

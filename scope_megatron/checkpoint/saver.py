@@ -18,11 +18,11 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.storage import WriteResult
 
+from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint.manifest import Entry, describe
+from scope_megatron.checkpoint.snapshot import PendingWrite, Snapshots
+from scope_megatron.checkpoint.state import SHARDING, TrainingState, state_to_save
 from scope_megatron.config import CheckpointConfig
-from scope_megatron.parallel.saving import PendingWrite, Snapshots
-from scope_megatron.train import store
-from scope_megatron.train.checkpoint import SHARDING, TrainingState, state_to_save
-from scope_megatron.train.integrity import Entry, describe
 
 ABANDON_S = 10.0  # an ending run waits so long for a save that it has given up
 

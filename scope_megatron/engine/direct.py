@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scope_megatron.convert.reshard import EngineLayout, PlanError, ReshardPlan, agree
-from scope_megatron.convert.vllm import ModelWeights
+from scope_megatron.engine.reshard import EngineLayout, PlanError, ReshardPlan, agree
+from scope_megatron.engine.source import ModelWeights
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from scope_megatron.convert.hf import ShardReader
-from scope_megatron.convert.lazy import LazyCheckpoint
 from scope_megatron.convert.mapping import Shape
+from scope_megatron.convert.megatron_read import LazyCheckpoint
 from scope_megatron.convert.workspace import Workspace
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

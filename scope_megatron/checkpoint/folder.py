@@ -13,8 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from scope_megatron.convert.directory import commit_directory, sync_to_disk
-from scope_megatron.train.integrity import (
+from scope_megatron.checkpoint.manifest import (
     MANIFEST,
     Entry,
     find_damage,
@@ -22,6 +21,7 @@ from scope_megatron.train.integrity import (
     with_score,
     write_manifest,
 )
+from scope_megatron.disk import commit_directory, sync_to_disk
 
 LATEST = "latest"
 BEST = "best"

@@ -1,6 +1,6 @@
 """The closed-form gradient with respect to one shard of the logits.
 
-Formulas in ``loss.py``. No communication: the statistics are of the whole vocabulary already.
+Formulas in ``logits.py``. No communication: the statistics are of the whole vocabulary already.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import kernels
-from scope_megatron.objective.shard import Shard, Spec
-from scope_megatron.objective.vocab import Statistics, chunks, log_mixture, shift
+from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head.shard import Shard, Spec
+from scope_megatron.objective.head.statistics import Statistics, chunks, log_mixture, shift
 
 Upstream = tuple[Tensor | None, Tensor | None]  # of log-probability and divergence, [T] each
 

@@ -15,7 +15,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -33,17 +32,16 @@ from scope_megatron.config.family import (
     window,
     windows,
 )
-from scope_megatron.parallel import platform
-from scope_megatron.parallel.attention import PackedCausalAttention, TwoRopeAttention
-from scope_megatron.parallel.norm import NormedResidual, RMSNorm
-from scope_megatron.parallel.rope import (
+from scope_megatron.model.attention import PackedCausalAttention, TwoRopeAttention
+from scope_megatron.model.norm import NormedResidual, RMSNorm
+from scope_megatron.model.rope import (
     has_two_ropes,
     inverse_frequencies,
     rope_settings,
     yarn_attributes,
 )
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.types import PackedBatch
 
 _WITH_QK_NORMS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Gemma3ForCausalLM")
 VOCAB_MULTIPLE = 128  # per tensor rank, as Megatron's --make-vocab-size-divisible-by
@@ -176,23 +174,6 @@ def build_model(
         model.requires_grad_(False)
         model.eval()
     return model
-
-
-def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
-    """Run one pack. The last stage returns logits [T, V/tp], the others hidden states."""
-    params = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.max_seqlen,
-        max_seqlen_kv=batch.max_seqlen,
-    )
-    return model(
-        input_ids=batch.tokens[None],
-        position_ids=batch.position_ids[None],
-        attention_mask=None,
-        packed_seq_params=params,
-    )
 
 
 def _add_gemma_hooks(model: GPTModel, dtype: torch.dtype) -> None:

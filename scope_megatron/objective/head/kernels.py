@@ -1,9 +1,9 @@
 """The choice between the torch path and the Triton kernels, and the kernels' calls.
 
-The torch path of ``vocab.py`` and ``gradient.py`` runs everywhere and is the reference. The kernels
-give the same columns and the same gradient in float32: the forward reads the logits once instead of
-once for each operation, and so does the backward (jsd: one more pass for the mixture). They need
-CUDA tensors and Triton; ``objective.kernel`` says who computes:
+The torch path of ``statistics.py`` and ``gradient.py`` runs everywhere and is the reference. The
+kernels give the same columns and the same gradient in float32: the forward reads the logits once
+instead of once for each operation, and so does the backward (jsd: one more pass for the mixture).
+They need CUDA tensors and Triton; ``objective.kernel`` says who computes:
 
     torch   the torch path
     auto    the kernels for CUDA tensors where Triton imports, else the torch path
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scope_megatron.objective.shard import Shard, Spec
+from scope_megatron.objective.head.shard import Shard, Spec
 
 # columns that a program holds at once
 REDUCE_BLOCK, GRADIENT_BLOCK = 4096, 2048
@@ -157,4 +157,4 @@ def _programs() -> ModuleType | None:
             f"Triton does not import ({error}): the loss takes the slower torch path", stacklevel=2
         )
         return None
-    return importlib.import_module("scope_megatron.objective.triton_kernels")
+    return importlib.import_module("scope_megatron.objective.head.triton_kernels")

@@ -7,16 +7,16 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from scope_megatron.config.check_models import (
+from scope_megatron.config.machine import cuda_visible
+from scope_megatron.config.rules_models import (
     Command,
     Problems,
     divisors,
     evaluates,
     model_problems,
 )
-from scope_megatron.config.machine import cuda_visible
-from scope_megatron.config.models import Config
-from scope_megatron.config.storage import output_problems, room_problems
+from scope_megatron.config.rules_output import output_problems, room_problems
+from scope_megatron.config.schema import Config
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 

@@ -7,7 +7,7 @@ Each rank reduces its columns to scalars per token, relative to its own maximum 
 and the same of the teacher. One all-gather brings them together, and they are merged relative to
 the global maximum. ``delta`` is itself taken relative to the local maxima and corrected in the
 merge, so no large numbers are ever subtracted: the statistics are as exact at logits of 1e4 as
-at 1. Used by ``loss.py``, whose docstring has the formulas, ``fused.py`` and ``gradient.py``. On
+at 1. Used by ``logits.py``, whose docstring has the formulas, ``hidden.py`` and ``gradient.py``. On
 CUDA the local part may be a Triton kernel's: see ``kernels.py``.
 """
 
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import kernels
-from scope_megatron.objective.shard import Shard, Spec
+from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head.shard import Shard, Spec
 
 _CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**25
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3

@@ -21,7 +21,7 @@ from scope_megatron.config.modeldir import (
     token_map,
     tokenizer_file,
 )
-from scope_megatron.config.models import Config
+from scope_megatron.config.schema import Config
 
 Command = Literal["train", "evaluate"]
 Problems = Iterator[str]

@@ -1,8 +1,8 @@
 """The loss head fused with the output projection: from hidden states, without holding all logits.
 
 Shapes: T tokens, H and H_t hidden sizes of student and teacher, W columns of each rank's shard of
-both output weights (see ``loss.py``, whose formulas and conventions these functions share). Logits
-are computed ``chunk`` tokens at a time, so the extra memory is chunk * W of each model, the
+both output weights (see ``logits.py``, whose formulas and conventions these functions share).
+Logits are computed ``chunk`` tokens at a time, so the extra memory is chunk * W of each model, the
 gradient of the weight, and T x H of the hidden states' gradient.
 
     fused_logprob, fused_logprob_and_divergence
@@ -29,10 +29,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scope_megatron.objective.gradient import Upstream, logits_gradient
-from scope_megatron.objective.loss import Divergence
-from scope_megatron.objective.shard import Kernel, Shard, Spec, check
-from scope_megatron.objective.vocab import (
+from scope_megatron.objective.head.gradient import Upstream, logits_gradient
+from scope_megatron.objective.head.logits import Divergence
+from scope_megatron.objective.head.shard import Kernel, Shard, Spec, check
+from scope_megatron.objective.head.statistics import (
     Statistics,
     add_mixture,
     local_mixture,
@@ -203,7 +203,7 @@ class _Head:
         return self.logits(self.teacher_hidden, self.teacher_weight, rows)
 
     def statistics(self, hidden: Tensor, weight: Tensor) -> Statistics:
-        """Of all tokens, with the exchanges of ``vocab.statistics``."""
+        """Of all tokens, with the exchanges of ``statistics.statistics``."""
         local, picks = [], []
         for rows in self.chunks():
             z = self.logits(hidden, weight, rows)

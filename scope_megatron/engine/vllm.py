@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
-from scope_megatron.convert.vllm import ModelWeights
+from scope_megatron.engine.direct import DirectWeights
+from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
-from scope_megatron.rollout.weights import DirectWeights
 from scope_megatron.types import Prompt, Rollout
 
 

@@ -31,8 +31,8 @@ import torch.distributed as dist
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
+from scope_megatron.job.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel.meeting import start_name
 
 STACKS = "stacks"

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from scope_megatron.convert.hf import ShardReader
-from scope_megatron.convert.lazy import sharded_parameters
+from scope_megatron.convert.megatron_read import sharded_parameters
 from scope_megatron.convert.workspace import Workspace
 
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scope_megatron.train.metrics import METRICS_FILE, NONFINITE_SUFFIX, parse_line
+from scope_megatron.report.metrics import METRICS_FILE, NONFINITE_SUFFIX, parse_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

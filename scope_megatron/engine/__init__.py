@@ -1,0 +1,8 @@
+"""The rollout engine: vLLM in this process, and Megatron's parameters sent to it.
+
+vllm         the engine: sample, score, sleep, wake, load
+source       the student's parameters under Hugging Face's names, bucket by bucket
+direct       parameters written into vLLM's own, shard to shard
+reshard      which slices of which rank make up each slice of the engine, and their exchange
+placement    where each parameter's shards lie in Megatron and in the engine
+"""
