@@ -81,8 +81,11 @@ def _finish(loss: Tensor, leaves: tuple[Tensor, ...]) -> Result:
 # (a) this project
 
 
-def one_pass(x: Inputs) -> Result:
-    """fused_loss: from hidden states, gradients made chunk by chunk in the forward."""
+def one_pass(x: Inputs, chunk: int | None = None) -> Result:
+    """fused_loss: from hidden states, gradients made chunk by chunk in the forward.
+
+    ``chunk`` None: as many tokens at a time as a run has.
+    """
     leaves = x.leaves
 
     def loss(logprob: Tensor, divergence: Tensor | None, rows: slice) -> Tensor:
@@ -90,7 +93,9 @@ def one_pass(x: Inputs) -> Result:
         return divergence @ x.kl[rows] - logprob @ x.mle[rows]
 
     teacher = (x.teacher_hidden, x.teacher_weight)
-    return _finish(fused_loss(*leaves, x.targets, loss, x.group, teacher=teacher).loss, leaves)
+    size = {} if chunk is None else {"chunk": chunk}
+    scored = fused_loss(*leaves, x.targets, loss, x.group, teacher=teacher, **size)
+    return _finish(scored.loss, leaves)
 
 
 def recomputed(x: Inputs) -> Result:

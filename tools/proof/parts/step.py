@@ -1,0 +1,88 @@
+"""A whole step of a 0.5B student with a 1.5B teacher: time by phase, memory by tenant, FLOPs."""
+
+from __future__ import annotations
+
+import torch
+
+from tools.proof import measure
+from tools.proof.parts.engine import build_trainer
+from tools.proof.record import Proof
+
+GIB = 2**30
+PHASES = ("rollout", "verify", "score", "train", "sync")
+
+
+def step(proof: Proof) -> None:
+    """The second step: the first one compiles and warms up."""
+    trainer = proof.once("trainer", lambda: build_trainer(proof))
+    trainer.send_weights()
+    trainer.step(0)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    lengths: list[int] = []
+    sample = trainer.actor.sample
+
+    def sampled(*args: object) -> list:
+        rollouts = sample(*args)
+        lengths.extend(rollout.length for rollout in rollouts)
+        return rollouts
+
+    trainer.actor.sample = sampled
+    metrics = trainer.step(1)
+    del trainer.actor.sample
+    for phase in PHASES:
+        proof.figure(f"seconds: {phase}", metrics[f"time/{phase}"], "s")
+    proof.figure("seconds: step", metrics["time/step"], "s")
+    proof.figure("tokens", sum(lengths))
+    proof.figure("tokens per second", sum(lengths) / metrics["time/step"])
+    finite = float(metrics["loss/total"] == metrics["loss/total"])
+    proof.check("the loss is a number", finite, at_least=1)
+    proof.check("updates skipped", metrics.get("update/skipped", 0.0), at_most=0)
+    _utilisation(proof, metrics, lengths)
+    _memory(proof, trainer)
+
+
+def _utilisation(proof: Proof, metrics: dict[str, float], lengths: list[int]) -> None:
+    """Model FLOPs: 3 forwards' worth for the update; scores are forwards. No recomputation."""
+    student, teacher = proof.shared["shapes"]
+    forward, theirs = student.forward_flops(lengths), teacher.forward_flops(lengths)
+    product = measure.product_rate(proof.size(8192, 128), proof.size(torch.bfloat16, torch.float32))
+    proof.figure("matrix product, measured", product / 1e12, "TFLOP/s")
+    rates = {"of the measured product": product}
+    if nominal := measure.nominal_rate():
+        rates[f"of the chip's {nominal / 1e12:.0f} TFLOP/s"] = nominal
+    for words, rate in rates.items():
+        proof.figure(f"MFU of train {words}", 3 * forward / metrics["time/train"] / rate)
+        both = (forward + theirs) / metrics["time/score"] / rate
+        proof.figure(f"MFU of score {words}", both)
+        total = (4 * forward + theirs) / metrics["time/step"] / rate
+        proof.figure(f"MFU of the step without the rollout's FLOPs {words}", total)
+
+
+def _memory(proof: Proof, trainer: object) -> None:
+    """Of what the process holds: who holds it."""
+    student, frozen = trainer.learner.student, trainer.learner.frozen  # type: ignore[attr-defined]
+    tenants = {"student": sum(p.nbytes for p in student.model.parameters())}
+    tenants["teacher"] = sum(p.nbytes for p in frozen.model.parameters()) if frozen else 0
+    tenants["gradients"] = sum(b.grad_data.nbytes for b in student.ddp.buffers)
+    tenants["optimizer"] = _state_bytes(student.optimizer)
+    if torch.cuda.is_available():
+        awake = measure.in_use()
+        trainer.actor.engine.sleep()  # type: ignore[attr-defined]
+        tenants["engine, awake"] = awake - measure.in_use()
+        tenants["highest of the trainer"] = torch.cuda.max_memory_allocated()
+        trainer.send_weights()  # type: ignore[attr-defined]
+    for name, nbytes in tenants.items():
+        proof.figure(f"memory: {name}", nbytes / GIB, "GiB")
+
+
+def _state_bytes(optimizer: object) -> int:
+    """Moments and float32 parameters."""
+    total = 0
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        torch_optimizer = inner.optimizer
+        states = torch_optimizer.state.values()
+        total += sum(v.nbytes for s in states for v in s.values() if torch.is_tensor(v))
+        for group in getattr(inner, "fp32_from_float16_groups", []):
+            total += sum(parameter.nbytes for parameter in group)
+    return total
