@@ -71,7 +71,7 @@ def engine(proof: Proof) -> None:
         proof.figure(f"{round_}: log-probabilities, largest difference", largest)
         if number:  # else the limits above could not tell
             proof.check("with the weights of before, over that", stale / mean, at_least=3)
-    refused = actor.engine._direct.refused
+    refused = actor.engine._direct.refused  # type: ignore[attr-defined]
     proof.figure("weights go", f"through vLLM's loaders: {refused}" if refused else "directly")
 
 

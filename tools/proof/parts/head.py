@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 
 from benchmarks import loss_methods as methods
 from benchmarks.memory import peak_memory
+from scope_megatron.objective.head.shard import Kernel
 from tools.proof import measure
 from tools.proof.record import Proof
 
@@ -30,12 +34,12 @@ def _times(proof: Proof, x: methods.Inputs) -> None:
     flops = 2.0 * 4 * tokens * x.weight.shape[0] * hidden
     best = float("inf")
     for chunk in CHUNKS:
-        taken = measure.seconds(lambda c=chunk: methods.one_pass(x, c), rounds)
+        taken = measure.seconds(partial(methods.one_pass, x, chunk), rounds)
         best = min(best, taken)
         name = f"head, {chunk} tokens at a time"
         proof.figure(name, 1e3 * taken, "ms")
         proof.figure(f"{name}, rate", flops / taken / 1e12, "TFLOP/s")
-        extra = peak_memory(lambda c=chunk: methods.one_pass(x, c))
+        extra = peak_memory(partial(methods.one_pass, x, chunk))
         proof.figure(f"{name}, memory", extra / GIB, "GiB")
     proof.figure("fastest head over the products alone", best / bare)
     _liger(proof, x, best, rounds)
@@ -58,35 +62,21 @@ def _liger(proof: Proof, x: methods.Inputs, best: float, rounds: int) -> None:
 
 def _part(x: methods.Inputs, tokens: int) -> methods.Inputs:
     """The first tokens: all logits of 16k at once would not fit beside the rest."""
-    return methods.Inputs(
-        x.hidden[:tokens],
-        x.weight,
-        x.teacher_hidden[:tokens],
-        x.teacher_weight,
-        x.targets[:tokens],
-        x.mle[:tokens],
-        x.kl[:tokens],
-        x.group,
-    )
+    names = ("hidden", "teacher_hidden", "targets", "mle", "kl")
+    return replace(x, **{name: getattr(x, name)[:tokens] for name in names})
+
+
+def _cast(x: methods.Inputs, dtype: torch.dtype) -> methods.Inputs:
+    """Hidden states and weights in another type."""
+    names = ("hidden", "weight", "teacher_hidden", "teacher_weight")
+    return replace(x, **{name: getattr(x, name).to(dtype) for name in names})
 
 
 def _correct(proof: Proof, dtype: torch.dtype) -> None:
     """The gradients of a small case against torch's autograd in float64."""
     x = methods.Inputs.make(*proof.size((512, 32768, 512), (32, 256, 32)), None, measure.device())
-    low = methods.Inputs(
-        *(value.to(dtype) for value in (x.hidden, x.weight, x.teacher_hidden, x.teacher_weight)),
-        x.targets,
-        x.mle,
-        x.kl,
-        None,
-    )
-    exact = methods.Inputs(
-        *(v.double() for v in (low.hidden, low.weight, low.teacher_hidden, low.teacher_weight)),
-        x.targets,
-        x.mle.double(),
-        x.kl.double(),
-        None,
-    )
+    low = _cast(x, dtype)
+    exact = replace(_cast(low, torch.float64), mle=x.mle.double(), kl=x.kl.double())
     loss, gradients = methods.one_pass(low)
     true_loss, true = _straightforward(exact)
     proof.check("loss, relative error", float(abs(loss / true_loss - 1)), at_most=1e-2)
@@ -113,20 +103,20 @@ def _bandwidth(proof: Proof, dtype: torch.dtype, tokens: int, vocab: int) -> Non
     proof.figure("copy on the device, bytes read and written", copy / 1e9, "GB/s")
     x = methods.Inputs.make(tokens, vocab, 64, None, measure.device(), dtype)
     teacher = x.teacher_hidden @ x.teacher_weight.t()
-    kernels = ("triton", "torch") if torch.cuda.is_available() else ("torch",)
-    for kernel in kernels if methods.triton_installed() else ("torch",):
+    kernels: list[Kernel] = ["torch"]
+    if torch.cuda.is_available() and methods.triton_installed():
+        kernels.insert(0, "triton")
+    for kernel in kernels:
         times = []
         for _ in range(proof.size(5, 2)):
-            logits = x.hidden @ x.weight.t()
-            times.append(
-                measure.seconds(
-                    lambda z=logits, k=kernel: methods.kl_on_logits(x, z, teacher, k), 1, warm=0
-                )
-            )
-            del logits
+            once = partial(methods.kl_on_logits, x, x.hidden @ x.weight.t(), teacher, kernel)
+            times.append(measure.seconds(once, 1, warm=0))
+            del once
         taken = sorted(times)[len(times) // 2]
         rate = 5 * dtype.itemsize * tokens * vocab / taken
         proof.figure(f"reverse KL on logits by {kernel}", rate / 1e9, "GB/s")
-        judge = proof.target if kernel == "triton" else proof.figure
-        limit = {"at_least": 0.6} if kernel == "triton" else {}
-        judge(f"reverse KL on logits by {kernel}, share of the copy", rate / copy, **limit)
+        name = f"reverse KL on logits by {kernel}, share of the copy"
+        if kernel == "triton":
+            proof.target(name, rate / copy, at_least=0.6)
+        else:
+            proof.figure(name, rate / copy)

@@ -106,7 +106,7 @@ def _transformer_engine(wanted: bool) -> Iterator[None]:
 
     original = platform.has_transformer_engine
     if not wanted:
-        platform.has_transformer_engine = lambda: False  # type: ignore[assignment]
+        platform.has_transformer_engine = lambda: False
     try:
         yield
     finally:

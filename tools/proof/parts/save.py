@@ -94,9 +94,9 @@ def _progress(topology: Any) -> dict[str, Any]:
 
 
 def _checkpoint(output: Path) -> Path:
-    from scope_megatron.checkpoint import folder
+    from scope_megatron import outputs
 
-    return folder.directory_of(output, 1)
+    return outputs.checkpoint_dir(output, 1)
 
 
 def _update(learner: Any, proof: Proof, number: int) -> dict[str, float]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from tools.proof import measure
 from tools.proof.parts.engine import build_trainer
 from tools.proof.record import Proof
+
+if TYPE_CHECKING:
+    from scope_megatron.train.trainer import Trainer
+    from scope_megatron.types import Prompt, Rollout
 
 GIB = 2**30
 PHASES = ("rollout", "verify", "score", "train", "sync")
@@ -22,12 +28,12 @@ def step(proof: Proof) -> None:
     lengths: list[int] = []
     sample = trainer.actor.sample
 
-    def sampled(*args: object) -> list:
-        rollouts = sample(*args)
+    def sampled(prompts: list[Prompt], step: int) -> list[Rollout]:
+        rollouts = sample(prompts, step)
         lengths.extend(rollout.length for rollout in rollouts)
         return rollouts
 
-    trainer.actor.sample = sampled
+    trainer.actor.sample = sampled  # type: ignore[method-assign]
     metrics = trainer.step(1)
     del trainer.actor.sample
     for phase in PHASES:
@@ -59,19 +65,19 @@ def _utilisation(proof: Proof, metrics: dict[str, float], lengths: list[int]) ->
         proof.figure(f"MFU of the step without the rollout's FLOPs {words}", total)
 
 
-def _memory(proof: Proof, trainer: object) -> None:
+def _memory(proof: Proof, trainer: Trainer) -> None:
     """Of what the process holds: who holds it."""
-    student, frozen = trainer.learner.student, trainer.learner.frozen  # type: ignore[attr-defined]
+    student, frozen = trainer.learner.student, trainer.learner.frozen
     tenants = {"student": sum(p.nbytes for p in student.model.parameters())}
     tenants["teacher"] = sum(p.nbytes for p in frozen.model.parameters()) if frozen else 0
     tenants["gradients"] = sum(b.grad_data.nbytes for b in student.ddp.buffers)
     tenants["optimizer"] = _state_bytes(student.optimizer)
     if torch.cuda.is_available():
         awake = measure.in_use()
-        trainer.actor.engine.sleep()  # type: ignore[attr-defined]
+        trainer.actor.engine.sleep()
         tenants["engine, awake"] = awake - measure.in_use()
         tenants["highest of the trainer"] = torch.cuda.max_memory_allocated()
-        trainer.send_weights()  # type: ignore[attr-defined]
+        trainer.send_weights()
     for name, nbytes in tenants.items():
         proof.figure(f"memory: {name}", nbytes / GIB, "GiB")
 
