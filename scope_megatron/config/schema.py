@@ -167,16 +167,25 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-class VerifierConfig(Section):
-    """Who says whether a response is correct."""
+VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "custom"]
 
-    name: Literal["auto", "math"] = Field(
-        "auto", description="auto: chosen by a row's data_source; math: always the math verifier"
+
+class VerifierConfig(Section):
+    """Who says whether a response is correct (docs/verifiers.md)."""
+
+    name: VerifierName = Field(
+        "auto",
+        description="auto: a row's verifier column, else what its data_source is known to need, "
+        "else math; any other name: that one for every row",
     )
     timeout_s: float = Field(
         5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
     )
     workers: int = Field(1, ge=1, description="verifier processes per rank")
+    custom: str | None = Field(
+        None,
+        description="module:function of the custom verifier: function(response, answer) -> bool",
+    )
 
 
 class OptimizerConfig(Section):
