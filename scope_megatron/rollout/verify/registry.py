@@ -13,6 +13,8 @@ from scope_megatron.config import VerifierConfig
 from scope_megatron.rollout.verify import text
 from scope_megatron.rollout.verify.custom import CustomVerifier
 from scope_megatron.rollout.verify.mathematics import MathVerifier
+from scope_megatron.rollout.verify.programs import CodeVerifier
+from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation
 from scope_megatron.types import Answer, Prompt, Verdict
 
 
@@ -39,6 +41,25 @@ def _custom(config: VerifierConfig) -> Verifier:
     return verifier
 
 
+def _code(config: VerifierConfig) -> Verifier:
+    """Isolated wherever this machine can, whatever the settings allow."""
+    code = config.code
+    limits = Limits(
+        timeout_s=code.timeout_s,
+        memory_bytes=code.memory_mib << 20,
+        disk_bytes=code.disk_mib << 20,
+        output_bytes=code.output_kib << 10,
+        processes=code.processes,
+        open_files=code.open_files,
+    )
+    try:
+        return CodeVerifier(limits, config.workers, code.total_timeout_s)
+    except NoIsolation:
+        if not code.run_without_isolation:
+            raise
+    return CodeVerifier(limits, config.workers, code.total_timeout_s, isolated=False)
+
+
 # To add a verifier: a line here, and its name in config.schema.VerifierName.
 VERIFIERS: dict[str, Callable[[VerifierConfig], Verifier]] = {
     "math": lambda config: MathVerifier(config.timeout_s, config.workers),
@@ -46,6 +67,7 @@ VERIFIERS: dict[str, Callable[[VerifierConfig], Verifier]] = {
     "choice": lambda config: text.TextVerifier(text.choice),
     "gsm8k": lambda config: text.TextVerifier(text.gsm8k),
     "string": lambda config: text.TextVerifier(text.string),
+    "code": _code,
     "custom": _custom,
 }
 
@@ -53,18 +75,15 @@ VERIFIERS: dict[str, Callable[[VerifierConfig], Verifier]] = {
 SOURCES = {
     "gsm8k": "gsm8k",
     **dict.fromkeys(("gpqa", "mmlu", "ai2_arc", "aqua"), "choice"),
+    **dict.fromkeys(
+        ("apps", "codecontests", "codeforces", "humaneval", "livecodebench", "mbpp", "taco"), "code"
+    ),
 }
-CODE_SOURCES = ("apps", "codecontests", "codeforces", "humaneval", "livecodebench", "mbpp", "taco")
 
 
 def verifier_for(source: str) -> str:
     """Name of the verifier for a row's data_source: mathematics unless it is known to be else."""
     for part in source.lower().split("/"):
-        if part.startswith(CODE_SOURCES):
-            raise ValueError(
-                f"verifier.name: auto has no verifier for data_source {source!r} (code); name one "
-                f"of {', '.join(VERIFIERS)} to use it all the same"
-            )
         for start, name in SOURCES.items():
             if part.startswith(start):
                 return name

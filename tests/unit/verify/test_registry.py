@@ -63,6 +63,8 @@ def test_a_row_that_nobody_can_grade_is_told_at_once():
 def test_names():
     assert verifier_for("zwhe99/DeepMath-103K") == "math"
     assert verifier_for("openai/gsm8k") == "gsm8k"
+    assert verifier_for("livecodebench/code_generation_lite") == "code"
+    assert verifier_for("BAAI/TACO") == "code"
     assert set(VERIFIERS) | {"auto"} == set(VerifierConfig.model_fields["name"].annotation.__args__)
 
 
