@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from tools.gpu_proof import ROOT, chosen
 from tools.proof import machine, models, page, runner
+from tools.proof.parts import kernels, scorer
 from tools.proof.record import Entry, Proof, Result
 from tools.proof.registry import PARTS, Part
 
@@ -126,6 +130,32 @@ def test_every_part_is_there_and_fits_its_time() -> None:
     assert [p.name for p in chosen(["step", "kernels"])] == ["kernels", "step"]
     with pytest.raises(ValueError, match="no part motor; there are kernels"):
         chosen(["motor"])
+
+
+@pytest.mark.parametrize("error", [0.0, 0.02])
+def test_a_wrong_gradient_of_a_kernel_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    """The torch path in the kernels' place: it holds all limits, and not with 2% added."""
+    original = kernels.ours
+
+    def ours(*args: Any) -> tuple[Tensor, Tensor]:
+        value, gradient = original(*args, kernel="torch")
+        return value, gradient * (1 + error)
+
+    monkeypatch.setattr(kernels, "ours", ours)
+    proof = Proof(rehearse=True, folder=tmp_path)
+    kernels.kernels(proof)
+    assert len(proof.entries) == 18
+    assert {e.name.partition(": ")[2] for e in proof.failures} == (
+        {"gradient, units of the allowed error"} if error else set()
+    )
+    assert len(proof.failures) == (6 if error else 0)
+
+
+def test_values_cut_in_the_wrong_place_are_found() -> None:
+    assert scorer._gap(torch.zeros(3), torch.zeros(3)) == 0.0
+    assert scorer._gap(torch.zeros(3), torch.zeros(2)) == float("inf")
 
 
 def test_sizes_of_models() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scope_megatron.objective.head.shard import Kernel
 from tools.proof.measure import device
 from tools.proof.record import Proof
 
@@ -41,7 +42,13 @@ def _compare(
 
 
 def ours(
-    kind: str, student: Tensor, teacher: Tensor, targets: Tensor, vocab: int, upstream: Tensor
+    kind: str,
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    vocab: int,
+    upstream: Tensor,
+    kernel: Kernel = "triton",
 ) -> tuple[Tensor, Tensor]:
     """(log-probability and divergence [2, T], gradient [T, W]) by the kernels."""
     from scope_megatron.objective import vocab_parallel_logprob_and_divergence
@@ -56,7 +63,7 @@ def ours(
         temperature=TEMPERATURE,
         teacher_temperature=TEACHER_TEMPERATURE,
         beta=BETA,
-        kernel="triton",
+        kernel=kernel,
     )
     return torch.stack(pair).detach(), torch.autograd.grad(pair, leaf, list(upstream))[0]
 
