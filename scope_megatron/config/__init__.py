@@ -9,7 +9,7 @@ rules_models    rules that read the models' directories
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
 family          what a config.json leaves to its family's defaults
-machine         which machine the settings are for
+layout          sizes that are auto; rules on ranks, device, GPUs and packages
 errors          ConfigError: one line per problem
 reference       the table of every key, as Markdown
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
-from scope_megatron.config.machine import cuda_visible, validating_for
 from scope_megatron.config.modeldir import (
     CPU_HEAD_DIMS,
     KNOWN_ARCHITECTURES,
@@ -38,10 +37,12 @@ from scope_megatron.config.schema import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    PlatformConfig,
     RolloutConfig,
     TrainConfig,
     VerifierConfig,
 )
+from scope_megatron.machine import validating_for
 
 __all__ = [
     "CPU_HEAD_DIMS",
@@ -60,10 +61,10 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PlatformConfig",
     "RolloutConfig",
     "TrainConfig",
     "VerifierConfig",
-    "cuda_visible",
     "load_config",
     "reference_markdown",
     "validating_for",

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job <- convert
-# <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# machine <- config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job
+# <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
+    "machine": -1,
     "config": 0,
     "types": 0,
     "exits": 0,
