@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.cluster import Cluster
+from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
 
 LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
@@ -96,7 +97,7 @@ def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
         raise ValueError(
             "--then evaluate: needs the exported student; remove checkpoint.export_hf=false"
         )
-    student = f"model.student={train.config.output_dir / 'hf'}"
+    student = f"model.student={train.config.output_dir / outputs.HF}"
     layout = [f"parallel.{name}={getattr(train.config.parallel, name)}" for name in LAYOUT]
     config = load_config(
         request.config, [*overrides, student, *layout], check_files=False, command="evaluate"
