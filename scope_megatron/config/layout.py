@@ -22,9 +22,10 @@ _HEADROOM = 0.05  # of a GPU's memory, for its CUDA contexts
 def resolve_auto(values: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """``parallel.tensor`` and ``parallel.data`` that are `auto`, as numbers.
 
-    Together with the given sizes they fill the GPUs of all nodes (CPU_RANKS on the CPU, or as
-    many ranks as were started), as far as models and batch divide; of several ways the one with
-    the most tensor ranks, within a node. Values that are wrong are left for the schema to refuse.
+    Together with the given sizes they fill the GPUs of all nodes, or the ranks that torchrun or
+    Slurm started, as far as models and batch divide; of several ways the one with the most tensor
+    ranks, within a node. On a CPU, where nobody started ranks: CPU_RANKS and one replica. Values
+    that are wrong are left for the schema to refuse.
     """
     parallel = values.get("parallel")
     if not isinstance(parallel, dict) or AUTO not in (parallel.get("tensor"), parallel.get("data")):
@@ -35,7 +36,7 @@ def resolve_auto(values: dict[str, Any], machine: Machine) -> dict[str, Any]:
     if parallel.get("tensor") == AUTO:
         tensors = _tensor_sizes(values, slots // nodes, nodes)
     if parallel.get("data") == AUTO:
-        datas = _data_sizes(values, slots)
+        datas = _data_sizes(values, slots) if exact or machine.device == "cuda" else [1]
     fitting = [
         (tensor * data, tensor, data)
         for tensor in tensors
@@ -52,13 +53,14 @@ def _auto_only(parallel: dict[str, Any], **sizes: int) -> dict[str, int]:
 
 def _slots(machine: Machine) -> tuple[int, int, bool]:
     """(ranks there is room for, nodes, whether just so many were started)."""
+    cuda = machine.device == "cuda"  # on the CPU a tensor group may well span nodes
     world, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if machine.here and world.isdigit() and int(world) > 0:
-        per_node = int(local) if local.isdigit() and int(local) > 0 else int(world)
+        per_node = int(local) if cuda and local.isdigit() and int(local) > 0 else int(world)
         return int(world), max(1, int(world) // per_node), True
-    if machine.device == "cuda":
+    if cuda:
         return max(1, machine.gpus * machine.nodes), machine.nodes, False
-    return max(CPU_RANKS, machine.nodes), machine.nodes, False
+    return max(CPU_RANKS, machine.nodes), 1, False
 
 
 def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int]:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from scope_megatron.config import ConfigError, load_config, validating_for
-from scope_megatron.machine import Gpu, choose, settle
+from scope_megatron.config.layout import resolve_auto
+from scope_megatron.machine import Gpu, Machine, choose, settle
 from scope_megatron.machine.gpus import chosen_by
 from tests.conftest import wants_gpu
 from tests.unit.config_run import edit_json, make_run
@@ -228,11 +229,18 @@ def test_auto_fills_the_ranks_that_were_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCOPE_DEVICE", "cpu")
-    for world, local, layout in (("2", "2", (2, 1)), ("4", "2", (2, 2)), ("4", "1", (1, 4))):
+    for world, local, layout in (("2", "2", (2, 1)), ("4", "2", (2, 2)), ("4", "1", (2, 2))):
         monkeypatch.setenv("WORLD_SIZE", world)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
         parallel = load_config(QUICKSTART, [f"output_dir={tmp_path}/run"]).parallel
         assert (parallel.tensor, parallel.data) == layout
+    values = yaml.safe_load(Path(QUICKSTART).read_text())
+    found = resolve_auto(values, Machine("cuda", gpus=1))["parallel"]
+    assert found == {"tensor": 1, "data": 4}, "a tensor group stays within a node"
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    parallel = load_config(QUICKSTART, [f"output_dir={tmp_path}/run", "parallel.tensor=1"]).parallel
+    assert (parallel.tensor, parallel.data) == (1, 1), "a smaller quickstart on a small machine"
 
 
 def test_auto_suits_models_and_the_other_settings(run: Path) -> None:
