@@ -8,8 +8,8 @@ rules           rules that join several settings, or settings and files
 rules_models    rules that read the models' directories
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
-family          what a config.json leaves to its family's defaults
-layout          sizes that are auto; rules on ranks, device, GPUs and packages
+rules_machine   rules on device, ranks, GPUs and packages
+layout          sizes of parallel that are auto
 errors          ConfigError: one line per problem
 reference       the table of every key, as Markdown
 """
@@ -18,11 +18,7 @@ from __future__ import annotations
 
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
-from scope_megatron.config.modeldir import (
-    CPU_HEAD_DIMS,
-    KNOWN_ARCHITECTURES,
-    KNOWN_ROPE_TYPES,
-)
+from scope_megatron.config.modeldir import CPU_HEAD_DIMS
 from scope_megatron.config.reference import reference_markdown
 from scope_megatron.config.schema import (
     AlgorithmConfig,
@@ -46,8 +42,6 @@ from scope_megatron.machine import validating_for
 
 __all__ = [
     "CPU_HEAD_DIMS",
-    "KNOWN_ARCHITECTURES",
-    "KNOWN_ROPE_TYPES",
     "AlgorithmConfig",
     "CheckpointConfig",
     "Config",

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
-from scope_megatron.config.layout import machine_problems, memory_problems, package_problems
+from scope_megatron.config.rules_machine import (
+    machine_problems,
+    memory_problems,
+    package_problems,
+)
 from scope_megatron.config.rules_models import (
     Command,
     Problems,
@@ -22,7 +27,7 @@ DATA_SUFFIXES = (".jsonl", ".parquet")
 
 def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
-    rules = (_machine, _algorithm, _objective, _evaluation, _parallel, _lengths)
+    rules = (_machine, _algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
@@ -86,6 +91,14 @@ def _objective(config: Config, command: Command) -> Problems:
             "objective.kernel: is triton but this machine has no CUDA device; "
             "set it to auto or torch"
         )
+
+
+def _verifier(config: Config, command: Command) -> Problems:
+    function = config.verifier.custom
+    if function is None and config.verifier.name == "custom":
+        yield "verifier.custom: is missing but verifier.name custom needs it; give module:function"
+    elif function is not None and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", function):
+        yield f"verifier.custom: {function} names no function; give module:function"
 
 
 def _evaluation(config: Config, command: Command) -> Problems:
