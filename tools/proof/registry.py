@@ -24,8 +24,11 @@ class Part:
 
 def _part(name: str, shows: str, place: str, *needs: str, **more: object) -> Part:
     """A part whose needs are the same on a CPU, but for vLLM's build."""
-    rehearsing = tuple("vllm on a CPU" if need == "vllm" else need for need in needs)
-    return Part(name, shows, f"tools.proof.parts.{place}", needs, rehearsing, **more)  # type: ignore[arg-type]
+    real, rehearsing = (
+        tuple(f"vllm for {device}" if need == "vllm" else need for need in needs)
+        for device in ("GPUs", "CPUs")
+    )
+    return Part(name, shows, f"tools.proof.parts.{place}", real, rehearsing, **more)  # type: ignore[arg-type]
 
 
 PARTS = (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from scope_megatron.machine import DEVICE_VARIABLE
 from tools.proof import machine
 from tools.proof.record import Result
 from tools.proof.registry import Part
@@ -117,6 +118,7 @@ def _environment(part: Part, rehearse: bool) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", "1")
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
+    environment[DEVICE_VARIABLE] = "cpu" if rehearse else "cuda"
     if rehearse:
         environment |= {"CUDA_VISIBLE_DEVICES": ""} | dict(part.rehearsed_with)
     return environment
