@@ -10,6 +10,7 @@ import torch
 
 from tools.proof import measure, models
 from tools.proof.record import Proof
+from tools.proof.trainer import logprobs
 
 if TYPE_CHECKING:
     from scope_megatron.train.trainer import Trainer
@@ -87,16 +88,8 @@ def _generate(proof: Proof, trainer: Trainer, seed: int) -> list[Rollout]:
 def _gap(trainer: Trainer, rollouts: list[Rollout]) -> tuple[float, float, float]:
     """Engine against trainer: mean difference of probabilities; of log-probabilities the mean and
     the largest."""
-    learner = trainer.learner
-    scores = learner.scorer.logprobs(
-        learner.student.ddp,
-        rollouts,
-        list(range(len(rollouts))),
-        temperature=1.0,
-        vocab_size=learner.student.vocab_size,
-    )
     theirs = torch.cat([torch.tensor(rollout.engine_logprobs) for rollout in rollouts])
-    ours = torch.cat([scores[index] for index in range(len(rollouts))])
+    ours = torch.cat(logprobs(trainer.learner, rollouts))
     logs = (ours - theirs).abs()
     probabilities = (ours.exp() - theirs.exp()).abs()
     return float(probabilities.mean()), float(logs.mean()), float(logs.max())

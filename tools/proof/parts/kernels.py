@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scope_megatron.objective.head.shard import Kernel
+from tools.proof import trainer
 from tools.proof.measure import device
 from tools.proof.record import Proof
 
@@ -48,17 +48,15 @@ def ours(
     targets: Tensor,
     vocab: int,
     upstream: Tensor,
-    kernel: Kernel = "triton",
+    kernel: str = "triton",
 ) -> tuple[Tensor, Tensor]:
     """(log-probability and divergence [2, T], gradient [T, W]) by the kernels."""
-    from scope_megatron.objective import vocab_parallel_logprob_and_divergence
-
     leaf = student.clone().requires_grad_()
-    pair = vocab_parallel_logprob_and_divergence(
+    pair = trainer.logprob_and_divergence(
+        kind,
         leaf,
-        targets,
         teacher,
-        kind=kind,  # type: ignore[arg-type]
+        targets,
         vocab_size=vocab,
         temperature=TEMPERATURE,
         teacher_temperature=TEACHER_TEMPERATURE,

@@ -74,11 +74,15 @@ def _run(directory: Path, topology: Any, dtype: torch.dtype, pack: Any, rounds: 
     model = build_model(hf, topology, dtype, trainable=True)
     load_hf_weights(model, directory, hf, topology)
 
+    targets = pack.tokens.roll(-1)
+    inside = torch.ones_like(targets, dtype=torch.bool)
+    inside[pack.cu_seqlens[1:].long() - 1] = False  # the last of a sequence predicts nothing
+
     def once() -> Tensor:
         model.zero_grad()
         logits = packed_forward(model, pack).squeeze(0).float()
-        picked = logits.log_softmax(-1).gather(1, pack.targets[:, None])[:, 0]
-        (picked * pack.response).mean().backward()
+        picked = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0][inside]
+        picked.mean().backward()
         return picked.detach()
 
     taken = measure.seconds(once, rounds)

@@ -11,8 +11,9 @@ from pathlib import Path
 from tools.proof.models import ROOT
 from tools.proof.record import Proof
 
-TOY = ("evaluation.before=false", "evaluation.after=false", "evaluation.every=0")
-TOY += ("parallel.tensor=1", "parallel.data=1", "train.steps=2", "rollout.prompts_per_step=4")
+NO_EVALUATION = ("evaluation.before=false", "evaluation.after=false", "evaluation.every=0")
+ONE_RANK = ("parallel.tensor=1", "parallel.data=1")
+TOY = (*NO_EVALUATION, *ONE_RANK, "train.steps=2", "rollout.prompts_per_step=4")
 
 
 def quickstart(proof: Proof) -> None:

@@ -7,15 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tools.proof import measure, models
+from tools.proof import measure, models, trainer
 from tools.proof.record import Proof
 
 
 def scorer(proof: Proof) -> None:
     """The device is kept busy before every call, so that copies to the host have to wait."""
-    from scope_megatron.train import setup
-    from scope_megatron.train.learner import Learner
-
     shape = proof.size(models.Shape(512, 1408, 6, 8, 2, 4096), models.TOY)
     student = models.make_model(shape, proof.folder / "student", "float32")
     rollouts = models.random_rollouts(shape.vocab, *proof.size((16, 8, 200), (4, 4, 24)))
@@ -27,29 +24,21 @@ def scorer(proof: Proof) -> None:
         model__dtype="float32",
         train__microbatch_tokens=proof.size(2048, 128),
     )
-    learner = Learner(config, setup.start_process(config))
+    learner = trainer.build_learner(config)
     busy = torch.randn(proof.size(8192, 64), proof.size(8192, 64), device=measure.device())
     sink = torch.empty_like(busy)
-    members = list(range(len(rollouts)))
     first: list[Tensor] = []
     worst, differing = 0.0, 0
     for _ in range(proof.size(100, 3)):
         for _ in range(20):  # milliseconds of work ahead of the scorer's on the same stream
             torch.mm(busy, busy, out=sink)
-        scores = learner.scorer.logprobs(
-            learner.student.ddp,
-            rollouts,
-            members,
-            temperature=1.0,
-            vocab_size=learner.student.vocab_size,
-        )
-        values = [scores[index] for index in members]
+        values = trainer.logprobs(learner, rollouts)
         first = first or [value.clone() for value in values]
         worst = max(worst, *(_gap(a, b) for a, b in zip(values, expected, strict=True)))
         differing += any(_gap(a, b) > 1e-4 for a, b in zip(values, first, strict=True))
     proof.check("largest difference from the CPU's log-probabilities", worst, at_most=2e-3)
     proof.check("calls that differ from the first", differing, at_most=0)
-    proof.figure("responses scored in each call", len(members))
+    proof.figure("responses scored in each call", len(rollouts))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

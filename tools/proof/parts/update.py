@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from tests.distributed.harness import run_distributed_test
-from tests.distributed.test_step_layouts import GROUPS, SIZE, reference, rollouts, settings
+from tests.distributed.test_step_layouts import reference, rollouts, settings
 from tests.tiny_hf import make_tiny_model
+from tools.proof import trainer
 from tools.proof.record import Proof
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -94,24 +95,9 @@ def updates(
     platform.initialize()
     from megatron.core import parallel_state
 
-    from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
-    from scope_megatron.train.learner import Learner
-
     out = []
     for changes in cases:
-        config = settings(root, changes)
-        parallel = config.parallel
-        topology = create_topology(parallel.tensor, parallel.pipeline, parallel.sequence)
-        learner = Learner(config, topology)
-        groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
-        mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
-        batch = make_batch(mine, "incorrect")
-        metrics = observe.step_metrics()
-        learner.score(batch)
-        learner.update(batch, metrics)
-        values = metrics.reduce(topology.dp_group, platform.device())
-        out.append({"loss": values["loss/total"], "grad_norm": values["grad_norm"]})
+        learner = trainer.build_learner(settings(root, changes))
+        out.append(trainer.update(learner, rollouts()))
         parallel_state.destroy_model_parallel()
     return out
