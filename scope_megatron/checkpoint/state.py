@@ -107,7 +107,7 @@ def _layout(topology: Topology) -> list[int]:
 
 
 def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
-    model = state.model.sharded_state_dict()
+    model = _without_extra_state(state.model.sharded_state_dict())
     sharded = {
         "model": model,
         "optimizer": state.optimizer.sharded_state_dict(
@@ -117,6 +117,15 @@ def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True
     if with_rng:
         sharded["rng"] = _sharded_rng_state(state.topology)
     return sharded
+
+
+def _without_extra_state(sharded: dict[str, Any]) -> dict[str, Any]:
+    """Transformer Engine's layers describe their FP8 scaling in an ``_extra_state`` each.
+
+    There is nothing in it in other precisions, and layers without TE have none: with it, a
+    checkpoint could only be loaded where the same layers are used.
+    """
+    return {name: part for name, part in sharded.items() if not name.endswith("_extra_state")}
 
 
 def _sharded_rng_state(topology: Topology) -> ShardedObject:

@@ -26,6 +26,11 @@ def is_tied(hf: dict[str, Any]) -> bool:
     return bool(hf.get("tie_word_embeddings", is_gemma(hf)))
 
 
+def is_mixture(hf: dict[str, Any]) -> bool:
+    """Whether the MLPs are mixtures of experts."""
+    return bool(hf.get("num_experts") or hf.get("num_local_experts"))
+
+
 def softcap(hf: dict[str, Any], name: str) -> float | None:
     """``cap`` of x -> cap tanh(x / cap) under this name of Gemma's config.json; None: no cap."""
     if not is_gemma(hf):

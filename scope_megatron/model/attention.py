@@ -1,23 +1,31 @@
 """Causal attention over packed sequences, for the layer spec without Transformer Engine.
 
-megatron-core's local ``DotProductAttention`` refuses packed sequences; this one takes them. Each
-sequence runs through torch's scaled_dot_product_attention on its own, so no token ever pays for
-padding or for another sequence.
+megatron-core's local ``DotProductAttention`` refuses packed sequences; this one takes them. No
+token ever pays for padding or for another sequence: in half precision on a GPU a pack is one launch
+of torch's variable-length FlashAttention, elsewhere each sequence runs through torch's
+scaled_dot_product_attention on its own.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+from scope_megatron.parallel.packed import PackedSequences
+
+_HALF = (torch.bfloat16, torch.float16)
+# torch 2.11's varlen_attn knows no grouped queries: there the loop does it
+_HAS_VARLEN = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 class PackedCausalAttention(MegatronModule):
@@ -54,15 +62,45 @@ class PackedCausalAttention(MegatronModule):
         *,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
         """query [T, heads/tp, d], key and value [T, groups/tp, d] -> [T, heads/tp * d]."""
         assert packed_seq_params is not None, "the trainer always packs its sequences"
-        bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in pairwise(bounds)]
+        if self._takes_varlen(query):
+            return self._attend_varlen(query, key, value, packed_seq_params)
+        lengths = [end - start for start, end in pairwise(packed_seq_params.bounds)]
         parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
         outputs = [self._attend(q, k, v).transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
         return torch.cat(outputs).reshape(query.size(0), -1)
+
+    def _takes_varlen(self, query: Tensor) -> bool:
+        width = query.size(-1)
+        return (
+            _HAS_VARLEN
+            and query.is_cuda
+            and query.dtype in _HALF
+            and self.softcap is None
+            and (width <= 256 and width % 8 == 0)  # what FlashAttention's kernels take
+        )
+
+    def _attend_varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequences
+    ) -> Tensor:
+        """The whole pack in one launch, without asking the device for the lengths."""
+        output = varlen_attn(
+            query,
+            key,
+            value,
+            pack.cu_seqlens_q,
+            pack.cu_seqlens_kv,
+            pack.max_seqlen_q,
+            pack.max_seqlen_kv,
+            scale=self.softmax_scale,
+            # (left, right): tokens seen on both sides of a token's own
+            window_size=(-1 if self.window is None else self.window - 1, 0),
+            enable_gqa=query.size(1) != key.size(1),
+        )
+        return output.reshape(query.size(0), -1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One sequence: query [heads, L, d], key and value [groups, L, d] -> [heads, L, d]."""
