@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
+from scope_megatron.model.rope import rotate
 from scope_megatron.parallel.packed import PackedSequences
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -133,18 +134,30 @@ class PackedCausalAttention(MegatronModule):
         return seen if self.window is None else seen.triu(1 - self.window)
 
 
-class TwoRopeAttention(SelfAttention):
-    """Self-attention of a model whose layers with and without a window have other frequencies.
+class RotatedAttention(SelfAttention):
+    """Self-attention that turns queries and keys by a rotation of every token of the pack.
 
-    The model's rotary embedding then holds both side by side (see
-    :func:`scope_megatron.model.rope.inverse_frequencies`); ``core_attention`` knows which kind
-    of layer this is.
+    ``rotary_pos_emb`` is what :class:`~scope_megatron.model.rope.PackedRope` gives. Where layers
+    with and without a window turn differently, ``core_attention`` knows which kind this is.
     """
 
+    _rotation: Tensor | None = None
+
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
-        """As megatron-core's, with ``rotary_pos_emb`` [S, 1, 1, 2 d] of both kinds."""
-        both = kwargs.get("rotary_pos_emb")
-        assert isinstance(both, Tensor)
-        kind = 0 if self.core_attention.window is None else 1
-        kwargs["rotary_pos_emb"] = both.unflatten(-1, (2, 2, -1))[..., kind, :].flatten(-2)
-        return super().forward(hidden_states, *args, **kwargs)
+        """As megatron-core's, with ``rotary_pos_emb`` [kinds, 2, T, d]."""
+        rotations = kwargs.pop("rotary_pos_emb")
+        assert isinstance(rotations, Tensor)
+        second = len(rotations) > 1 and self.core_attention.window is not None
+        self._rotation = rotations[int(second)]
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            self._rotation = None
+
+    def get_query_key_value_tensors(
+        self, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [T, 1, heads/tp, d], key and value [T, 1, groups/tp, d]; the first two turned."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
+        assert self._rotation is not None, "called by forward"
+        return rotate(query, self._rotation), rotate(key, self._rotation), value

@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from scope_megatron.config.family import (
     window,
     windows,
 )
-from scope_megatron.model.attention import PackedCausalAttention, TwoRopeAttention
+from scope_megatron.model.attention import PackedCausalAttention, RotatedAttention
 from scope_megatron.model.norm import NormedResidual, RMSNorm
 from scope_megatron.model.rope import (
+    PackedRope,
     has_two_ropes,
     inverse_frequencies,
     rope_settings,
-    yarn_attributes,
+    yarn_scale,
 )
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
@@ -98,18 +100,33 @@ def transformer_config(
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters
         persist_layer_norm=bf16 and platform.has_transformer_engine(),
-        bias_activation_fusion=False,
+        bias_activation_fusion=fuses_activation(hf),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
+        # its kernel knows no scale of cosines and sines, which YaRN wants
+        apply_rope_fusion=_takes_engine_layers(hf, dtype) and yarn_scale(hf) == 1.0,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         **_expert_settings(hf, topology),
     )
-    for name, value in yarn_attributes(hf).items():
-        setattr(config, name, value)
     config.logit_softcap = softcap(hf, "final_logit_softcapping")
     return config
+
+
+def _takes_engine_layers(hf: dict[str, Any], dtype: torch.dtype) -> bool:
+    """Whether the layers are Transformer Engine's.
+
+    Its packed attention is half precision, and has no softcap.
+    """
+    own_attention = is_gemma(hf) or window(hf) is not None
+    half = dtype == torch.bfloat16
+    return half and platform.has_transformer_engine() and not own_attention
+
+
+def fuses_activation(hf: dict[str, Any]) -> bool:
+    """Whether SwiGLU is one compiled kernel: the same numbers with fewer roundings, and half of the
+    activations kept. On CUDA, for the MLPs that are SwiGLU (Gemma's are not)."""
+    return platform.has_cuda() and find_spec("triton") is not None and not is_gemma(hf)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -164,7 +181,13 @@ def build_model(
             position_embedding_type="rope",
             rotary_base=rope_settings(hf)["rope_theta"],
         )
-    model.rotary_pos_emb.inv_freq = inverse_frequencies(hf).to(platform.device())
+    model.rotary_pos_emb = PackedRope(
+        inverse_frequencies(hf).to(platform.device()),
+        kinds=2 if has_two_ropes(hf) else 1,
+        dtype=dtype,
+        scale=yarn_scale(hf),
+        fused=config.apply_rope_fusion,
+    )
     if is_gemma(hf):
         _add_gemma_hooks(model, dtype)
     model.to(device)
@@ -189,9 +212,7 @@ def _add_gemma_hooks(model: GPTModel, dtype: torch.dtype) -> None:
 
 
 def _block_spec(config: TransformerConfig, hf: dict[str, Any]) -> TransformerBlockSubmodules:
-    own_attention = is_gemma(hf) or window(hf) is not None
-    # Transformer Engine's packed attention is half precision, and has no softcap
-    if config.bf16 and platform.has_transformer_engine() and not own_attention:
+    if _takes_engine_layers(hf, config.params_dtype):
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -201,6 +222,8 @@ def _block_spec(config: TransformerConfig, hf: dict[str, Any]) -> TransformerBlo
     else:
         layer = _local_layer_spec(config, hf)
         norm = RMSNorm
+    if not config.apply_rope_fusion:
+        layer.submodules.self_attention.module = RotatedAttention
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
     )
@@ -226,8 +249,6 @@ def _local_layer_spec(config: TransformerConfig, hf: dict[str, Any]) -> ModuleSp
     )
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if has_two_ropes(hf):
-        layer.submodules.self_attention.module = TwoRopeAttention
     if is_gemma(hf):
         sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
         add = ModuleSpec(NormedResidual, params={"config": config, **sizes})
