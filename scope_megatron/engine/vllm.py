@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
-from scope_megatron.config.family import is_mixture
 from scope_megatron.engine.direct import DirectWeights
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
+from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
@@ -305,7 +305,7 @@ def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
     if not platform.has_cuda():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    elif is_mixture(json.loads((model_dir / "config.json").read_text())):
+    elif family_of(json.loads((model_dir / "config.json").read_text())).experts:
         # versions before 0.32 would run a mixture by their first runner, which holds a random
         # generator per request and the whole prompt's logits when it scores
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")

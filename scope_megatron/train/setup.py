@@ -13,9 +13,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import Config
-from scope_megatron.config.family import softcap
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.engine.vllm import Engine, VLLMEngine
+from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
@@ -138,7 +138,7 @@ def engine_head(config: Config) -> torch.dtype | None:
     """
     models = [config.model.student, *([config.model.teacher] if config.needs_teacher else [])]
     capped = any(
-        softcap(read_hf_config(directory), "final_logit_softcapping") is not None
+        ModelShape.of(read_hf_config(directory)).logits_cap is not None
         for directory in models
         if directory is not None
     )

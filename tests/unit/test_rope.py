@@ -10,6 +10,7 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_thd
 from torch import Tensor
 
+from scope_megatron.family import ModelShape
 from scope_megatron.model.rope import (
     TABLE_MULTIPLE,
     PackedRope,
@@ -40,8 +41,20 @@ ROPES: dict[str, tuple[dict[str, Any], float]] = {  # settings, scale of cosines
 }
 
 
-def hf_config(rope: dict[str, Any]) -> dict[str, Any]:
-    return {"head_dim": WIDTH, "rope_theta": 10000.0, "rope_scaling": rope}
+def shape(rope: dict[str, Any], family: str = "Llama", **more: Any) -> ModelShape:
+    hf = {
+        "architectures": [f"{family}ForCausalLM"],
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "hidden_size": HEADS * WIDTH,
+        "head_dim": WIDTH,
+        "intermediate_size": 8,
+        "vocab_size": 8,
+        "max_position_embeddings": 8,
+        "rope_theta": 10000.0,
+        "rope_scaling": rope,
+    }
+    return ModelShape.of(hf | more)
 
 
 class OneRank:
@@ -74,21 +87,23 @@ def values(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ROPES)
 def test_it_equals_megatrons_bit_for_bit(name: str, dtype: torch.dtype) -> None:
-    hf, scale = hf_config(ROPES[name][0]), ROPES[name][1]
-    assert yarn_scale(hf) == pytest.approx(scale, abs=1e-6)
-    frequencies = inverse_frequencies(hf)
-    rope = PackedRope(frequencies, 1, dtype, yarn_scale(hf), fused=False)
+    model, scale = shape(ROPES[name][0]), ROPES[name][1]
+    assert yarn_scale(model) == pytest.approx(scale, abs=1e-6)
+    frequencies = inverse_frequencies(model)
+    rope = PackedRope(frequencies, 1, dtype, yarn_scale(model), fused=False)
     pack = packed()
     rotation = rope(rope.get_rotary_seq_len(None, pack), packed_seq=True, cp_group=None)
     assert rotation.shape == (1, 2, sum(LENGTHS), WIDTH)
     x = values(dtype)
     got = rotate(x[:, None], rotation[0])[:, 0]
-    assert torch.equal(got, by_megatron(x, frequencies, yarn_scale(hf)))
+    assert torch.equal(got, by_megatron(x, frequencies, yarn_scale(model)))
 
 
 def test_two_kinds_of_layers_have_a_rotation_each() -> None:
-    hf = hf_config({}) | {"architectures": ["Gemma3ForCausalLM"], "rope_local_base_freq": 100.0}
-    frequencies = inverse_frequencies(hf)
+    model = shape(
+        {}, "Gemma3", query_pre_attn_scalar=WIDTH, sliding_window=8, rope_local_base_freq=100.0
+    )
+    frequencies = inverse_frequencies(model)
     rope = PackedRope(frequencies, 2, torch.float32, 1.0, fused=False)
     rotations = rope(packed())
     x = values(torch.float32)
@@ -99,7 +114,7 @@ def test_two_kinds_of_layers_have_a_rotation_each() -> None:
 
 
 def test_one_table_grows_by_steps() -> None:
-    rope = PackedRope(inverse_frequencies(hf_config({})), 1, torch.float32, 1.0, fused=False)
+    rope = PackedRope(inverse_frequencies(shape({})), 1, torch.float32, 1.0, fused=False)
     first = rope.table(5)
     assert first.shape == (1, 2, TABLE_MULTIPLE, WIDTH)
     assert rope.table(TABLE_MULTIPLE) is first
@@ -110,7 +125,7 @@ def test_one_table_grows_by_steps() -> None:
 
 
 def test_the_fused_kernel_is_given_megatrons_angles() -> None:
-    frequencies = inverse_frequencies(hf_config({}))
+    frequencies = inverse_frequencies(shape({}))
     rope = PackedRope(frequencies, 1, torch.bfloat16, 1.0, fused=True)
     angles = rope(packed())
     assert (angles.shape, angles.dtype) == ((2048, 1, 1, WIDTH), torch.float32)
@@ -120,7 +135,7 @@ def test_the_fused_kernel_is_given_megatrons_angles() -> None:
 
 def test_gradients_turn_back() -> None:
     """The transpose of a rotation is its inverse, so the gradient of |x|^2 / 2 comes back as x."""
-    rope = PackedRope(inverse_frequencies(hf_config({})), 1, torch.float64, 1.0, fused=False)
+    rope = PackedRope(inverse_frequencies(shape({})), 1, torch.float64, 1.0, fused=False)
     x = values(torch.float64)[:, None].requires_grad_()
     turned = rotate(x, rope(packed())[0])
     (gradient,) = torch.autograd.grad(turned, x, turned.detach())

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from scope_megatron.model.build import fuses_activation
 from scope_megatron.parallel import platform
+from tests.unit.test_rope import shape
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def test_values_and_gradients() -> None:
 
 
 def test_who_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    qwen, gemma = ({"architectures": [f"{name}ForCausalLM"]} for name in ("Qwen2", "Gemma2"))
+    qwen, gemma = shape({}), shape({}, "Gemma2", query_pre_attn_scalar=1, sliding_window=8)
     assert not fuses_activation(qwen), "a CPU compiles nothing"
     monkeypatch.setattr(platform, "has_cuda", lambda: True)
     assert fuses_activation(qwen) and not fuses_activation(gemma)
