@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.distributed import (
@@ -55,7 +56,7 @@ def build_optimizer(
     model: DistributedDataParallel, settings: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Adam with decoupled weight decay (fused by TE or Apex when they import)."""
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=settings.lr,
@@ -71,6 +72,21 @@ def build_optimizer(
         ),
         [model],
     )
+    _choose_kernels(optimizer)
+    return optimizer
+
+
+def _choose_kernels(optimizer: MegatronOptimizer) -> None:
+    """One kernel for torch's Adam on CUDA, where its default makes up to 8 bytes of temporaries per
+    parameter. A checkpoint's groups bring what the machine that wrote it had."""
+    for _, adam in _torch_adams(optimizer):
+        for group in adam.param_groups:
+            fused = bool(group["params"]) and all(p.is_cuda for p in group["params"])
+            group["fused"], group["foreach"] = (True, False) if fused else (None, None)
+            for state in (adam.state[p] for p in group["params"] if p in adam.state):
+                # where the kernel looks for it: beside the parameter; else on the host
+                device = state["exp_avg"].device if fused else torch.device("cpu")
+                state["step"] = state["step"].to(device)
 
 
 def build_scheduler(
@@ -129,12 +145,44 @@ def before_loading(optimizer: MegatronOptimizer) -> None:
                 }
 
 
+def carry_step(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Put the count of updates where this optimizer looks for it.
+
+    torch's Adam has it in the parameters' states (``common_step`` in a checkpoint), TE's and Apex's
+    in the parameter groups. ``loaded``, what a checkpoint holds of the optimizer, is changed. The
+    distributed optimizer's parts, which have no states, carry it in their groups in any case.
+    """
+    has_torch_adam = any(_torch_adams(optimizer))
+    for part in _parts(loaded):
+        states, groups = part["state"], part["param_groups"]
+        in_groups = {float(group.pop("step")) for group in groups if "step" in group}
+        step = float(states.pop("common_step", max(in_groups, default=0.0)))
+        if not step:
+            continue
+        if has_torch_adam:
+            states["common_step"] = torch.tensor(step)
+        else:
+            for group in groups:
+                group["step"] = int(step)
+
+
+def _parts(loaded: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """The states and groups of each optimizer in a chain, however it is nested."""
+    if "state" in loaded and "param_groups" in loaded:
+        yield loaded
+        return
+    for value in loaded.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
+
+
 def after_loading(optimizer: MegatronOptimizer) -> None:
     """Give every parameter a step of its own: megatron-core loads one tensor for all of them, and
     torch's Adam would then count every update once per parameter."""
     for _, adam in _torch_adams(optimizer):
         for state in adam.state.values():
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).clone()
+    _choose_kernels(optimizer)
 
 
 def _torch_adams(

@@ -106,7 +106,7 @@ def save_and_load_extra_state(rank: int, world_size: int, root: Path) -> dict[st
     from megatron.core import parallel_state
     from torch.distributed.checkpoint import FileSystemReader
 
-    from scope_megatron.checkpoint import folder as store
+    from scope_megatron import outputs
     from scope_megatron.checkpoint import state as checkpoint
 
     steps, offered, saved = {}, [], []
@@ -116,9 +116,11 @@ def save_and_load_extra_state(rank: int, world_size: int, root: Path) -> dict[st
         learner, topology = learner_at(root, {}, False)
         if name == "with":
             offered = add_extra_state(learner.student.model)
+        update(learner, topology)
+        forbid_waiting_for_the_device()
         saver = saver_of(learner, topology, output, asynchronous=False)
         saver.save(1, checkpoint.layout_progress(topology))
-        directory = store.directory_of(output, 1)
+        directory = outputs.checkpoint_dir(output, 1)
         entries = FileSystemReader(directory).read_metadata().state_dict_metadata
         saved += [key for key in entries if "_extra_state" in key]
         parallel_state.destroy_model_parallel()
@@ -127,6 +129,23 @@ def save_and_load_extra_state(rank: int, world_size: int, root: Path) -> dict[st
             add_extra_state(learner.student.model)
         steps[name] = checkpoint.load_checkpoint(state_of(learner, topology), directory)["step"]
     return {"offered": offered, "saved": saved, "steps": steps}
+
+
+def forbid_waiting_for_the_device() -> None:
+    """Writing is for a thread, which would wait for GPU 0 and make a context on it."""
+    from scope_megatron.checkpoint.snapshot import PendingWrite
+
+    def fail(device: Any = None) -> None:
+        raise AssertionError("writing a checkpoint waited for a device")
+
+    def write(pending: PendingWrite) -> Any:
+        before, torch.cuda.synchronize = torch.cuda.synchronize, fail
+        try:
+            return original(pending)
+        finally:
+            torch.cuda.synchronize = before
+
+    original, PendingWrite.write = PendingWrite.write, write  # type: ignore[method-assign]
 
 
 def add_extra_state(model: Any) -> list[str]:
