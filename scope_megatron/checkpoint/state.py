@@ -21,7 +21,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.checkpoint.folder import newest_whole
 from scope_megatron.checkpoint.manifest import find_damage
 from scope_megatron.parallel.agree import from_main
-from scope_megatron.parallel.optimizer import after_loading, before_loading, carry_step
+from scope_megatron.parallel.optimizer import after_loading, before_loading, translate
 from scope_megatron.parallel.topology import Topology
 
 FORMAT = 1
@@ -82,7 +82,7 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     sharded = _sharded_state(state, is_loading=True, with_rng=same_layout)
     loaded = dist_checkpointing.load(sharded, str(directory))
     state.model.load_state_dict(loaded["model"], strict=False)
-    carry_step(state.optimizer, loaded["optimizer"])
+    translate(state.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     after_loading(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])

@@ -145,30 +145,34 @@ def before_loading(optimizer: MegatronOptimizer) -> None:
                 }
 
 
-def carry_step(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Put the count of updates where this optimizer looks for it.
+def translate(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Make this optimizer's own what a checkpoint holds of another kind of Adam.
 
-    torch's Adam has it in the parameters' states (``common_step`` in a checkpoint), TE's and Apex's
-    in the parameter groups. ``loaded``, what a checkpoint holds of the optimizer, is changed. The
-    distributed optimizer's parts, which have no states, carry it in their groups in any case.
+    torch's has the count of updates in the parameters' states (``common_step`` in a checkpoint),
+    TE's and Apex's in the parameter groups; each has settings in its groups that the others lack.
+    ``loaded``, what a checkpoint holds of the optimizer, is changed. The distributed optimizer's
+    parts, which have no states, carry the count in their groups in any case.
     """
-    has_torch_adam = any(_torch_adams(optimizer))
+    inner = next((part.optimizer for part in _chain(optimizer) if part.optimizer), None)
+    has_torch_adam = isinstance(inner, torch.optim.AdamW)
     for part in _parts(loaded):
-        states, groups = part["state"], part["param_groups"]
+        states, groups = part.get("state"), part["param_groups"]
+        for group in groups:
+            for name, value in (inner.defaults if inner else {}).items():
+                group.setdefault(name, value)
+        if states is None:
+            continue
         in_groups = {float(group.pop("step")) for group in groups if "step" in group}
         step = float(states.pop("common_step", max(in_groups, default=0.0)))
-        if not step:
-            continue
-        if has_torch_adam:
+        if step and has_torch_adam:
             states["common_step"] = torch.tensor(step)
-        else:
-            for group in groups:
-                group["step"] = int(step)
+        for group in groups if step and not has_torch_adam else ():
+            group["step"] = int(step)
 
 
 def _parts(loaded: dict[Any, Any]) -> Iterator[dict[str, Any]]:
-    """The states and groups of each optimizer in a chain, however it is nested."""
-    if "state" in loaded and "param_groups" in loaded:
+    """The groups, with states or not, of each optimizer in a chain, however it is nested."""
+    if "param_groups" in loaded:
         yield loaded
         return
     for value in loaded.values():
@@ -188,9 +192,14 @@ def after_loading(optimizer: MegatronOptimizer) -> None:
 def _torch_adams(
     optimizer: MegatronOptimizer,
 ) -> Iterator[tuple[MegatronOptimizer, torch.optim.AdamW]]:
-    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for inner in _chain(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner, inner.optimizer
+
+
+def _chain(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """A mixture's experts have an optimizer of their own."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _set_states_but_step(

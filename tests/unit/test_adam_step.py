@@ -11,7 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
 from megatron.core.optimizer.optimizer import FP32Optimizer
 
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.optimizer import after_loading, carry_step
+from scope_megatron.parallel.optimizer import after_loading, translate
 
 GROUP = {"lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False}
 
@@ -20,10 +20,12 @@ class GroupStepAdam(torch.optim.Optimizer):
     """Holds its count as Transformer Engine's and Apex's FusedAdam do: in the groups."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, {"lr": 0.1})
+        defaults = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01}
+        super().__init__(groups, defaults | {"bias_correction": True})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            assert group["bias_correction"] and len(group["betas"]) == 2
             group["step"] = group["step"] + 1 if "step" in group else 1
             for p in group["params"]:
                 self.state[p].setdefault("exp_avg", torch.zeros_like(p))
@@ -79,7 +81,7 @@ def test_the_step_is_there_whoever_wrote_it(
 ) -> None:
     loaded = as_loaded(trained(writer, 3))
     optimizer = make(reader)
-    carry_step(optimizer, loaded)
+    translate(optimizer, loaded)
     optimizer.load_state_dict(loaded)
     after_loading(optimizer)
     assert steps_of(optimizer) == {3.0}
@@ -93,7 +95,7 @@ def test_the_step_is_there_whoever_wrote_it(
 def test_chains_of_optimizers_are_found() -> None:
     first, second = (as_loaded(trained(GroupStepAdam, 2)) for _ in range(2))
     loaded: dict[Any, Any] = {0: first, 1: {"optimizer": second}}
-    carry_step(make(torch.optim.AdamW), loaded)
+    translate(make(torch.optim.AdamW), loaded)
     for part in (first, second):
         assert float(part["state"]["common_step"]) == 2.0
 
@@ -104,7 +106,7 @@ def test_a_cpu_keeps_torchs_own_choice_of_kernel() -> None:
     for group in saved.optimizer.param_groups:
         group["fused"] = True
     optimizer, loaded = make(torch.optim.AdamW), as_loaded(saved)
-    carry_step(optimizer, loaded)
+    translate(optimizer, loaded)
     optimizer.load_state_dict(loaded)
     after_loading(optimizer)
     assert {group["fused"] for group in optimizer.optimizer.param_groups} == {None}
