@@ -22,6 +22,7 @@ from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
+from scope_megatron.learn.models import build_student
 from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
@@ -74,7 +75,7 @@ def evaluate_only(config: Config) -> int:
     topology = setup.start_process(config)
     tokenizer = setup.build_tokenizer(config)
     dataset = setup.build_eval_data(config, tokenizer)
-    student = setup.build_student(config, topology)
+    student = build_student(config, topology)
     actor = Actor(config, tokenizer, topology, {dataset[i].source for i in range(len(dataset))})
     try:
         actor.take_weights(student)

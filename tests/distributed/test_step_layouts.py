@@ -18,6 +18,7 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.distributed.harness import run_distributed_test
+from tests.support.steps import one_step
 from tests.tiny_hf import VOCAB, make_tiny_model
 
 GROUPS, SIZE = 6, 4
@@ -171,10 +172,8 @@ def one_update(
     from megatron.core import parallel_state
 
     from scope_megatron.convert.gather import iter_full_tensors
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
-    from scope_megatron.train.learner import Learner
 
     out = {}
     for layout in names:
@@ -193,10 +192,7 @@ def one_update(
             learner = Learner(config, topology)
             groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
             mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
-            batch = make_batch(mine, "incorrect")
-            metrics = observe.step_metrics()
-            learner.score(batch)
-            learner.update(batch, metrics)
+            _, metrics = one_step(learner, mine)
             values = metrics.reduce(topology.dp_group, platform.device())
             student = learner.student
             weights = iter_full_tensors(student.model, student.hf, topology, 1 << 20)
