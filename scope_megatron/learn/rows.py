@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Rows:
         cls, pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, *, exact: bool
     ) -> Rows:
         """``exact``: responses with a weight in the kl term take a divergence."""
-        laid, known = streams.lay_out(pack), _known(pack, batch, clip, exact)
+        laid, known = streams.lay_out(pack), _known(pack, batch, streams, clip, exact)
         kl = streams.kl if exact else None
         taught = [] if kl is None else [i for i in pack.members if bool(kl[i] != 0)]
         with_teacher = gather_from_sequences({i: i in taught for i in pack.members}, pack) > 0
@@ -63,11 +63,12 @@ class Rows:
         def part(mask: Tensor, teacher_hidden: Tensor | None) -> Part:
             index = mask.nonzero().flatten()
             positions = pack.rows[index]
+            its = laid.at(index)
             return Part(
                 index=index,
                 positions=positions,
                 targets=pack.targets[positions],
-                streams=laid.at(index),
+                streams=its if teacher_hidden is not None or not exact else replace(its, kl=None),
                 known=known.at(index),
                 clip=clip,
                 teacher_hidden=teacher_hidden,
@@ -79,18 +80,18 @@ class Rows:
         return cls(pack.num_rows, parts)
 
 
-def _known(pack: PackedBatch, batch: Batch, clip: Clip, exact: bool) -> Known:
+def _known(pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, exact: bool) -> Known:
     engine = {i: torch.tensor(batch.rollouts[i].engine_logprobs) for i in pack.members}
     return Known(
-        old=_given(batch.old_logprobs, pack),
-        teacher=None if exact else _given(batch.teacher_logprobs, pack),
-        reference=_given(batch.reference_logprobs, pack),
+        old=_given(batch.old_logprobs, pack) if batch.old_logprobs else None,
+        teacher=_given(batch.teacher_logprobs, pack)
+        if streams.kl is not None and not exact
+        else None,
+        reference=_given(batch.reference_logprobs, pack) if streams.kl_ref is not None else None,
         engine=_given(engine, pack) if clip.tis is not None else None,
     )
 
 
-def _given(scores: Mapping[int, Tensor], pack: PackedBatch) -> Tensor | None:
-    """[R], zero for responses without a score; None where nobody has one."""
-    if not scores:
-        return None
+def _given(scores: Mapping[int, Tensor], pack: PackedBatch) -> Tensor:
+    """[R], zero for responses without a score."""
     return gather_from_sequences({index: scores.get(index) for index in pack.members}, pack)
