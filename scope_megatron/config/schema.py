@@ -80,12 +80,29 @@ class ModelConfig(Section):
     )
 
 
-class ParallelConfig(Section):
-    """How the models are cut; the product of the three sizes is the number of ranks."""
+class PlatformConfig(Section):
+    """What the run computes on."""
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel size (ranks that share a layer)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: CUDA when GPU, driver and the builds of torch and vLLM agree, else the "
+        "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
+        "may say cpu or cuda",
+    )
+
+
+class ParallelConfig(Section):
+    """How the models are cut; the product of the three sizes is the number of ranks.
+
+    ``auto`` sizes become numbers when the file is loaded: together with the others they fill the
+    GPUs (two ranks on a CPU) as far as the models' heads and the batch divide, tensor first.
+    """
+
+    tensor: int = Field(
+        1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
+    )
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
-    data: int = Field(1, ge=1, description="data-parallel replicas")
+    data: int = Field(1, ge=1, description="data-parallel replicas, or auto")
     expert: int = Field(
         1,
         ge=1,
@@ -167,16 +184,51 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-class VerifierConfig(Section):
-    """Who says whether a response is correct."""
+VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "code", "custom"]
 
-    name: Literal["auto", "math"] = Field(
-        "auto", description="auto: chosen by a row's data_source; math: always the math verifier"
+
+class CodeConfig(Section):
+    """The sandbox of the code verifier (docs/verifiers.md)."""
+
+    timeout_s: float = Field(
+        10.0, gt=0, description="seconds for one test of a program, on the clock and the processor"
+    )
+    total_timeout_s: float = Field(
+        60.0, gt=0, description="seconds for all tests of one program together"
+    )
+    memory_mib: int = Field(1024, ge=64, description="address space of a program, MiB")
+    disk_mib: int = Field(64, ge=1, description="what a program may write to its /tmp, MiB")
+    output_kib: int = Field(
+        8192, ge=1, description="output of one test, KiB; a program that prints more is wrong"
+    )
+    processes: int = Field(
+        64, ge=1, description="threads of a program; it can start no other process"
+    )
+    open_files: int = Field(64, ge=8, description="files a program may have open")
+    run_without_isolation: bool = Field(
+        False,
+        description="true: where this machine cannot isolate programs, run them with limits alone, "
+        "as this user, with its files and its network; false: such rows end the run at its start",
+    )
+
+
+class VerifierConfig(Section):
+    """Who says whether a response is correct (docs/verifiers.md)."""
+
+    name: VerifierName = Field(
+        "auto",
+        description="auto: a row's verifier column, else what its data_source is known to need, "
+        "else math; any other name: that one for every row",
     )
     timeout_s: float = Field(
         5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
     )
     workers: int = Field(1, ge=1, description="verifier processes per rank")
+    custom: str | None = Field(
+        None,
+        description="module:function of the custom verifier: function(response, answer) -> bool",
+    )
+    code: CodeConfig = CodeConfig()
 
 
 class OptimizerConfig(Section):
@@ -308,6 +360,7 @@ class Config(Section):
     )
     algorithm: AlgorithmConfig = AlgorithmConfig()
     model: ModelConfig
+    platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
     rollout: RolloutConfig | None = None

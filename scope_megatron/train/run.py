@@ -24,10 +24,12 @@ from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
 from scope_megatron.learn.models import build_student
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
 from scope_megatron.report.metrics import MetricLogger
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.trainer import Trainer
@@ -76,8 +78,9 @@ def evaluate_only(config: Config) -> int:
     topology = setup.start_process(config)
     tokenizer = setup.build_tokenizer(config)
     dataset = setup.build_eval_data(config, tokenizer)
+    verifiers = Verifiers(config.verifier, (dataset[i] for i in range(len(dataset))))
     student = build_student(config, topology)
-    actor = Actor(config, tokenizer, topology, {dataset[i].source for i in range(len(dataset))})
+    actor = Actor(config, tokenizer, topology, verifiers)
     try:
         actor.take_weights(student)
         values = actor.evaluate(dataset)
@@ -276,6 +279,7 @@ class Run:
         }
         if config.needs_teacher:
             facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+        facts["device"] = platform.device_name()
         layout = (
             f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
             f"data {topo.dp_size}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scope_megatron.config import Config
+from scope_megatron.config import Config, FaultsConfig
 from scope_megatron.engine.vllm import Engine, VLLMEngine
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.parallel import platform
@@ -11,12 +11,15 @@ from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
 
+WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
+
 
 def start_process(config: Config) -> Topology:
     """Join the job and lay the ranks out (collective)."""
     end_with_launcher()
     platform.initialize()
-    initialize_distributed()
+    timeout_s = collective_timeout_s(config.faults)
+    initialize_distributed(timeout_s)
     parallel = config.parallel
     return create_topology(
         parallel.tensor,
@@ -24,7 +27,16 @@ def start_process(config: Config) -> Topology:
         parallel.sequence,
         config.seed,
         expert=parallel.expert,
+        timeout_s=timeout_s,
     )
+
+
+def collective_timeout_s(faults: FaultsConfig) -> float:
+    """Seconds after which a collective gives up: later than the watchdog, which names the rank.
+
+    NCCL aborts the process then, with SIGABRT and without a word on who is missing.
+    """
+    return faults.hang_timeout_s + WATCHDOG_FIRST_S
 
 
 def build_engine(
