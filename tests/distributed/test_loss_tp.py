@@ -59,7 +59,7 @@ def head(case: str, logits: Tensor, teacher: Tensor, targets: Tensor, group, voc
         scores = vocab_parallel_scores(
             logits, targets, group, temperature=0.6, with_entropy=True, **common
         )
-        return torch.cat(scores)
+        return torch.cat([part.detach() for part in scores])
     if case in KINDS:
         return vocab_parallel_divergence(logits, teacher, group, kind=case, **SETTINGS, **common)
     logprob, divergence = vocab_parallel_logprob_and_divergence(
