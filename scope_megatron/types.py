@@ -112,10 +112,13 @@ class PackedBatch:
         return max(end - start for start, end in pairwise(self.bounds))
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same pack with its tensors on ``device``."""
+        """The same pack with its tensors on ``device``.
+
+        The caller does not wait for a copy to a GPU. A copy to the host is waited for: without
+        that torch returns before the numbers are there, and whoever reads them reads old memory.
+        """
         moved = {
-            # a copy to the host would be read before it is finished
-            name: value.to(device, non_blocking=device.type != "cpu")
+            name: value.to(device, non_blocking=device.type == "cuda")
             for name, value in vars(self).items()
             if hasattr(value, "device")
         }

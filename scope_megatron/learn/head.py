@@ -22,6 +22,7 @@ from scope_megatron.objective.head.hidden import TeacherHead, fused_loss, fused_
 from scope_megatron.objective.head.logits import Scores, vocab_parallel_scores, vocab_parallel_terms
 from scope_megatron.objective.head.shard import Shard
 from scope_megatron.objective.head.spec import Spec
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
@@ -171,15 +172,21 @@ def build_head(
         entropy=config.logging.entropy,
         reduce_hidden=not topology.sequence_parallel,
     )
-    capped = any(caps_logits(m.model) for m in models)  # the fused head knows nothing of it
-    fused = not capped and _fuses(config, student.vocab_size)
+    capped = any(caps_logits(m.model) for m in models)
+    fused = fuses(config, student.vocab_size, capped=capped)
     return (HiddenHead if fused else LogitsHead)(spec, topology, student, teacher)
 
 
-def _fuses(config: Config, vocab: int) -> bool:
+def fuses(config: Config, vocab: int, *, capped: bool) -> bool:
+    """Whether the head takes hidden states, block by block.
+
+    Large logits are never made whole, nor half-precision ones: on CUDA the fused head has them
+    in float32, as the engine does (see ``setup.engine_head``)."""
     logits = config.train.microbatch_tokens * vocab // config.parallel.tensor
+    half = platform.resolve_dtype(config.model.dtype) != torch.float32
     head = config.objective.head
-    return head == "fused" or (head == "auto" and logits > _MANY_LOGITS)
+    wanted = head == "fused" or (head == "auto" and (half or logits > _MANY_LOGITS))
+    return wanted and not capped  # it knows nothing of a cap
 
 
 @dataclass

@@ -20,6 +20,7 @@ tensors get gradients.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ from scope_megatron.objective.head.statistics import (
     statistics,
 )
 
-CHUNK = 256
+CHUNK = 256  # a CPU's caches
+CUDA_CHUNK = 1024  # fewer launches, collectives and passes over the weight's gradient
 # (log-probability [c], divergence [c] or None, their rows of T) -> scalar, to be summed over chunks
 ChunkLoss = Callable[[Tensor, Tensor | None, slice], Tensor]
 TeacherHead = tuple[Tensor, Tensor]  # hidden states [T, H_t], this rank's output weight [W, H_t]
@@ -68,8 +70,8 @@ def fused_logprob(
         weight: [W, H] this rank's shard of the output weight.
         targets: [T] integers in [0, vocab_size), the same on every rank.
         shard: which columns the weight's rows are.
-        spec: ``chunk`` tokens' logits exist at once; ``reduce_hidden`` sums the hidden states'
-            gradient over the group.
+        spec: ``chunk`` tokens' logits exist at once (None: CHUNK, on a GPU CUDA_CHUNK);
+            ``reduce_hidden`` sums the hidden states' gradient over the group.
 
     Returns:
         [T] float32 (float64 for float64 inputs), the same on every rank.
@@ -165,7 +167,8 @@ class _Head:
         return cls(targets, teacher[0].detach(), teacher[1].detach(), shard, spec)
 
     def chunks(self) -> Iterator[slice]:
-        total, chunk = self.targets.shape[0], self.spec.chunk or CHUNK
+        default = CUDA_CHUNK if self.targets.is_cuda else CHUNK
+        total, chunk = self.targets.shape[0], self.spec.chunk or default
         for start in range(0, total, chunk):
             yield slice(start, min(start + chunk, total))
 
@@ -352,8 +355,22 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right)
 
 
+@functools.cache
+def _accumulates(device: torch.device) -> bool:
+    """Whether this torch adds a bfloat16 product to a float32 matrix; some releases refuse to."""
+    out, half = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device).bfloat16()
+    try:
+        torch.addmm(out, half, half, out_dtype=torch.float32, out=out)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 def _add_matmul(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left @ right, without a product of ``out``'s size beside it where torch can."""
     if out.dtype == left.dtype:
         out.addmm_(left, right)
+    elif out.is_cuda and _accumulates(out.device):
+        torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
     else:
         out.add_(_matmul(left, right))
