@@ -28,3 +28,11 @@ def cuda_visible() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia").exists()
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that processes started here can see, found without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])

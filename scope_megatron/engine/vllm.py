@@ -11,7 +11,7 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
 from scope_megatron.types import Prompt, Rollout
+
+Member = tuple[Prompt, int]  # a prompt and the number of its sample
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ class VLLMEngine:
         dtype: torch.dtype,
         eos_ids: Iterable[int],
         seed: int,
+        own_weights: bool = False,
     ) -> None:
+        """``own_weights``: the directory's, read by vLLM; else the trainer's arrive before the
+        first request (:meth:`load_weights`)."""
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
@@ -100,7 +105,7 @@ class VLLMEngine:
         self._llm = LLM(
             model=str(model_dir),
             skip_tokenizer_init=True,
-            load_format="dummy",  # the trainer's weights arrive before the first request
+            load_format="auto" if own_weights else "dummy",
             dtype=str(dtype).removeprefix("torch."),
             tensor_parallel_size=settings.tensor,
             distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
@@ -124,28 +129,64 @@ class VLLMEngine:
         if not prompts:
             return []
         self._llm.reset_prefix_cache()
-        from vllm import SamplingParams
-
         members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                stop_token_ids=self._eos_ids,
-                seed=request_seed(sampling.seed, prompt.index, k),
-                logprobs=0,
-                detokenize=False,
-            )
-            for prompt, k in members
-        ]
+        parameters = [self._parameters(sampling, *member, logprobs=0) for member in members]
         requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in members]
         outputs = self._run(requests, parameters)
         return [
             _rollout(prompt, k, output.outputs[0])
             for (prompt, k), output in zip(members, outputs, strict=True)
         ]
+
+    def stream(self, members: Sequence[Member], sampling: Sampling) -> Iterator[Rollout]:
+        """The response of every (prompt, sample), each as soon as it is finished; no
+        log-probabilities. Tokens are those of :meth:`generate`.
+
+        A failure of the engine is met once, as there: what is not finished is made again.
+        """
+        self._wake()
+        self._llm.reset_prefix_cache()
+        waiting = dict(enumerate(members))
+        retried = False
+        while waiting:
+            try:
+                for number, output in self._finished(waiting, sampling):
+                    prompt, k = waiting.pop(number)
+                    yield _rollout(prompt, k, output.outputs[0])
+            except Exception as error:
+                self._require_retry(error, retried)
+                retried = True
+
+    def _finished(
+        self, waiting: dict[int, Member], sampling: Sampling
+    ) -> Iterator[tuple[int, Any]]:
+        """(number, output) of requests as they finish; all are queued before the first step."""
+        numbers = list(waiting)
+        requests = [{"prompt_token_ids": list(waiting[n][0].token_ids)} for n in numbers]
+        parameters = [self._parameters(sampling, *waiting[n], logprobs=None) for n in numbers]
+        queued = self._llm.enqueue(requests, parameters, use_tqdm=False)
+        number_of = {name.partition("-")[0]: n for name, n in zip(queued, numbers, strict=True)}
+        while self._llm.llm_engine.has_unfinished_requests():
+            for output in self._llm.llm_engine.step():
+                if output.finished:
+                    yield number_of[output.request_id], output
+
+    def _parameters(
+        self, sampling: Sampling, prompt: Prompt, sample: int, *, logprobs: int | None
+    ) -> Any:
+        """vLLM's parameters of one response, which has a seed of its own."""
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=self._eos_ids,
+            seed=request_seed(sampling.seed, prompt.index, sample),
+            logprobs=logprobs,
+            detokenize=False,
+        )
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """See :class:`Engine`; the log-probabilities of given tokens, by a prefill."""
@@ -178,21 +219,30 @@ class VLLMEngine:
         try:
             return self._llm.generate(requests, parameters, use_tqdm=False)
         except Exception as error:
-            if self._ranks > 1 and platform.lost_connection(error):
-                raise  # not the engine's fault: the run names the rank that is gone
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if self._ranks == 1:
+            self._require_retry(error, retried=False)
+        try:
+            return self._llm.generate(requests, parameters, use_tqdm=False)
+        except Exception as error:
+            self._require_retry(error, retried=True)
+            raise
+
+    def _require_retry(self, error: Exception, retried: bool) -> None:
+        """Empty the engine, so that requests can be made again; raises where that is no use."""
+        if self._ranks > 1 and platform.lost_connection(error):
+            raise error  # not the engine's fault: the run names the rank that is gone
+        reason = _reason(error)
+        if self._ranks == 1 and not retried:
             print(f"warning: vLLM failed ({reason}); its requests are made again", flush=True)
             try:
                 self._empty()
-                return self._llm.generate(requests, parameters, use_tqdm=False)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                return
+            except Exception as second:
+                reason = _reason(second)
         raise StopRun(
             ENGINE,
             f"rollout.engine: vLLM failed: {reason}; if memory ran out, lower "
             "rollout.engine.max_num_seqs or gpu_memory_utilization (kv_cache_gib on a CPU)",
-        )
+        ) from None
 
     def _empty(self) -> None:
         """Drop every unfinished request and the cache."""
@@ -237,9 +287,10 @@ class VLLMEngine:
 
 def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
     token_ids = list(completion.token_ids)
-    logprobs = [
-        step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)
-    ]
+    steps = completion.logprobs
+    logprobs = (
+        [step[token].logprob for token, step in zip(token_ids, steps, strict=True)] if steps else []
+    )
     return Rollout(
         prompt=prompt,
         sample=sample,
@@ -247,6 +298,10 @@ def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
         engine_logprobs=logprobs,
         finished=completion.finish_reason == "stop",
     )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _forget_packed_experts(worker: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job <- convert
-# <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# <- engine, doctor <- rollout <- evaluation <- train <- commands <- cli;  objective <- train
 RANK = {
     "config": 0,
     "types": 0,
@@ -29,9 +29,11 @@ RANK = {
     "engine": 4,
     "doctor": 4,
     "rollout": 5,
-    "train": 6,
-    "cli": 7,
-    "__main__": 8,
+    "evaluation": 6,
+    "train": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 
