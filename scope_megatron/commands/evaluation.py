@@ -131,6 +131,8 @@ def regrade(
             raise ConfigError(
                 f"--verifier: {verifier!r} is not one of {', '.join(known)}; choose one"
             )
+        if workers is not None and workers < 1:
+            raise ConfigError(f"--workers: is {workers} but must be >= 1; correct it")
         _require_draws(draws)
         from scope_megatron.evaluation.regrade import regrade as judge_again
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from scope_megatron.disk import write_atomically
 from scope_megatron.evaluation.figure import PASS_AT_K, draw_pass_at_k
 from scope_megatron.evaluation.paired import Paired, compare_paired
 from scope_megatron.evaluation.results import Results, SetResult
-from scope_megatron.evaluation.samples import write_atomically
 from scope_megatron.evaluation.statistics import (
     Values,
     pass_without_replacement,
@@ -151,6 +151,6 @@ def _p(value: float) -> str:
 def write_comparison(compared: Compared, a: Results, b: Results, out: Path) -> None:
     """compare.md, compare.json and pass_at_k.png in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "compare.md", [compared_markdown(compared).rstrip("\n")])
-    write_atomically(out / "compare.json", [json.dumps(asdict(compared), indent=1)])
+    write_atomically(out / "compare.md", compared_markdown(compared))
+    write_atomically(out / "compare.json", json.dumps(asdict(compared), indent=1) + "\n")
     draw_pass_at_k([(f"A: {compared.a}", a), (f"B: {compared.b}", b)], out / PASS_AT_K)

@@ -22,6 +22,7 @@ from scope_megatron.evaluation.rules import (
 )
 from scope_megatron.evaluation.settings import EvaluationSet, EvaluationSettings
 from scope_megatron.evaluation.source import ModelSource, find_model
+from scope_megatron.outputs import EVALUATIONS, HF, is_checkpoint_name
 
 PAPER = {"n": 32, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "seed": 1234, "dtype": "auto"}
 ALONE = 0.9  # share of a GPU's memory: no trainer stands beside the engine
@@ -115,7 +116,7 @@ def from_options(options: Options, more_sets: tuple[str, ...] = ()) -> Evaluatio
         ranks=engine_ranks(options),
         max_prompt_tokens=prompt,
         max_tokens=response,
-        below=Path("evaluations"),
+        below=Path(EVALUATIONS),
         notes=tuple(notes),
         values=values,
     )
@@ -152,7 +153,7 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         max_tokens=options.max_tokens or response,
         system_prompt=options.system_prompt or config.data.system_prompt,
         limit=options.limit or evaluation.limit,
-        below=config.output_dir / "evaluations",
+        below=config.output_dir / EVALUATIONS,
         values=own | given(options, *own),
         metrics_line=True,
     )
@@ -224,6 +225,6 @@ def default_name(settings: EvaluationSettings) -> str:
 
 def _model_name(source: ModelSource) -> str:
     weights = source.weights.absolute()
-    if weights.name.startswith("step_"):
+    if is_checkpoint_name(weights.name):
         return f"{weights.parents[1].name}-{weights.name}"
-    return f"{weights.parent.name}-hf" if weights.name == "hf" else weights.name
+    return f"{weights.parent.name}-{HF}" if weights.name == HF else weights.name

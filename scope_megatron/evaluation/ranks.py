@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from scope_megatron.config import ConfigError
 from scope_megatron.job.launcher import end_with_launcher
-from scope_megatron.parallel import platform
+from scope_megatron.parallel import agree, platform
 from scope_megatron.parallel.meeting import meet
 
 T = TypeVar("T")
@@ -44,16 +44,10 @@ class Ranks:
         """Rank 0's value on every rank (collective); a ValueError of rank 0 is raised on all."""
         if self.group is None:
             return make()
-        found: list[object] = [None, None]
-        if self.is_main:
-            try:
-                found[0] = make()
-            except ValueError as error:
-                found[1] = error
-        dist.broadcast_object_list(found, src=0, group=self.group)
-        if isinstance(found[1], ValueError):
-            raise ConfigError(str(found[1]))  # one rank of a node tells it
-        return found[0]  # type: ignore[return-value]
+        try:
+            return agree.from_main(make, self.group)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None  # one rank of a node tells it
 
     def wait(self) -> None:
         """Until all ranks are here."""

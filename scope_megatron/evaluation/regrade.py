@@ -16,7 +16,7 @@ from scope_megatron.evaluation.samples import (
     Outcome,
     SampleStore,
     without_text,
-    write_atomically,
+    write_lines,
 )
 from scope_megatron.rollout.verify import get_verifier
 from scope_megatron.types import Verdict
@@ -44,7 +44,7 @@ def regrade(directory: Path, verifier: VerifierConfig, draws: int) -> Results:
         json.dumps({"set": o.set, "problem": o.problem, "sample": o.sample, "verdict": o.verdict})
         for o in after
     )
-    write_atomically(out / VERDICTS, lines)
+    write_lines(out / VERDICTS, lines)
     write_report(results, out, draws)
     changes = Counter((before[o.key].verdict, o.verdict) for o in after)
     print(describe_changes(changes))

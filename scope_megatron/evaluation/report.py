@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from scope_megatron.disk import write_atomically
 from scope_megatron.evaluation.figure import PASS_AT_K, draw_pass_at_k
 from scope_megatron.evaluation.results import (
     Results,
@@ -15,7 +16,7 @@ from scope_megatron.evaluation.results import (
     summarize_set,
     with_intervals,
 )
-from scope_megatron.evaluation.samples import Outcome, SampleStore, write_atomically
+from scope_megatron.evaluation.samples import Outcome, SampleStore
 from scope_megatron.evaluation.table import results_markdown
 
 TABLE = "table.md"
@@ -71,7 +72,7 @@ def write_report(results: Results, directory: Path, draws: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     results.write(directory)
     page = results_markdown(results, draws)
-    write_atomically(directory / TABLE, [page.rstrip("\n")])
+    write_atomically(directory / TABLE, page)
     draw_pass_at_k([(results.model, results)], directory / PASS_AT_K)
     print(f"\n{page}\nwritten to {directory}: {TABLE}, {PASS_AT_K}, results.json", flush=True)
 

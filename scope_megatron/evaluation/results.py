@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scope_megatron.evaluation.samples import Outcome, write_atomically
+from scope_megatron.disk import write_atomically
+from scope_megatron.evaluation.samples import Outcome
 from scope_megatron.evaluation.statistics import (
     Values,
     interval,
@@ -93,7 +94,7 @@ class Results:
 
     def write(self, directory: Path) -> Path:
         path = directory / RESULTS
-        write_atomically(path, [json.dumps({"format": FORMAT, **asdict(self)}, indent=1)])
+        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
         return path
 
 

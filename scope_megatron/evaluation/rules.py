@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from scope_megatron.config import (
     CPU_HEAD_DIMS,
-    KNOWN_ARCHITECTURES,
     VerifierConfig,
     cuda_visible,
 )
@@ -19,6 +18,7 @@ from scope_megatron.config.modeldir import ModelDirError, check_weights, read_sh
 from scope_megatron.config.rules import DATA_SUFFIXES
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.evaluation.source import architecture, read_context
+from scope_megatron.family import FAMILIES
 
 if TYPE_CHECKING:
     from scope_megatron.evaluation.options import Options
@@ -153,7 +153,7 @@ def _model(settings: EvaluationSettings) -> Problems:
         )
     try:
         tokenizer_file(settings.tokenizer or base)
-        if not source.is_checkpoint and architecture(base) not in KNOWN_ARCHITECTURES:
+        if not source.is_checkpoint and architecture(base) not in FAMILIES:
             return
         shape = read_shape(base)
         if not source.is_checkpoint:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.disk import sync_to_disk
+from scope_megatron.disk import sync_to_disk, temporary_path, write_atomically
 from scope_megatron.types import Prompt, Verdict
 
 IDENTITY = "evaluation.json"
@@ -96,8 +96,8 @@ class SampleStore:
         for name, prompts in problems.items():
             rows = ({"index": p.index, "prompt": p.text, **_graded_by(p)} for p in prompts)
             lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-            write_atomically(self.directory / _PROBLEMS / f"{name}.jsonl", lines)
-        write_atomically(path, [json.dumps(identity, indent=1, ensure_ascii=False)])
+            write_lines(self.directory / _PROBLEMS / f"{name}.jsonl", lines)
+        write_atomically(path, json.dumps(identity, indent=1) + "\n")
 
     def identity(self) -> dict[str, Any]:
         """What was asked for. Raises ValueError when this is no evaluation's directory."""
@@ -133,7 +133,7 @@ class SampleStore:
         for name in names:
             keys = sorted(key for key in places if key[0] == name)
             lines = (_line_at(*places[key]) for key in keys)
-            write_atomically(self.directory / _SAMPLES / f"{name}.jsonl", lines)
+            write_lines(self.directory / _SAMPLES / f"{name}.jsonl", lines)
         shutil.rmtree(self.directory / _PARTS)
 
     def _lines(self) -> Iterator[tuple[tuple[Path, int], Sample]]:
@@ -174,14 +174,15 @@ def first_difference(before: Any, now: Any, name: str = "") -> str | None:
     return None if before == now else f"{name} is {before} there, {now} here"
 
 
-def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """A file of lines that is whole or absent."""
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """A file of lines, one in memory at a time, that is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     with temporary.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(f"{line}\n" for line in lines)
     sync_to_disk(temporary)
     os.replace(temporary, path)
+    sync_to_disk(path.parent)
 
 
 def _graded_by(prompt: Prompt) -> dict[str, str]:

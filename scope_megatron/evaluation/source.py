@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.checkpoint.folder import checkpoints_dir, newest_whole
-from scope_megatron.checkpoint.manifest import MANIFEST
+from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 from scope_megatron.config import ConfigError
+from scope_megatron.outputs import HF, checkpoints, checkpoints_dir
 
 INDEX = ".metadata"  # of torch's distributed checkpoints
 _PLACES, _BYTES = 16, 64 * 2**10  # of a weight file that its fingerprint reads
@@ -86,13 +86,18 @@ def find_model(text: str, base: Path | None, option: str = "--model") -> ModelSo
 
 
 def _newest_checkpoint(run: Path, option: str) -> Path:
-    try:
-        found, _ = newest_whole(run)
-    except ValueError as error:
-        raise ConfigError(f"{option}: {str(error).removeprefix('resume: ')}") from None
-    if found is None:
-        raise ConfigError(f"{option}: {run} holds no checkpoint yet; give another model")
-    return found
+    """The newest one whose files are all there; the conversion compares their checksums."""
+    found = checkpoints(run)
+    for directory in found:
+        if find_damage(directory, contents=False) is None:
+            return directory
+    if found:
+        damage = find_damage(found[0], contents=False)
+        raise ConfigError(
+            f"{option}: {run} holds no whole checkpoint ({found[0].name}: {damage}); give another "
+            "model"
+        )
+    raise ConfigError(f"{option}: {run} holds no checkpoint yet; give another model")
 
 
 def _base_of(checkpoint: Path, given: Path | None) -> Path:
@@ -104,7 +109,7 @@ def _base_of(checkpoint: Path, given: Path | None) -> Path:
                 "training started from"
             )
         return given
-    exported = checkpoint.absolute().parents[1] / "hf"
+    exported = checkpoint.absolute().parents[1] / HF
     for directory in (checkpoint, exported):
         if (directory / "config.json").is_file():
             return directory

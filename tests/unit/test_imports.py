@@ -12,28 +12,30 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job <- convert
-# <- engine, doctor <- rollout <- evaluation <- train <- commands <- cli;  objective <- train
+# exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint, job
+# <- convert <- engine, doctor <- rollout <- evaluation <- train <- commands <- cli
+# objective <- train
 RANK = {
-    "config": 0,
-    "types": 0,
+    "family": 0,
     "exits": 0,
     "disk": 0,
     "outputs": 0,
-    "parallel": 1,
-    "report": 1,
-    "model": 2,
-    "checkpoint": 2,
-    "job": 2,
-    "convert": 3,
-    "engine": 4,
-    "doctor": 4,
-    "rollout": 5,
-    "evaluation": 6,
-    "train": 7,
-    "commands": 8,
-    "cli": 9,
-    "__main__": 10,
+    "config": 1,
+    "types": 1,
+    "parallel": 2,
+    "report": 2,
+    "model": 3,
+    "checkpoint": 3,
+    "job": 3,
+    "convert": 4,
+    "engine": 5,
+    "doctor": 5,
+    "rollout": 6,
+    "evaluation": 7,
+    "train": 8,
+    "commands": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 
@@ -89,6 +91,7 @@ def test_imports_go_one_way(module: Path) -> None:
         ("parallel", "from scope_megatron.train.trainer import train"),
         ("parallel", "def f():\n    import scope_megatron.convert.hf"),
         ("config", "from scope_megatron.types import Prompt"),
+        ("family", "from scope_megatron.config.errors import shown"),
         ("rollout", "from scope_megatron.objective.head.logits import token_loss"),
         ("objective", "from scope_megatron.parallel import platform"),
         ("objective", "import megatron.core"),
@@ -100,7 +103,9 @@ def test_the_rule_sees_a_wrong_import(importer: str, source: str) -> None:
     assert len(wrong_imports(importer, source)) == 1
 
 
-@pytest.mark.parametrize("name", ["scope_megatron.cli", "scope_megatron.types"])
+@pytest.mark.parametrize(
+    "name", ["scope_megatron.cli", "scope_megatron.types", "scope_megatron.family.shape"]
+)
 def test_starts_without_heavy_imports(name: str) -> None:
     code = (
         f"import sys, {name}; heavy = {{'torch', 'transformers', 'vllm', 'megatron', 'numpy'}}; "

@@ -17,7 +17,7 @@ from scope_megatron.evaluation.samples import (
     SampleWriter,
     first_difference,
     without_text,
-    write_atomically,
+    write_lines,
 )
 from scope_megatron.types import Prompt, Verdict
 
@@ -71,19 +71,17 @@ def test_a_line_that_a_kill_cut_short_is_not_a_sample(tmp_path: Path, kept: int)
     assert list(SampleStore(tmp_path).outcomes()) == [("a", 0, 0)]
 
 
-def test_an_interrupted_sort_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_sort_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, everything())
     store = SampleStore(tmp_path)
 
     def killed_at_b(path: Path, lines: Iterable[str]) -> None:
         if path.name == "b.jsonl":
             raise KeyboardInterrupt
-        write_atomically(path, lines)
+        write_lines(path, lines)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("scope_megatron.evaluation.samples.write_atomically", killed_at_b)
+        patch.setattr("scope_megatron.evaluation.samples.write_lines", killed_at_b)
         store.finish(["a", "b"])
     assert (tmp_path / "samples" / "a.jsonl").exists()
     assert len(store.outcomes()) == len(everything())
