@@ -55,6 +55,9 @@ Limit = Annotated[int | None, typer.Option(help="only the first problems of ever
 Seed = Annotated[int | None, typer.Option(help="of sampling and bootstrap [1234]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16 [auto]")]
 Verifier = Annotated[str | None, typer.Option(help="who judges [auto: by data_source]")]
+Custom = Annotated[
+    str | None, typer.Option(metavar="MODULE:FUNCTION", help="what --verifier custom calls")
+]
 Engines = Annotated[
     int | None, typer.Option(help="vLLM engines side by side [one per GPU; on a CPU 1]")
 ]
@@ -88,6 +91,7 @@ def evaluate(
     seed: Seed = None,
     dtype: Dtype = None,
     verifier: Verifier = None,
+    custom: Custom = None,
     workers: Workers = None,
     engines: Engines = None,
     engine_tensor: EngineTensor = None,
@@ -121,11 +125,14 @@ def evaluate(
 def regrade(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="of a finished evaluation")],
     verifier: Annotated[str, typer.Option(help="who judges now")],
+    custom: Custom = None,
     workers: Workers = None,
     draws: Draws = DRAWS,
 ) -> None:
     """Judge an evaluation's samples by another verifier, into DIR/regraded/VERIFIER."""
     with user_errors():
+        from scope_megatron.evaluation.rules import custom_problems
+
         known = choices(VerifierConfig.model_fields["name"])
         if verifier not in known:
             raise ConfigError(
@@ -133,11 +140,15 @@ def regrade(
             )
         if workers is not None and workers < 1:
             raise ConfigError(f"--workers: is {workers} but must be >= 1; correct it")
+        if problems := list(custom_problems(verifier, custom)):
+            raise ConfigError(*problems)
         _require_draws(draws)
         from scope_megatron.evaluation.regrade import regrade as judge_again
 
-        chosen = {"name": verifier} | ({"workers": workers} if workers else {})
-        judge_again(directory, VerifierConfig.model_validate(chosen), draws)
+        chosen = VerifierConfig.model_validate(
+            {"name": verifier, "custom": custom, "workers": workers or 1}
+        )
+        judge_again(directory, chosen, draws)
 
 
 def compare(

@@ -8,7 +8,7 @@ import threading
 from scope_megatron.evaluation.samples import Sample, SampleWriter
 from scope_megatron.exits import UNSAVED, StopRun
 from scope_megatron.rollout.tokenizer import Tokenizer
-from scope_megatron.rollout.verify import Verifier
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Rollout, Verdict
 
 MOST_AT_ONCE = 64  # samples handed to the verifier together
@@ -17,8 +17,8 @@ MOST_AT_ONCE = 64  # samples handed to the verifier together
 class Grader:
     """A thread that takes finished rollouts; the verifier's work is done in its own processes."""
 
-    def __init__(self, verifier: Verifier, tokenizer: Tokenizer, writer: SampleWriter) -> None:
-        self._verifier, self._tokenizer, self._writer = verifier, tokenizer, writer
+    def __init__(self, verifiers: Verifiers, tokenizer: Tokenizer, writer: SampleWriter) -> None:
+        self._verifiers, self._tokenizer, self._writer = verifiers, tokenizer, writer
         self._waiting: queue.SimpleQueue[tuple[str, Rollout] | None] = queue.SimpleQueue()
         self._failure: Exception | None = None
         self.written = 0
@@ -68,8 +68,8 @@ class Grader:
     def _grade(self, batch: list[tuple[str, Rollout]]) -> None:
         for _, rollout in batch:
             rollout.text = self._tokenizer.decode(rollout.token_ids)
-        items = [(rollout.text, rollout.prompt.answer) for _, rollout in batch]
-        for (name, rollout), verdict in zip(batch, self._verifier.grade(items), strict=True):
+        items = [(rollout.text, rollout.prompt) for _, rollout in batch]
+        for (name, rollout), verdict in zip(batch, self._verifiers.grade(items), strict=True):
             sample = Sample(
                 set=name,
                 problem=rollout.prompt.index,

@@ -48,6 +48,7 @@ class Options:
     seed: int | None = None
     dtype: str | None = None
     verifier: str | None = None
+    custom: str | None = None
     workers: int | None = None
     engines: int | None = None
     engine_tensor: int | None = None
@@ -194,7 +195,7 @@ def given(options: Options, *names: str) -> dict[str, Any]:
 
 
 def _verifier(options: Options) -> dict[str, Any]:
-    values = {"name": options.verifier, "workers": options.workers}
+    values = {"name": options.verifier, "custom": options.custom, "workers": options.workers}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from scope_megatron.evaluation.samples import (
     without_text,
     write_lines,
 )
-from scope_megatron.rollout.verify import get_verifier
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Verdict
 
 REGRADED = "regraded"
@@ -62,11 +62,11 @@ def describe_changes(changes: Counter[Change]) -> str:
 def _judged(store: SampleStore, names: list[str], verifier: VerifierConfig) -> Iterator[Outcome]:
     """Every sample with its new verdict; the texts of ``_AT_ONCE`` samples in memory."""
     problems = {name: store.problems(name) for name in names}
-    sources = sorted({row["source"] for rows in problems.values() for row in rows})
-    with get_verifier(verifier.name, verifier.timeout_s, verifier.workers, sources) as judge:
+    everything = (prompt for prompts in problems.values() for prompt in prompts)
+    with Verifiers(verifier, everything) as judges:
         for name in names:
             samples = store.samples(name)
             while batch := list(islice(samples, _AT_ONCE)):
-                items = [(s.text, problems[name][s.problem]["answer"]) for s in batch]
-                for sample, verdict in zip(batch, judge.grade(items), strict=True):
+                items = [(s.text, problems[name][s.problem]) for s in batch]
+                for sample, verdict in zip(batch, judges.grade(items), strict=True):
                     yield replace(without_text(sample), verdict=Verdict(verdict))

@@ -54,7 +54,7 @@ def summarize(
                 f"{store.directory}: {missing:,} samples of {name} are missing; repeat the "
                 "evaluate command to go on"
             )
-        digests = [digest(row["prompt"], row["answer"]) for row in store.problems(name)]
+        digests = [digest(p.text, p.answer) for p in store.problems(name)]
         sets.append(summarize_set(name, found, digests, sampling["samples"], entry["skipped"]))
     finished, mean = with_intervals(sets, sampling["samples"], draws, sampling["seed"])
     return Results(

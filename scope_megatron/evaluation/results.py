@@ -21,6 +21,7 @@ from scope_megatron.evaluation.statistics import (
     powers_of_two,
     resampled_means,
 )
+from scope_megatron.types import Answer
 
 RESULTS = "results.json"
 FORMAT = 1
@@ -128,7 +129,7 @@ def _read_set(values: dict[str, Any]) -> SetResult:
     return SetResult(scores=scores, lengths=lengths, digests=digests, correct=correct, **values)
 
 
-def digest(prompt: str, answer: str) -> str:
+def digest(prompt: str, answer: Answer) -> str:
     """What a problem is recognised by in another evaluation, whatever its tokenizer."""
     return hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()[:16]
 

@@ -79,6 +79,7 @@ def settings_problems(settings: EvaluationSettings) -> Problems:
     yield from _sets(settings)
     yield from _model(settings)
     yield from _out(settings)
+    yield from custom_problems(settings.verifier.name, settings.verifier.custom)
     tensor = settings.engine.tensor
     if settings.ranks % tensor:
         yield (
@@ -117,6 +118,15 @@ def usual_lengths(options: Options, base: Path) -> tuple[int, int]:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def custom_problems(verifier: str, function: str | None) -> Problems:
+    """A function of the user's goes with the verifier that calls it."""
+    if function is None:
+        if verifier == "custom":
+            yield "--custom: is missing but --verifier custom needs it; give module:function"
+    elif not all(function.partition(":")):
+        yield f"--custom: {function} names no function; give module:function"
 
 
 def _sampling(settings: EvaluationSettings) -> Problems:

@@ -24,7 +24,7 @@ from scope_megatron.exits import TERMINATED
 from scope_megatron.job.lock import locked
 from scope_megatron.parallel import platform
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
-from scope_megatron.rollout.verify import get_verifier
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt
 
 FORMAT = 1
@@ -140,6 +140,7 @@ def _sample(
         top_k=settings.top_k,
         seed=settings.seed,
     )
+    judges = Verifiers(settings.verifier, [prompt for _, prompt, _ in wanted])
     engine = VLLMEngine(
         model,
         settings.engine,
@@ -149,27 +150,21 @@ def _sample(
         seed=settings.seed,
         own_weights=True,
     )
-    members = [(prompt, k) for _, prompt, k in wanted]
     names = {(id(prompt), k): name for name, prompt, k in wanted}
-    rollouts = engine.stream(members, sampling)
-    if not ranks.is_leader:
-        for _ in rollouts:
-            pass
-        return
-    verifier = settings.verifier
-    sources = sorted({prompt.source for prompt, _ in members})
-    with (
-        get_verifier(verifier.name, verifier.timeout_s, verifier.workers, sources) as judge,
-        closing(SampleWriter(settings.out, ranks.rank)) as writer,
-    ):
-        grader = Grader(judge, tokenizer, writer)
-        progress = Progress(len(members), enabled=ranks.is_main)
-        for rollout in rollouts:
-            grader.put(names[id(rollout.prompt), rollout.sample], rollout)
-            progress.add(len(rollout.token_ids))
-        grader.finish()
-        progress.close()
-    engine.close()
+    rollouts = engine.stream([(prompt, k) for _, prompt, k in wanted], sampling)
+    with judges, closing(engine):
+        if not ranks.is_leader:
+            for _ in rollouts:  # every rank of an engine takes every step
+                pass
+            return
+        with closing(SampleWriter(settings.out, ranks.rank)) as writer:
+            grader = Grader(judges, tokenizer, writer)
+            progress = Progress(len(wanted), enabled=ranks.is_main)
+            for rollout in rollouts:
+                grader.put(names[id(rollout.prompt), rollout.sample], rollout)
+                progress.add(len(rollout.token_ids))
+            grader.finish()
+            progress.close()
 
 
 class Progress:

@@ -1,7 +1,8 @@
 """The samples of an evaluation on disk: written as they finish, found again after a kill.
 
     evaluation.json        what was asked for: an evaluation goes on only with the same
-    problems/SET.jsonl     the problems as they were asked: index, prompt, answer, source
+    problems/SET.jsonl     the problems as they were asked: index, prompt, answer, source,
+                           verifier
     parts/*.jsonl          while it runs: one file per start of an engine, a line per sample
     samples/SET.jsonl      when all are there: the same lines, by problem and sample
 
@@ -94,8 +95,7 @@ class SampleStore:
                 )
             return
         for name, prompts in problems.items():
-            rows = ({"index": p.index, "prompt": p.text, **_graded_by(p)} for p in prompts)
-            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+            lines = (json.dumps(_problem(prompt), ensure_ascii=False) for prompt in prompts)
             write_lines(self.directory / _PROBLEMS / f"{name}.jsonl", lines)
         write_atomically(path, json.dumps(identity, indent=1) + "\n")
 
@@ -110,10 +110,10 @@ class SampleStore:
                 "directory that evaluate wrote"
             ) from None
 
-    def problems(self, name: str) -> list[dict[str, Any]]:
-        """The problems of a set, by index."""
-        path = self.directory / _PROBLEMS / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    def problems(self, name: str) -> list[Prompt]:
+        """The problems of a set, by index, as far as a verifier looks at them: no tokens."""
+        with (self.directory / _PROBLEMS / f"{name}.jsonl").open(encoding="utf-8") as lines:
+            return [_prompt(json.loads(line)) for line in lines]
 
     def outcomes(self) -> dict[Key, Outcome]:
         """Every sample that is there, without its text."""
@@ -185,9 +185,26 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     sync_to_disk(path.parent)
 
 
-def _graded_by(prompt: Prompt) -> dict[str, str]:
-    """What a verifier is told of a problem."""
-    return {"answer": prompt.answer, "source": prompt.source}
+def _problem(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "index": prompt.index,
+        "prompt": prompt.text,
+        "answer": prompt.answer,
+        "source": prompt.source,
+        "verifier": prompt.verifier,
+    }
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    answer = row["answer"]
+    return Prompt(
+        index=row["index"],
+        token_ids=(),
+        answer=tuple(answer) if isinstance(answer, list) else answer,
+        text=row["prompt"],
+        source=row["source"],
+        verifier=row["verifier"],
+    )
 
 
 def _line_at(path: Path, offset: int) -> str:

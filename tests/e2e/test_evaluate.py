@@ -142,6 +142,8 @@ def test_regraded_and_compared(whole: tuple[Path, str], tmp_path: Path) -> None:
     again = out / "regraded" / "math"
     one, other = (json.loads((d / "results.json").read_text()) for d in (out, again))
     assert other["sets"] == one["sets"]
+    printed = finish(command("regrade", out, "--verifier", "string"))  # whole numbers: the same
+    assert f"0 of {2 * PROBLEMS * SAMPLES} verdicts changed" in printed
     page = finish(command("compare", out, again, "--out", tmp_path))
     assert "| easy | Avg |" in page and "0 / 0" in page
     assert (tmp_path / "pass_at_k.png").exists()

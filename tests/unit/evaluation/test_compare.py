@@ -92,6 +92,25 @@ def test_regraded_verdicts_replace_wrong_ones(tmp_path: Path) -> None:
     }
 
 
+def test_regraded_as_the_reference_code_grades(tmp_path: Path) -> None:
+    """A string comparison does not know that 1/2 is 0.50000, which mathematics does."""
+    make_evaluation(tmp_path, "model", {"sums": [1]})
+    problems, samples = tmp_path / "problems" / "sums.jsonl", tmp_path / "samples" / "sums.jsonl"
+    row = json.loads(problems.read_text()) | {"answer": "0.5"}
+    problems.write_text(json.dumps(row) + "\n")
+    answers = ["\\frac12", "0.50000", "\\frac{4}{8}", "2"]
+    rows = [json.loads(line) for line in samples.open()]
+    texts = [
+        json.dumps(row | {"text": f"\\boxed{{{answer}}}", "verdict": "timeout"}) + "\n"
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    samples.write_text("".join(texts))
+    by_string = regrade(tmp_path, VerifierConfig(name="string"), draws=100)
+    by_mathematics = regrade(tmp_path, VerifierConfig(name="math"), draws=100)
+    assert (by_string.sets[0].correct, by_mathematics.sets[0].correct) == ((1,), (3,))
+    assert (tmp_path / "regraded" / "string" / "table.md").exists()
+
+
 def test_the_commands(tmp_path: Path) -> None:
     make_evaluation(tmp_path, "model", {"sums": [4, 2, 0]})
     regraded = CliRunner().invoke(

@@ -9,7 +9,6 @@ import pytest
 
 from scope_megatron.evaluation.report import metrics, report, summarize
 from scope_megatron.evaluation.results import per_problem, read_results
-from scope_megatron.evaluation.samples import SampleStore
 from scope_megatron.types import Verdict
 from tests.unit.evaluation.support import make_evaluation
 
@@ -100,13 +99,3 @@ def test_unfinished_is_refused(tmp_path: Path) -> None:
 
 def test_columns_of_a_problem() -> None:
     assert np.allclose(per_problem([1], 2), [[0.5, 0.5, 1.0, 0.5, 0.75]])
-
-
-def test_problems_are_kept_beside_their_samples(tmp_path: Path) -> None:
-    make_evaluation(tmp_path, "model", COUNTS)
-    assert SampleStore(tmp_path).problems("hard")[1] == {
-        "index": 1,
-        "prompt": "1+1",
-        "answer": "2",
-        "source": "",
-    }

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,14 @@ def test_an_interrupted_sort_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_goes_on_only_with_the_same_evaluation(tmp_path: Path) -> None:
     store = SampleStore(tmp_path)
-    problems = {"a": [Prompt(0, (1, 2), "4", text="2+2", source="arithmetic")]}
+    prompts = [
+        Prompt(0, (1, 2), "4", text="2+2", source="arithmetic"),
+        Prompt(1, (1, 3), ("4", "four"), text="3+1", verifier="string"),
+    ]
+    problems = {"a": prompts}
     identity = {"model": "m", "sampling": {"seed": 1}, "verifier": "auto", "sets": [{"name": "a"}]}
     store.begin(identity, problems)
-    assert store.problems("a") == [
-        {"index": 0, "prompt": "2+2", "answer": "4", "source": "arithmetic"}
-    ]
+    assert store.problems("a") == [replace(prompt, token_ids=()) for prompt in prompts]
     store.begin(identity | {"model": "./m/"}, problems)  # the name alone says nothing
     with pytest.raises(ValueError, match=r"sampling\.seed is 1 there, 2 here"):
         store.begin(identity | {"sampling": {"seed": 2}}, problems)
