@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch, must_launch, user_errors
+from scope_megatron.commands.common import launch, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
-from scope_megatron.config import ConfigError, load_config
+from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.exits import USAGE
 from scope_megatron.job.lock import require_free
+from scope_megatron.machine import choose
 
 app = typer.Typer(
     name="scope-megatron",
@@ -41,6 +43,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         settings = load_config(config, overrides or [])
         if "RANK" not in os.environ:  # a rank would find its own run's lock
             require_free(settings.output_dir)
+        settle_device(settings.platform.device, settings.parallel.tensor)
         if must_launch(settings.world_size):
             arguments = ["train", str(config), *(overrides or [])]
             launch(arguments, settings.world_size, settings.faults.restarts)
@@ -55,14 +58,35 @@ app.command()(compare)
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="validate for machines of N GPUs (0: none), not for this",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, metavar="M", help="so many of them; with --gpus-per-node")
+    ] = 1,
+) -> None:
     """Validate a configuration, list every problem, print the resolved settings."""
+    if nodes > 1 and gpus_per_node is None:
+        print("error: --nodes: needs --gpus-per-node; add --gpus-per-node N", file=sys.stderr)
+        sys.exit(USAGE)
+    elsewhere = nullcontext() if gpus_per_node is None else validating_for(gpus_per_node, nodes)
     try:
-        settings = load_config(config, overrides or [])
+        with elsewhere:
+            settings = load_config(config, overrides or [])
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(USAGE)
+    if gpus_per_node is None:
+        print(choose(settings.platform.device).line(), file=sys.stderr)
     print(settings.to_yaml(), end="")
 
 

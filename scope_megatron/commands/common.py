@@ -7,12 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from scope_megatron.config import ConfigError
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
+from scope_megatron.job import LAUNCHER_VARIABLE
+from scope_megatron.machine import choose, settle
 
 PACKAGE = Path(__file__).parents[1]
+
+
+def settle_device(device: str, tensor: int, file: TextIO | None = None) -> None:
+    """Follow the chosen device from here on, and say once which it is and why."""
+    if os.environ.get("RANK", "0") == "0" and LAUNCHER_VARIABLE not in os.environ:
+        print(choose(device).line(), file=file, flush=True)
+    settle(device, tensor)
 
 
 def must_launch(ranks: int) -> bool:

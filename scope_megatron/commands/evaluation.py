@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch, must_launch, user_errors
+from scope_megatron.commands.common import launch, must_launch, settle_device, user_errors
 from scope_megatron.config import ConfigError, VerifierConfig
 from scope_megatron.config.keys import choices
+from scope_megatron.job.lock import require_free
 
 DRAWS = 10_000
 Draws = Annotated[int, typer.Option(help="draws of the bootstrap and the permutation test")]
@@ -58,6 +60,7 @@ Verifier = Annotated[str | None, typer.Option(help="who judges [auto: by data_so
 Custom = Annotated[
     str | None, typer.Option(metavar="MODULE:FUNCTION", help="what --verifier custom calls")
 ]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto]")]
 Engines = Annotated[
     int | None, typer.Option(help="vLLM engines side by side [one per GPU; on a CPU 1]")
 ]
@@ -93,6 +96,7 @@ def evaluate(
     verifier: Verifier = None,
     custom: Custom = None,
     workers: Workers = None,
+    device: Device = None,
     engines: Engines = None,
     engine_tensor: EngineTensor = None,
     gpu_memory_utilization: GpuMemory = None,
@@ -115,6 +119,9 @@ def evaluate(
         from scope_megatron.evaluation.options import Options, resolve
 
         settings = resolve(positional, Options(**values))
+        if "RANK" not in os.environ:  # a rank would find its own evaluation's lock
+            _require_free(settings.out)
+        settle_device(settings.device, settings.engine.tensor)
         if must_launch(settings.ranks):
             launch(sys.argv[1:], settings.ranks)
         from scope_megatron.evaluation.run import run
@@ -174,6 +181,13 @@ def compare(
         print(comparison.compared_markdown(compared), end="")
         if out is not None:
             comparison.write_comparison(compared, one, other, out)
+
+
+def _require_free(out: Path) -> None:
+    try:
+        require_free(out)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("output_dir", "--out")) from None
 
 
 def _require_draws(draws: int) -> None:

@@ -7,9 +7,10 @@ one parameter in memory at a time, on the CPU. tools/convert_hf_checkpoint.py is
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+
+from scope_megatron.machine import settle
 
 _SHARD_BYTES = 2 * 10**9
 
@@ -59,7 +60,7 @@ def convert(checkpoint: Path, base: Path, out: Path, dtype_name: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """CHECKPOINT BASE OUT DTYPE; one line on stderr and exit code 2 when it cannot be done."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # files to files
+    settle("cpu", 1)  # files to files
     checkpoint, base, out, dtype_name = arguments
     try:
         convert(Path(checkpoint), Path(base), Path(out), dtype_name)

@@ -22,6 +22,7 @@ from scope_megatron.evaluation.rules import (
 )
 from scope_megatron.evaluation.settings import EvaluationSet, EvaluationSettings
 from scope_megatron.evaluation.source import ModelSource, find_model
+from scope_megatron.machine import choose
 from scope_megatron.outputs import EVALUATIONS, HF, is_checkpoint_name
 
 PAPER = {"n": 32, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "seed": 1234, "dtype": "auto"}
@@ -49,6 +50,7 @@ class Options:
     dtype: str | None = None
     verifier: str | None = None
     custom: str | None = None
+    device: str | None = None
     workers: int | None = None
     engines: int | None = None
     engine_tensor: int | None = None
@@ -94,7 +96,7 @@ def from_options(options: Options, more_sets: tuple[str, ...] = ()) -> Evaluatio
     if not (options.data or more_sets):
         raise ConfigError("--data: is missing; give at least one .jsonl or .parquet file")
     assert options.model is not None
-    source = find_model(options.model, options.base)
+    source, machine = find_model(options.model, options.base), choose(options.device or "auto")
     engine = EngineConfig.model_validate(
         {"tensor": options.engine_tensor or 1, "gpu_memory_utilization": ALONE, "sleep": False}
         | given(options, "gpu_memory_utilization", "kv_cache_gib", "max_num_seqs")
@@ -114,7 +116,8 @@ def from_options(options: Options, more_sets: tuple[str, ...] = ()) -> Evaluatio
         sets=tuple(map(parse_set, (*options.data, *more_sets))),
         engine=engine,
         verifier=VerifierConfig.model_validate(_verifier(options)),
-        ranks=engine_ranks(options),
+        ranks=engine_ranks(options, machine),
+        device="cuda" if machine.problem and options.device == "cuda" else machine.device,
         max_prompt_tokens=prompt,
         max_tokens=response,
         below=Path(EVALUATIONS),
@@ -150,6 +153,7 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         engine=config.engine.model_copy(update=alone),
         verifier=config.verifier.model_copy(update=_verifier(options)),
         ranks=config.world_size,
+        device=config.platform.device,
         max_prompt_tokens=options.max_prompt_tokens or config.data.max_prompt_tokens,
         max_tokens=options.max_tokens or response,
         system_prompt=options.system_prompt or config.data.system_prompt,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from scope_megatron.config import (
     CPU_HEAD_DIMS,
     VerifierConfig,
-    cuda_visible,
 )
 from scope_megatron.config.keys import choices
-from scope_megatron.config.machine import gpu_count
 from scope_megatron.config.modeldir import ModelDirError, check_weights, read_shape, tokenizer_file
 from scope_megatron.config.rules import DATA_SUFFIXES
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.evaluation.source import architecture, read_context
 from scope_megatron.family import FAMILIES
+from scope_megatron.machine import Machine, choose, ranks_here
+from scope_megatron.machine.device import SETTINGS
 
 if TYPE_CHECKING:
     from scope_megatron.evaluation.options import Options
@@ -39,6 +39,7 @@ AT_LEAST = {
     "draws": 100,
 }
 BY_CONFIG = {
+    "device": "platform.device",
     "engines": "parallel.data",
     "engine_tensor": "rollout.engine.tensor",
     "gpu_memory_utilization": "rollout.engine.gpu_memory_utilization",
@@ -63,7 +64,7 @@ def option_problems(options: Options, has_config: bool) -> Problems:
     if options.kv_cache_gib is not None and not 0 < options.kv_cache_gib < float("inf"):
         yield f"--kv-cache-gib: is {options.kv_cache_gib:g} but must be > 0; correct it"
     known = choices(VerifierConfig.model_fields["name"])
-    for name, allowed in (("verifier", known), ("dtype", DTYPES)):
+    for name, allowed in (("verifier", known), ("dtype", DTYPES), ("device", SETTINGS)):
         value = getattr(options, name)
         if value is not None and value not in allowed:
             yield f"--{name}: {value!r} is not one of {', '.join(allowed)}; choose one"
@@ -80,7 +81,20 @@ def settings_problems(settings: EvaluationSettings) -> Problems:
     yield from _model(settings)
     yield from _out(settings)
     yield from custom_problems(settings.verifier.name, settings.verifier.custom)
-    tensor = settings.engine.tensor
+    yield from _ranks(settings)
+
+
+def _ranks(settings: EvaluationSettings) -> Problems:
+    tensor, machine = settings.engine.tensor, choose(settings.device)
+    if machine.problem:
+        yield f"--device: {machine.problem}"
+        return
+    here = ranks_here(settings.ranks, machine)
+    if machine.device == "cuda" and here is not None and here > machine.gpus:
+        yield (
+            f"--engines: with --engine-tensor {tensor} makes {here} ranks on this machine, which "
+            f"has {machine.gpus} GPUs for them; lower one of them"
+        )
     if settings.ranks % tensor:
         yield (
             f"--engine-tensor: is {tensor}, not a divisor of the {settings.ranks} started ranks; "
@@ -88,7 +102,7 @@ def settings_problems(settings: EvaluationSettings) -> Problems:
         )
 
 
-def engine_ranks(options: Options) -> int:
+def engine_ranks(options: Options, machine: Machine) -> int:
     """Processes of the evaluation: those that torchrun or Slurm started, or engines x tensor."""
     world, tensor = os.environ.get("WORLD_SIZE", ""), options.engine_tensor or 1
     if "RANK" in os.environ and world.isdigit():
@@ -102,7 +116,7 @@ def engine_ranks(options: Options) -> int:
         return int(world)
     if options.engines is not None:
         return options.engines * tensor
-    return max(1, gpu_count() // tensor) * tensor if cuda_visible() else tensor
+    return max(1, machine.gpus // tensor) * tensor
 
 
 def usual_lengths(options: Options, base: Path) -> tuple[int, int]:
@@ -171,7 +185,7 @@ def _model(settings: EvaluationSettings) -> Problems:
     except ModelDirError as error:
         yield f"--model: {error}"
         return
-    if not cuda_visible() and shape.head_dim not in CPU_HEAD_DIMS:
+    if settings.device == "cpu" and shape.head_dim not in CPU_HEAD_DIMS:
         allowed = ", ".join(map(str, CPU_HEAD_DIMS))
         yield (
             f"--model: has head_dim {shape.head_dim}, which the CPU engine cannot serve; "

@@ -38,6 +38,7 @@ class EvaluationSettings:
     limit: int | None  # the first problems of every set, this many
     seed: int
     dtype: str
+    device: str  # cpu or cuda
     engine: EngineConfig
     verifier: VerifierConfig
     ranks: int

@@ -22,6 +22,7 @@ from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
+from scope_megatron.parallel import platform
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
 from scope_megatron.report.metrics import MetricLogger
@@ -253,6 +254,7 @@ class Run:
         }
         if config.needs_teacher:
             facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+        facts["device"] = platform.device_name()
         layout = (
             f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
             f"data {topo.dp_size}"

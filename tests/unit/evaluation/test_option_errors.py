@@ -63,6 +63,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "seed_negative": (leave, ["evaluate", *DIR, "--seed", "-1"]),
     "draws_few": (leave, ["evaluate", *DIR, "--draws", "10"]),
     "dtype_unknown": (leave, ["evaluate", *DIR, "--dtype", "int4"]),
+    "device_unknown": (leave, ["evaluate", *DIR, "--device", "tpu"]),
+    "device_with_config": (leave, ["evaluate", *YAML, "--device", "cpu"]),
     "verifier_unknown": (leave, ["evaluate", *DIR, "--verifier", "oracle"]),
     "custom_missing": (leave, ["evaluate", *DIR, "--verifier", "custom"]),
     "custom_no_function": (leave, ["evaluate", *DIR, "--custom", "grader"]),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from scope_megatron.config import ConfigError
 from scope_megatron.evaluation.options import Options, parse_set, resolve
 from scope_megatron.evaluation.source import find_model
+from scope_megatron.machine import validating_for
 from tests.unit.config_run import edit_json, make_run, write
 
 ASSETS = Path(__file__).parents[3] / "assets"
@@ -88,11 +90,12 @@ def test_ranks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve([], options(engine_tensor=2)).ranks == 8
 
 
-def test_one_engine_per_gpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
-    monkeypatch.setattr("scope_megatron.evaluation.rules.cuda_visible", lambda: True)
-    assert resolve([], options()).ranks == 6
-    assert resolve([], options(engine_tensor=2)).ranks == 6
+def test_one_engine_per_gpu(run: Path) -> None:
+    with validating_for(gpus=6):
+        assert resolve([], options()).ranks == 6
+        assert resolve([], options(engine_tensor=2)).ranks == 6
+        with pytest.raises(ConfigError, match="makes 8 ranks on this machine, which has 6 GPUs"):
+            resolve([], options(engines=8))
 
 
 def test_an_architecture_that_only_vllm_knows_is_not_refused(run: Path) -> None:
