@@ -7,6 +7,7 @@ replica makes the same calls with the same arguments (vLLM's external launcher).
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import uuid
@@ -24,6 +25,7 @@ from scope_megatron.config import EngineConfig
 from scope_megatron.engine.direct import DirectWeights
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
+from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
@@ -88,16 +90,17 @@ class VLLMEngine:
         dtype: torch.dtype,
         eos_ids: Iterable[int],
         seed: int,
+        head_dtype: torch.dtype | None = None,
         own_weights: bool = False,
     ) -> None:
-        """``own_weights``: the directory's, read by vLLM; else the trainer's arrive before the
-        first request (:meth:`load_weights`)."""
+        """``head_dtype``: of the logits; None: of the parameters. ``own_weights``: the directory's,
+        read by vLLM; else the trainer's arrive before the first request (:meth:`load_weights`)."""
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         self._ranks = settings.tensor
         self._direct = DirectWeights(settings.tensor)
-        _prepare_environment(settings)
+        _prepare_environment(settings, model_dir)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
         from vllm import LLM
@@ -119,6 +122,7 @@ class VLLMEngine:
                 enforce_eager=not platform.has_cuda(),
                 disable_log_stats=True,
                 seed=seed,
+                hf_overrides=_overrides(head_dtype),
                 **_platform_arguments(settings, self._sleeps, max_model_len),
             )
         platform.restore_allocator_options()
@@ -144,34 +148,30 @@ class VLLMEngine:
 
     def stream(self, members: Sequence[Member], sampling: Sampling) -> Iterator[Rollout]:
         """The response of every (prompt, sample), each as soon as it is finished; no
-        log-probabilities. Tokens are those of :meth:`generate`.
-
-        A failure of the engine is met once, as there: what is not finished is made again.
-        """
+        log-probabilities. Tokens and failures are as of :meth:`generate`."""
         self._wake()
         self._llm.reset_prefix_cache()
         waiting = dict(enumerate(members))
-        retried = False
-        while waiting:
+        for retried in (False, True):
             try:
                 for number, output in self._finished(waiting, sampling):
                     prompt, k = waiting.pop(number)
                     yield _rollout(prompt, k, output.outputs[0])
+                return
             except Exception as error:
                 self._require_retry(error, retried)
-                retried = True
 
     def _finished(
         self, waiting: dict[int, Member], sampling: Sampling
     ) -> Iterator[tuple[int, Any]]:
         """(number, output) of requests as they finish; all are queued before the first step."""
-        numbers = list(waiting)
-        requests = [{"prompt_token_ids": list(waiting[n][0].token_ids)} for n in numbers]
-        parameters = [self._parameters(sampling, *waiting[n], logprobs=None) for n in numbers]
+        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in waiting.values()]
+        parameters = [self._parameters(sampling, *m, logprobs=None) for m in waiting.values()]
         queued = self._llm.enqueue(requests, parameters, use_tqdm=False)
-        number_of = {name.partition("-")[0]: n for name, n in zip(queued, numbers, strict=True)}
-        while self._llm.llm_engine.has_unfinished_requests():
-            for output in self._llm.llm_engine.step():
+        number_of = {name.partition("-")[0]: n for name, n in zip(queued, waiting, strict=True)}
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
                 if output.finished:
                     yield number_of[output.request_id], output
 
@@ -189,6 +189,7 @@ class VLLMEngine:
             stop_token_ids=self._eos_ids,
             seed=request_seed(sampling.seed, prompt.index, sample),
             logprobs=logprobs,
+            flat_logprobs=logprobs is not None,
             detokenize=False,
         )
 
@@ -200,16 +201,16 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
         )
         requests = [{"prompt_token_ids": ids} for ids in sequences]
         outputs = self._run(requests, parameters)
         return [
-            [
-                output.prompt_logprobs[position][token].logprob
-                for position, token in enumerate(ids)
-                if position > 0
-            ]
+            _logprobs_of(ids[1:], output.prompt_logprobs, first=1)
             for ids, output in zip(sequences, outputs, strict=True)
         ]
 
@@ -291,21 +292,29 @@ class VLLMEngine:
 
 def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
     token_ids = list(completion.token_ids)
-    steps = completion.logprobs
-    logprobs = (
-        [step[token].logprob for token, step in zip(token_ids, steps, strict=True)] if steps else []
-    )
     return Rollout(
         prompt=prompt,
         sample=sample,
         token_ids=token_ids,
-        engine_logprobs=logprobs,
+        engine_logprobs=_logprobs_of(token_ids, flat) if (flat := completion.logprobs) else [],
         finished=completion.finish_reason == "stop",
     )
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _logprobs_of(token_ids: list[int], flat: Any, first: int = 0) -> list[float]:
+    """The log-probability of each token, from vLLM's flat lists (a few objects per response, where
+    a dictionary per token would keep Python's garbage collector busy).
+
+    ``first``: the position of the first of the tokens; a prompt's first token has no entry.
+    """
+    starts = flat.start_indices[first:]
+    if [flat.token_ids[start] for start in starts] != token_ids:  # what was asked for comes first
+        raise ValueError("vLLM gave log-probabilities of other tokens than those asked for")
+    return [flat.logprobs[start] for start in starts]
 
 
 @contextmanager
@@ -353,7 +362,14 @@ def _name_shared_memory() -> None:
     named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job}")
 
 
-def _prepare_environment(settings: EngineConfig) -> None:
+def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
+    """What vLLM is to read in place of the model's own ``config.json``."""
+    if head_dtype is None:
+        return {}
+    return {"head_dtype": str(head_dtype).removeprefix("torch.")}
+
+
+def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
     """What vLLM reads from the environment when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -363,6 +379,10 @@ def _prepare_environment(settings: EngineConfig) -> None:
     if not platform.has_cuda():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    elif family_of(json.loads((model_dir / "config.json").read_text())).experts:
+        # versions before 0.32 would run a mixture by their first runner, which holds a random
+        # generator per request and the whole prompt's logits when it scores
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
 
 
 def _platform_arguments(settings: EngineConfig, sleeps: bool, longest: int) -> dict[str, Any]:
