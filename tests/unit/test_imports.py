@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint,
-# job <- convert <- engine, doctor <- rollout <- learn <- train <- cli;  objective <- learn, train
+# job <- convert <- engine, doctor <- rollout <- evaluation, learn <- train
+# <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
@@ -31,10 +32,12 @@ RANK = {
     "engine": 5,
     "doctor": 5,
     "rollout": 6,
+    "evaluation": 7,
     "learn": 7,
     "train": 8,
-    "cli": 9,
-    "__main__": 10,
+    "commands": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 
