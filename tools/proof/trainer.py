@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,22 +16,18 @@ if TYPE_CHECKING:
 
 def build_learner(config: Config) -> Any:
     """Join the job and build student and teacher (collective)."""
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.train import setup
-    from scope_megatron.train.learner import Learner
 
     return Learner(config, setup.start_process(config))
 
 
 def logprobs(learner: Any, rollouts: list[Rollout]) -> list[Tensor]:
     """float32 [response length] of every response under the student, at temperature 1."""
-    scores = learner.scorer.logprobs(
-        learner.student.ddp,
-        rollouts,
-        list(range(len(rollouts))),
-        temperature=1.0,
-        vocab_size=learner.student.vocab_size,
-    )
-    return [scores[index] for index in range(len(rollouts))]
+    members = list(range(len(rollouts)))
+    spec = learner.head.spec.alone().at(1.0)
+    scored = learner.scorer.score(learner.student, dict(enumerate(rollouts)), members, spec)
+    return [scored.logprobs[index] for index in members]
 
 
 def update(learner: Any, rollouts: list[Rollout]) -> dict[str, float]:
@@ -38,32 +36,44 @@ def update(learner: Any, rollouts: list[Rollout]) -> dict[str, float]:
     Returns the loss and the gradient's norm, of all replicas.
     """
     from scope_megatron.parallel import platform
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
+    from tests.support.steps import one_step
 
     topology = learner.topology
     replica, replicas = topology.dp_rank, topology.dp_size
     mine = [r for r in rollouts if r.prompt.index % replicas == replica]
-    batch, metrics = make_batch(mine, "incorrect"), observe.step_metrics()
-    learner.score(batch)
-    learner.update(batch, metrics)
+    _, metrics = one_step(learner, mine)
     values = metrics.reduce(topology.dp_group, platform.device())
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return {"loss": values["loss/total"], "grad_norm": values["grad_norm"]}
 
 
-def logprob_and_divergence(
-    kind: str, student: Tensor, teacher: Tensor, targets: Tensor, **settings: Any
-) -> tuple[Tensor, Tensor]:
-    """([T], [T]) of logits [T, W] by the loss head. ``settings``: vocab_size, temperature,
-    teacher_temperature, beta, kernel."""
-    from scope_megatron.objective import vocab_parallel_logprob_and_divergence
+@contextmanager
+def scored_lengths(learner: Any) -> Iterator[dict[str, list[int]]]:
+    """Lengths of the sequences that the passes before an update score, by model."""
+    kind = type(learner.scorer)
+    original = kind.score
+    lengths: dict[str, list[int]] = {"student": [], "teacher": []}
 
-    return vocab_parallel_logprob_and_divergence(
-        student,
-        targets,
-        teacher,
-        kind=kind,  # type: ignore[arg-type]
-        **settings,
-    )
+    def score(self: Any, model: Any, rollouts: Any, members: Any, *args: Any, **more: Any) -> Any:
+        name = "student" if model is learner.student else "teacher"
+        lengths[name] += [rollouts[index].length for index in members]
+        return original(self, model, rollouts, members, *args, **more)
+
+    kind.score = score
+    try:
+        yield lengths
+    finally:
+        kind.score = original
+
+
+def logprob_and_divergence(
+    kind: str, student: Tensor, teacher: Tensor, targets: Tensor, vocab_size: int, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    """([T], [T]) of logits [T, W] by the loss head. ``settings``: temperature,
+    teacher_temperature, beta, kernel."""
+    from scope_megatron.objective import Shard, Spec, vocab_parallel_logprob_and_divergence
+
+    shard = Shard.of(student.shape[1], vocab_size, None)
+    spec = Spec(divergence=kind, **settings)  # type: ignore[arg-type]
+    return vocab_parallel_logprob_and_divergence(student, targets, teacher, shard, spec)

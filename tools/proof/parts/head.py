@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import loss_methods as methods
 from benchmarks.memory import peak_memory
-from scope_megatron.objective.head.shard import Kernel
+from scope_megatron.objective import Kernel
 from tools.proof import measure
 from tools.proof.record import Proof
 

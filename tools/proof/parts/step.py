@@ -9,6 +9,7 @@ import torch
 from tools.proof import measure
 from tools.proof.parts.engine import build_trainer
 from tools.proof.record import Proof
+from tools.proof.trainer import scored_lengths
 
 if TYPE_CHECKING:
     from scope_megatron.train.trainer import Trainer
@@ -34,7 +35,8 @@ def step(proof: Proof) -> None:
         return rollouts
 
     trainer.actor.sample = sampled  # type: ignore[method-assign]
-    metrics = trainer.step(1)
+    with scored_lengths(trainer.learner) as scored:
+        metrics = trainer.step(1)
     del trainer.actor.sample
     for phase in PHASES:
         proof.figure(f"seconds: {phase}", metrics[f"time/{phase}"], "s")
@@ -44,24 +46,29 @@ def step(proof: Proof) -> None:
     finite = float(metrics["loss/total"] == metrics["loss/total"])
     proof.check("the loss is a number", finite, at_least=1)
     proof.check("updates skipped", metrics.get("update/skipped", 0.0), at_most=0)
-    _utilisation(proof, metrics, lengths)
+    _utilisation(proof, metrics, lengths, scored)
     _memory(proof, trainer)
 
 
-def _utilisation(proof: Proof, metrics: dict[str, float], lengths: list[int]) -> None:
-    """Model FLOPs: 3 forwards' worth for the update; scores are forwards. No recomputation."""
+def _utilisation(
+    proof: Proof, metrics: dict[str, float], lengths: list[int], scored: dict[str, list[int]]
+) -> None:
+    """Model FLOPs: an update is 3 forwards' worth, a pass that scores is one. The check of the
+    engine's weights and the rollout are not counted."""
     student, teacher = proof.shared["shapes"]
-    forward, theirs = student.forward_flops(lengths), teacher.forward_flops(lengths)
+    trained = 3 * student.forward_flops(lengths)
+    passes = student.forward_flops(scored["student"]) + teacher.forward_flops(scored["teacher"])
+    for name, tokens in scored.items():
+        proof.figure(f"tokens scored by the {name}", sum(tokens))
     product = measure.product_rate(proof.size(8192, 128), proof.size(torch.bfloat16, torch.float32))
     proof.figure("matrix product, measured", product / 1e12, "TFLOP/s")
     rates = {"of the measured product": product}
     if nominal := measure.nominal_rate():
         rates[f"of the chip's {nominal / 1e12:.0f} TFLOP/s"] = nominal
     for words, rate in rates.items():
-        proof.figure(f"MFU of train {words}", 3 * forward / metrics["time/train"] / rate)
-        both = (forward + theirs) / metrics["time/score"] / rate
-        proof.figure(f"MFU of score {words}", both)
-        total = (4 * forward + theirs) / metrics["time/step"] / rate
+        proof.figure(f"MFU of train {words}", trained / metrics["time/train"] / rate)
+        proof.figure(f"MFU of score {words}", passes / metrics["time/score"] / rate)
+        total = (trained + passes) / metrics["time/step"] / rate
         proof.figure(f"MFU of the step without the rollout's FLOPs {words}", total)
 
 
