@@ -51,7 +51,7 @@ def update(learner: Any, rollouts: list[Rollout]) -> dict[str, float]:
 @contextmanager
 def scored_lengths(learner: Any) -> Iterator[dict[str, list[int]]]:
     """Lengths of the sequences that the passes before an update score, by model."""
-    kind = type(learner.scorer)
+    kind, before = type(learner.scorer), learner.score
     original = kind.score
     lengths: dict[str, list[int]] = {"student": [], "teacher": []}
 
@@ -60,11 +60,18 @@ def scored_lengths(learner: Any) -> Iterator[dict[str, list[int]]]:
         lengths[name] += [rollouts[index].length for index in members]
         return original(self, model, rollouts, members, *args, **more)
 
-    kind.score = score
+    def passes(batch: Any) -> None:
+        kind.score = score
+        try:
+            before(batch)
+        finally:
+            kind.score = original  # not those of the check of the engine's weights
+
+    learner.score = passes
     try:
         yield lengths
     finally:
-        kind.score = original
+        del learner.score
 
 
 def logprob_and_divergence(
