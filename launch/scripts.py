@@ -111,16 +111,16 @@ echo "$word" > {job_dir}/exits/"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}/$RANK"
 exit "$code"
 """.lstrip()
 
-# What a rank's file says: its exit code, or UNSAVED when it was asked to stop before its first
-# checkpoint. 134 to 139 are signals that end a process, SIGABRT to SIGSEGV, SIGKILL among them.
-UNSAVED = "unsaved"
+# What a rank's file says: its exit code, or NOTHING_SAVED when it was asked to stop before its
+# first checkpoint. 134 to 139 are signals that end a process: SIGABRT to SIGSEGV, with SIGKILL.
+NOTHING_SAVED = "unsaved"
 SIGNALLED = "13[4-9]"
-RESTARTABLE = sorted(code for code in exits.RESTARTABLE if code != exits.KILLED)
+_CODES = sorted(code for code in exits.RESTARTABLE if code != exits.KILLED)
 WORDS = {
     "terminated": exits.TERMINATED,
     "usage": exits.USAGE,
-    "unsaved": UNSAVED,
-    "died": " | ".join([UNSAVED, *map(str, RESTARTABLE), SIGNALLED]),
+    "unsaved": NOTHING_SAVED,
+    "died": " | ".join([NOTHING_SAVED, *map(str, _CODES), SIGNALLED]),
 }
 IN_CONTAINER = "/nemo_run"  # where pyxis mounts the job's directory
 

@@ -40,7 +40,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from scope_megatron.parallel import platform
 
 COMMON = "common.pt"
-FORMAT = CheckpointingConfig("torch_dist", 1)  # what megatron-core's load looks for
+TORCH_DIST = CheckpointingConfig("torch_dist", 1)  # what megatron-core's load looks for
 
 
 @dataclass
@@ -106,7 +106,7 @@ class PendingWrite:
             file.write(self.common)
         assert self.writer is not None
         self.writer.finish(self.metadata, written)
-        save_config(FORMAT, str(self.directory))
+        save_config(TORCH_DIST, str(self.directory))
 
 
 class Snapshots:

@@ -10,9 +10,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from scope_megatron.convert.mapping import FusedQKV, Rule, Sizes, Vocabulary
-
-Shape = tuple[int, ...]
+from scope_megatron.convert.mapping import FusedQKV, Rule, Shape, Sizes, Vocabulary
 
 
 class PlanError(ValueError):

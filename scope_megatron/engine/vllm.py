@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
-from scope_megatron.engine.direct import DirectWeights
-from scope_megatron.engine.source import ModelWeights
+from scope_megatron.engine.direct import DirectSend
+from scope_megatron.engine.source import ModelParameters
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
@@ -51,15 +51,15 @@ class Engine(Protocol):
         """Log-probability (temperature 1) of every token after the first, for each sequence."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take new weights and drop what old ones cached.
+    def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Give the engine new parameters and drop what it cached under the old ones.
 
-        Hugging Face names and full tensors; :class:`ModelWeights` may be taken shard by shard.
+        Hugging Face names and full tensors; :class:`ModelParameters` may be taken shard by shard.
         """
         ...
 
     def sleep(self) -> None:
-        """Free weights and cache while training runs (where the platform can)."""
+        """Free parameters and cache while training runs (where the platform can)."""
         ...
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class VLLMEngine:
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         self._ranks = settings.tensor
-        self._direct = DirectWeights(settings.tensor)
+        self._direct = DirectSend(settings.tensor)
         _prepare_environment(settings)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
@@ -101,7 +101,7 @@ class VLLMEngine:
         self._llm = LLM(
             model=str(model_dir),
             skip_tokenizer_init=True,
-            load_format="dummy",  # the trainer's weights arrive before the first request
+            load_format="dummy",  # the trainer's parameters arrive before the first request
             dtype=str(dtype).removeprefix("torch."),
             tensor_parallel_size=settings.tensor,
             distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
@@ -203,28 +203,28 @@ class VLLMEngine:
             engine.step()
         self._llm.reset_prefix_cache()
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See :class:`Engine`. In place; every weight of the model must come, each once."""
+    def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See :class:`Engine`. In place; every parameter of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        if isinstance(weights, ModelWeights):
+        if isinstance(source, ModelParameters):
             (model,) = self._llm.apply_model(lambda model: model)  # it is in this process
-            self._direct.load(model, weights, self._reload)
+            self._direct.send(model, source, self._reload)
         else:
-            self._reload(weights)
+            self._reload(source)
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
 
-    def _reload(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _reload(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
         """By vLLM's own loaders, each of which cuts its part out of the full tensor."""
         if not platform.has_cuda():
             self._llm.collective_rpc(_forget_packed_experts)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(source)})
 
     def sleep(self) -> None:
-        """Level 2: weights are dropped too, since new ones come before the next request."""
+        """Level 2: parameters are dropped too, since new ones come before the next request."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
@@ -233,7 +233,7 @@ class VLLMEngine:
         del self._llm
 
     def _wake(self) -> None:
-        assert not self._asleep, "load_weights wakes the engine: it slept without its weights"
+        assert not self._asleep, "send_parameters wakes the engine: it slept without parameters"
 
 
 def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:

@@ -72,7 +72,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """Why the run ends, and the exit code."""
 
     code: int
@@ -90,7 +90,7 @@ class Judge:
         self._seen: dict[int, tuple[int, float]] = {}  # rank: (count, when it changed)
         self._looked = 0.0
 
-    def look(self, now: float, beats: Mapping[int, Beat]) -> Verdict | None:
+    def look(self, now: float, beats: Mapping[int, Beat]) -> Diagnosis | None:
         """The verdict at ``now``, seconds of a monotonic clock."""
         slept = now - self._looked > 3 * self._interval_s + 1.0
         self._looked = now
@@ -102,13 +102,13 @@ class Judge:
         silent = [rank for rank in beats if now - self._seen[rank][1] > limit]
         if silent:
             why = f"gave no sign of life for {limit:.0f} s"
-            return Verdict(LOST_RANK, f"{_names(silent, beats)} {why}")
+            return Diagnosis(LOST_RANK, f"{_names(silent, beats)} {why}")
         slowest = max(beats.values(), key=lambda beat: beat.seconds)
         if self._hangs and slowest.seconds > self._settings.hang_timeout_s:
             last = min(beat.order for beat in beats.values())
             behind = [rank for rank, beat in beats.items() if beat.order == last]
             why = f"made no progress for {slowest.seconds:.0f} s (faults.hang_timeout_s)"
-            return Verdict(HUNG, f"{_names(behind, beats)} {why}")
+            return Diagnosis(HUNG, f"{_names(behind, beats)} {why}")
         return None
 
 
@@ -210,12 +210,12 @@ class Watchdog:
         beat = self.progress.beat(self._count)
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
 
-    def _look(self) -> Verdict | None:
+    def _look(self) -> Diagnosis | None:
         """What rank 0 says; rank 0 itself, and who watches rank 0, judge."""
         assert self._store is not None
         if self._store.check([_ABORT]):
             self._heard = True
-            return Verdict(**json.loads(self._store.get(_ABORT)))
+            return Diagnosis(**json.loads(self._store.get(_ABORT)))
         watched: range | list[int] = range(self._size) if self._rank == 0 else [0]
         self._read(watched)
         verdict = None
@@ -243,7 +243,7 @@ class Watchdog:
 
     def _find_gone(
         self, watched: range | list[int], witness: tuple[int, str] | None
-    ) -> Verdict | None:
+    ) -> Diagnosis | None:
         """Who of the ``watched`` gives no signs any more, now that a connection is lost: that of
         ``witness`` (rank, its error), or an unknown one (None), which is no verdict by itself."""
         before = self._beats
@@ -254,19 +254,19 @@ class Watchdog:
         others = ((rank, beat) for rank, beat in self._beats.items() if rank != self._rank)
         gone = [rank for rank, beat in others if beat.count == before[rank].count]
         if gone:
-            return Verdict(LOST_RANK, f"{_names(gone, self._beats)} went away")
+            return Diagnosis(LOST_RANK, f"{_names(gone, self._beats)} went away")
         if witness is None:
             return None
         rank, why = witness
-        return Verdict(LOST_RANK, f"{_names([rank], self._beats)} lost a connection: {why}")
+        return Diagnosis(LOST_RANK, f"{_names([rank], self._beats)} lost a connection: {why}")
 
-    def _store_is_gone(self) -> Verdict | None:
+    def _store_is_gone(self) -> Diagnosis | None:
         """Rank 0 serves the store, unless a launcher does."""
         quiet = time.monotonic() - self._answered
         if quiet < self._settings.heartbeat_timeout_s and not self._broken.is_set():
             return None
         known = _names([0], self._beats) if 0 in self._beats else "rank 0"
-        return Verdict(LOST_RANK, f"{known} went away: the job's store does not answer")
+        return Diagnosis(LOST_RANK, f"{known} went away: the job's store does not answer")
 
     def _speaks(self) -> bool:
         """Rank 0; when it is gone, rank 1 and the first rank of every machine: with rank 0's
@@ -275,7 +275,7 @@ class Watchdog:
             return self._rank == 0
         return self._rank == 1 or os.environ.get("LOCAL_RANK") == "0"
 
-    def _abort(self, verdict: Verdict) -> None:
+    def _abort(self, verdict: Diagnosis) -> None:
         """Say so, dump the stacks, exit. Rank 0 stays until the others have read the verdict."""
         if self._speaks():
             print(f"error: {verdict.message}; stacks: {self._stacks}", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ class NonFiniteGuard:
     """Decides with all ranks whether an update may be applied, and counts those that may not."""
 
     def __init__(self, output_dir: Path, limit: int) -> None:
-        self._directory, self._limit = output_dir / outputs.NONFINITE, limit
+        self._directory, self._limit = output_dir / outputs.NONFINITE_DIR, limit
         self._in_a_row = 0
 
     def accepts(

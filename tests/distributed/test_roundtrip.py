@@ -119,7 +119,7 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import export_hf, load_hf_weights
-    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.engine.source import engine_parameters
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
@@ -131,8 +131,8 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
             model = build_model(hf, topology, torch.float32, trainable=True)
             load_hf_weights(model, root / family, hf, topology)
             # Kept until the end: a bucket must not overwrite what an earlier one gave.
-            results[family] = dict(engine_weights(model, hf, topology, BUCKET_BYTES))
-            weights = partial(engine_weights, model, hf, topology, BUCKET_BYTES)
+            results[family] = dict(engine_parameters(model, hf, topology, BUCKET_BYTES))
+            weights = partial(engine_parameters, model, hf, topology, BUCKET_BYTES)
             held = peak_memory(lambda weights=weights: drain(weights()))
             results["held"].append((expert, held))
             source, target = root / family, root / f"{family}-{out}"

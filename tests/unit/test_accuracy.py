@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from scope_megatron.train.accuracy import avg_at_k, pass_at_k
+from scope_megatron.train.evaluate import avg_at_k, pass_at_k
 
 
 def brute_force(row: list[bool], k: int) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# exits, disk, outputs <- config, types <- parallel, report <- model, checkpoint, job <- convert
+# exits, disk, outputs <- config, types <- parallel <- model, report, checkpoint, job <- convert
 # <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
     "exits": 0,
@@ -21,7 +21,7 @@ RANK = {
     "config": 1,
     "types": 1,
     "parallel": 2,
-    "report": 2,
+    "report": 3,
     "model": 3,
     "checkpoint": 3,
     "job": 3,
