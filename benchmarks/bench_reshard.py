@@ -36,8 +36,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.memory import peak_memory
-from tests.distributed.harness import run_distributed_test
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
 
 SIZES = {  # name: hidden, ffn, layers, heads, vocabulary
     "quick": (256, 704, 4, 4, 8192),

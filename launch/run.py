@@ -28,7 +28,7 @@ from scope_megatron.outputs import latest_pointer
 if TYPE_CHECKING:
     from nemo_run import Experiment
 
-TITLE = "scope-megatron"  # of the experiments' folder under NEMORUN_HOME
+EXPERIMENT = "scope-megatron"  # of the experiments' folder under NEMORUN_HOME
 CONFIG_NAME = "config.yaml"
 
 
@@ -62,11 +62,11 @@ def launch(request: Request) -> int:
             "--dryrun"
         )
     nemo_run = executors.import_nemo_run()
-    name = f"{TITLE}_{time.time_ns()}"
-    directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / TITLE / name
+    name = f"{EXPERIMENT}_{time.time_ns()}"
+    directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / EXPERIMENT / name
     tasks = [make_task(request, job, directory / job.name) for job in jobs]
     with nemo_run.Experiment(
-        TITLE,
+        EXPERIMENT,
         id=name,
         executor=tasks[0][1],
         log_level="WARN",

@@ -131,10 +131,10 @@ def _must_launch(settings: Config) -> bool:
 
 def _launch(command: str, config: Path, overrides: list[str] | None, settings: Config) -> NoReturn:
     """Run this command again in world_size processes."""
-    from scope_megatron.job.launcher import launch
+    from scope_megatron.job.launcher import start_ranks
 
     arguments = [command, str(config), *(overrides or [])]
-    sys.exit(launch(arguments, settings.world_size, settings.faults.restarts))
+    sys.exit(start_ranks(arguments, settings.world_size, settings.faults.restarts))
 
 
 @contextmanager

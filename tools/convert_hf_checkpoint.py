@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.workspace import Workspace
 
-FORMAT = 1  # of what lies in an unfinished output: raised when files would come out differently
+OUTPUT_FORMAT = (
+    1  # of what lies in an unfinished output: raised when files would come out differently
+)
 
 
 class Layout(StrEnum):
@@ -52,7 +54,7 @@ class Layout(StrEnum):
 
 
 @dataclass(frozen=True)
-class Job:
+class Conversion:
     """One conversion: where from, where to, and of which model."""
 
     to: Layout
@@ -73,7 +75,7 @@ class Job:
             if path.is_file()
         ]
         return {
-            "format": FORMAT,
+            "format": OUTPUT_FORMAT,
             "to": str(self.to),
             "source": str(self.source.resolve()),
             "files": files,
@@ -147,7 +149,7 @@ def _job(
     sizes: tuple[int, int, int],
     shard_bytes: int,
     allow_pickle: bool,
-) -> Job:
+) -> Conversion:
     if source is None:
         needed = "--hf" if to is Layout.MEGATRON else "--megatron"
         raise ValueError(f"--to {to} reads from {needed}: give it a directory")
@@ -175,10 +177,10 @@ def _job(
     check_layout(shape, *sizes)
     bfloat16 = (dtype or stored) == "bfloat16"
     kind = torch.bfloat16 if bfloat16 else torch.float32
-    return Job(to, source, config_dir, out, config, kind, sizes, shard_bytes, allow_pickle)
+    return Conversion(to, source, config_dir, out, config, kind, sizes, shard_bytes, allow_pickle)
 
 
-def _print_plan(job: Job) -> None:
+def _print_plan(job: Conversion) -> None:
     from scope_megatron.convert.estimate import describe, rank_bytes
     from scope_megatron.convert.mapping import Mapping
 
@@ -195,7 +197,7 @@ def _print_plan(job: Job) -> None:
         )
 
 
-def _convert(job: Job, verify: bool) -> None:
+def _convert(job: Conversion, verify: bool) -> None:
     _refuse_damage(job)
     from scope_megatron.parallel import platform
 
@@ -226,7 +228,7 @@ def _convert(job: Job, verify: bool) -> None:
         topology.destroy()
 
 
-def _refuse_damage(job: Job) -> None:
+def _refuse_damage(job: Conversion) -> None:
     """Checksums of the checkpoint to read, where it has them."""
     from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 
@@ -236,7 +238,9 @@ def _refuse_damage(job: Job) -> None:
             raise ValueError(f"{job.source} is damaged: {damage}; copy it again")
 
 
-def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verify: bool) -> None:
+def _fill(
+    job: Conversion, model: GPTModel, source: ShardReader | LazyCheckpoint, verify: bool
+) -> None:
     """Write, verify and name the output; what an error of the disk leaves can be gone on with."""
     from scope_megatron.convert.workspace import Workspace
 
@@ -268,7 +272,7 @@ def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verif
     typer.echo(f"wrote {job.out}: {len(files)} files, {size:.1f} MB in {seconds:.1f} s")
 
 
-def _require_space(job: Job, finished: int) -> None:
+def _require_space(job: Conversion, finished: int) -> None:
     from scope_megatron.convert.estimate import total_bytes
     from scope_megatron.convert.mapping import Mapping
 
@@ -280,7 +284,7 @@ def _require_space(job: Job, finished: int) -> None:
 
 
 @contextmanager
-def _progress(job: Job, what: str) -> Iterator[Callable[[int], None]]:
+def _progress(job: Conversion, what: str) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's standard error, over the bytes of the model."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -298,7 +302,7 @@ def _progress(job: Job, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _write(
-    job: Job,
+    job: Conversion,
     model: GPTModel,
     source: Any,
     workspace: Workspace,

@@ -25,7 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.make_arithmetic import make_problems, write_jsonl
-from tools.tiny_tokenizer import build_tokenizer
+from tools.tiny_tokenizer import make_tokenizer
 
 ROLLOUT_PROBLEMS, EVAL_PROBLEMS, SUPERVISED_PROBLEMS = 4096, 128, 80_000
 
@@ -77,7 +77,7 @@ def random_model(recipe: Recipe, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = build_tokenizer(out)
+    tokenizer = make_tokenizer(out)
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

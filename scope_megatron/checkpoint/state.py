@@ -24,7 +24,7 @@ from scope_megatron.parallel.agree import from_main
 from scope_megatron.parallel.optimizer import after_loading, before_loading
 from scope_megatron.parallel.topology import Topology
 
-FORMAT = 1
+PROGRESS_FORMAT = 1
 SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,  # experts' states under their names alone
@@ -59,7 +59,7 @@ def require_valid(directory: Path) -> None:
 def state_to_save(state: TrainingState, step: int, progress: dict[str, Any]) -> dict[str, Any]:
     """All that a checkpoint holds, as megatron-core's sharded state (collective)."""
     sharded = _sharded_state(state, is_loading=False)
-    sharded["progress"] = {"format": FORMAT, "step": step, **progress}
+    sharded["progress"] = {"format": PROGRESS_FORMAT, "step": step, **progress}
     sharded["scheduler"] = state.scheduler.state_dict()
     return sharded
 
@@ -72,7 +72,7 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     """
     common = dist_checkpointing.load_common_state_dict(str(directory))
     progress = common["progress"]
-    if progress["format"] > FORMAT:
+    if progress["format"] > PROGRESS_FORMAT:
         raise ValueError(f"resume: {directory} was written by a newer version of scope_megatron")
     before_loading(state.optimizer)
     same_layout = progress["layout"] == _layout(state.topology)

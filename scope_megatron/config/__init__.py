@@ -1,7 +1,8 @@
 """The run's configuration: schema, loading and every check that needs no torch.
 
-schema          the sections and settings (pydantic); objective has one section, section what
-                all of them share
+schema          the sections and settings (pydantic)
+objective       the section `objective`
+section         the base of every section: unknown keys and their nearest names
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files

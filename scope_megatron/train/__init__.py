@@ -6,7 +6,8 @@ finish        the exported student and the report
 trainer       one step on one page
 setup         everything a run is made of, built once
 actor         samples, grades, sends parameters to the engine and proves that they arrived
-learner       scores, weights and updates; update is one optimizer update
+learner       scores, weights and updates
+update        one optimizer update: forward, losses and backward over packs
 algorithms    which weight each response gets in which term
 batch         graded responses and their scores
 evaluate      Avg@k and Pass@k of an evaluation set over the replicas

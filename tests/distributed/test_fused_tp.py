@@ -15,8 +15,8 @@ from scope_megatron.objective import (
     fused_loss,
     policy_loss,
 )
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_loss_tp import SETTINGS, SHAPES, counted
+from tests.support.harness import run_distributed_test
 
 T, H, CHUNK = 13, 6, 5
 CASES = ["logprob", "reverse_kl", "forward_kl", "jsd", "topk", "one-pass", "unreduced"]

@@ -19,7 +19,7 @@ from scope_megatron.objective import (
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from tests.distributed.harness import DistributedTestError, run_distributed_test
+from tests.support.harness import DistributedTestError, run_distributed_test
 
 T = 13
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "reduce", "broadcast"))]

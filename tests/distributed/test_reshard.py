@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.memory import peak_memory
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
+from tests.support.tiny_hf import make_tiny_model
 
 FAMILIES = ("llama-tied", "qwen2-bias", "qwen3-norms")
 LAYOUTS = [(2, 2, 1), (2, 2, 2), (2, 1, 1), (2, 1, 2), (4, 1, 2)]  # tensor, pipeline, engine

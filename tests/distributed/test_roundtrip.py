@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.memory import peak_memory
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import FAMILIES, MIXTURES, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
+from tests.support.tiny_hf import FAMILIES, MIXTURES, make_tiny_model
 
 WORLD = 4
 SHARD_BYTES = 200_000  # several files per model

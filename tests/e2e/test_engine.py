@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import VOCAB, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import VOCAB, make_tiny_model
 
 TOKENS = 12
 LOGPROB_TOLERANCE = 1e-3

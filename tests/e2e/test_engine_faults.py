@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 
 def test_failed_rollout_is_made_again(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from tests.unit.config_run import (
+from tests.support.config_run import (
     append,
     index_of,
     leave,

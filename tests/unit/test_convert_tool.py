@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scope_megatron.convert.workspace import Workspace
-from tests.convert_tool import ROOT, convert, in_process
-from tests.tiny_hf import make_tiny_model
+from tests.support.convert_tool import ROOT, convert, in_process
+from tests.support.tiny_hf import make_tiny_model
 from tools import convert_hf_checkpoint as tool
 
 

@@ -21,7 +21,7 @@ from scope_megatron.convert.mapping import (
     RowParallel,
     Sizes,
 )
-from tests.tiny_hf import FAMILIES, make_tiny_model
+from tests.support.tiny_hf import FAMILIES, make_tiny_model
 
 SIZES = Sizes(hidden=6, ffn=8, heads=8, groups=4, head=3, vocab=10)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.contracts.judge import Verdict
+from tools.contracts.judge import Ruling
 
 BEGIN = "<!-- versions: written by tools/check_contracts.py -->"
 END = "<!-- versions: end -->"
@@ -20,18 +20,18 @@ class Checked:
     distribution: str
     allowed: str  # setup.py's range
     version: str
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Ruling]
 
     @property
-    def failures(self) -> list[Verdict]:
+    def failures(self) -> list[Ruling]:
         return [v for v in self.verdicts if v.missing and not v.use.optional]
 
     @property
-    def fallbacks(self) -> list[Verdict]:
+    def fallbacks(self) -> list[Ruling]:
         return [v for v in self.verdicts if v.missing and v.use.optional]
 
     @property
-    def undecided(self) -> list[Verdict]:
+    def undecided(self) -> list[Ruling]:
         return [v for v in self.verdicts if not v.decided]
 
     @property

@@ -1,4 +1,9 @@
-"""Verifiers: which responses are correct. One registry, by the name in ``verifier.name``."""
+"""Verifiers: which responses are correct. One registry, by the name in ``verifier.name``.
+
+mathematics    grades many responses in child processes with a time limit each
+worker         the child: math-verify on one response after the other
+answer         the last boxed answer of a response, and comparison as text
+"""
 
 from __future__ import annotations
 
