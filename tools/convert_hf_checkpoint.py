@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.workspace import Workspace
 
-OUTPUT_FORMAT = (
-    1  # of what lies in an unfinished output: raised when files would come out differently
-)
+# Of what lies in an unfinished output: raised when files would come out differently.
+OUTPUT_FORMAT = 1
 
 
 class Layout(StrEnum):
