@@ -115,8 +115,14 @@ def _write(rows: list[Row], target: Path, split: str) -> None:
 
 
 def _jsonl_record(row: Row) -> dict[str, object]:
-    record = {"prompt": list(row.messages), "answer": row.answer, "data_source": row.source}
-    return record | ({"response": row.response} if row.response else {})
+    record: dict[str, object] = {
+        "prompt": list(row.messages),
+        "answer": row.answer,
+        "data_source": row.source,
+    }
+    if row.response:
+        record["response"] = row.response
+    return record
 
 
 def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
@@ -127,7 +133,9 @@ def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
         "reward_model": {"ground_truth": row.answer, "style": "rule"},
         "extra_info": {"index": index, "split": split},
     }
-    return record | ({"response": row.response} if row.response else {})
+    if row.response:
+        record["response"] = row.response
+    return record
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ def write_manifest(
 def read_rating(directory: Path) -> float | None:
     """Avg@k of a checkpoint; None where nothing was evaluated or the manifest is damaged."""
     try:
-        return _read(directory)["score"]
+        rating: float | None = _read(directory)["score"]
     except (OSError, ValueError):
         return None
+    return rating
 
 
 def with_rating(directory: Path, rating: float) -> str:

@@ -70,9 +70,8 @@ class PendingWrite:
         assert self.metadata is not None
         entries = self.metadata.state_dict_metadata.values()
         tensors = (entry for entry in entries if isinstance(entry, TensorStorageMetadata))
-        return len(self.common) + sum(
-            entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors
-        )
+        sizes = (entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
+        return len(self.common) + int(sum(sizes))
 
     @property
     def _buckets(self) -> list[Any]:

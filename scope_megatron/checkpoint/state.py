@@ -71,7 +71,7 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     its fresh ones (rollouts do not depend on them: they are keyed by seed, step and sample).
     """
     common = dist_checkpointing.load_common_state_dict(str(directory))
-    progress = common["progress"]
+    progress: dict[str, Any] = common["progress"]
     if progress["format"] > PROGRESS_FORMAT:
         raise ValueError(f"resume: {directory} was written by a newer version of scope_megatron")
     before_loading(state.optimizer)

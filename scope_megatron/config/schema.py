@@ -394,4 +394,5 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
         values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return text

@@ -30,7 +30,7 @@ class _Shard:
     shapes: dict[str, Shape] = field(default_factory=dict)
 
     def nbytes(self, dtype: torch.dtype) -> int:
-        return sum(map(math.prod, self.shapes.values())) * dtype.itemsize
+        return sum(map(math.prod, self.shapes.values())) * int(dtype.itemsize)
 
 
 def export_streamed(

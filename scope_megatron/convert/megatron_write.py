@@ -238,4 +238,4 @@ def _item_bytes(item: WriteItem) -> int:
     if item.tensor_data is None:
         return 0
     kind = item.tensor_data.properties.dtype
-    return math.prod(item.tensor_data.chunk.sizes) * kind.itemsize
+    return int(math.prod(item.tensor_data.chunk.sizes) * kind.itemsize)

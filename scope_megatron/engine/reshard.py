@@ -51,7 +51,7 @@ class _Held:
 
     @property
     def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
+        return self.width * int(self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class ReshardPlan:
     def _buffer_bytes(self) -> int:
         tensor = self.topology.tp_size
         return max(
-            _slots(bucket.wanted, tensor) * bucket.numel * bucket.dtype.itemsize
+            _slots(bucket.wanted, tensor) * bucket.numel * int(bucket.dtype.itemsize)
             for bucket in self._buckets
             if not self._is_local(bucket)
         )

@@ -177,7 +177,7 @@ class VLLMEngine:
         others would wait): the run goes on from its checkpoint with a new engine.
         """
         try:
-            return self._llm.generate(requests, parameters, use_tqdm=False)
+            return list(self._llm.generate(requests, parameters, use_tqdm=False))
         except Exception as error:
             if self._ranks > 1 and platform.lost_connection(error):
                 raise  # not the engine's fault: the run names the rank that is gone
@@ -186,7 +186,7 @@ class VLLMEngine:
             print(f"warning: vLLM failed ({reason}); its requests are made again", flush=True)
             try:
                 self._empty()
-                return self._llm.generate(requests, parameters, use_tqdm=False)
+                return list(self._llm.generate(requests, parameters, use_tqdm=False))
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise StopRun(

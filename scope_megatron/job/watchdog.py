@@ -150,7 +150,8 @@ class Watchdog:
     def __init__(self, settings: FaultsConfig, output_dir: Path, progress: Progress) -> None:
         self.progress = progress
         self._settings, self._stacks = settings, output_dir / outputs.STACKS
-        self._rank, self._size = dist.get_rank(), dist.get_world_size()
+        self._rank: int = dist.get_rank()
+        self._size: int = dist.get_world_size()
         self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
         self._judge = Judge(settings, self._interval_s, hangs=self._rank == 0)
         self._stopped, self._broken = threading.Event(), threading.Event()

@@ -38,7 +38,7 @@ _MODULES_NAMING_CUDA = (
 
 def has_cuda() -> bool:
     """True when the job runs on CUDA devices."""
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 def has_transformer_engine() -> bool:

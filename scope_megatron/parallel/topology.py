@@ -45,7 +45,7 @@ class Topology:
     @property
     def last_stage_rank(self) -> int:
         """Global rank of this pipeline's last stage (same tensor and data rank)."""
-        return dist.get_global_rank(self.pp_group, self.pp_size - 1)
+        return int(dist.get_global_rank(self.pp_group, self.pp_size - 1))
 
     @property
     def is_main(self) -> bool:

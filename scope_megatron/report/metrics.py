@@ -142,7 +142,8 @@ def _all_reduce(
     packed = torch.stack([scalar.reshape(()) for scalar in scalars])
     if group is not None:
         dist.all_reduce(packed, op=getattr(dist.ReduceOp, op), group=group)
-    return packed.tolist()
+    reduced: list[float] = packed.tolist()
+    return reduced
 
 
 def _peak(values: Sequence[float | torch.Tensor]) -> float:

@@ -42,7 +42,8 @@ def members(package: SourcePackage, definition: Definition) -> Members:
         out = Members()
         _add(package, definition, out, set())
         package.members[definition.name] = out
-    return package.members[definition.name]
+    found: Members = package.members[definition.name]
+    return found
 
 
 def _add(package: SourcePackage, definition: Definition, out: Members, seen: set[str]) -> None:
