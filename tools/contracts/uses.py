@@ -186,8 +186,8 @@ class _Collector(ast.NodeVisitor):
         for child in node.body:
             self.visit(child)
         self._optional = before
-        for child in [*node.handlers, *node.orelse, *node.finalbody]:
-            self.visit(child)
+        for outside in [*node.handlers, *node.orelse, *node.finalbody]:
+            self.visit(outside)
 
     def visit_If(self, node: ast.If) -> None:
         value = self.guard(node.test)
