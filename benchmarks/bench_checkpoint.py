@@ -1,4 +1,4 @@
-"""What a checkpoint costs a training step: synchronous against asynchronous, in one run.
+"""Cost of a checkpoint to a training step: synchronous against asynchronous, in one run.
 
     python benchmarks/bench_checkpoint.py --ranks 2 --layers 8 --hidden 512
 

@@ -1,4 +1,4 @@
-"""Where a run executes: nemo-run executors with the traps of nemo-run 0.11 closed.
+"""Executors of a run, local or Slurm: nemo-run executors with the traps of nemo-run 0.11 closed.
 
 ``slurm`` expects to be called on a login node whose file system the compute nodes share. The
 traps, each with what closes it:

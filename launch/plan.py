@@ -1,4 +1,4 @@
-"""What a launch consists of: jobs with their resolved configurations, before any executor."""
+"""Plan of a launch: jobs with their resolved configurations, before any executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_JOBS = 200  # of a sweep: more is a slip of the pen
 
 @dataclass(kw_only=True)
 class Request:
-    """What the user asks for."""
+    """Options of a launch, as the user gave them."""
 
     config: str
     cluster: Cluster

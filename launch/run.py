@@ -152,7 +152,7 @@ def add_files(
 
 
 def dry_script(experiment: Experiment, directory: Path, jobs: list[Job]) -> str:
-    """What a real launch would run: the batch scripts (slurm), then the scripts of a rank."""
+    """Text of a dry run: the batch scripts (slurm), then the scripts of a rank."""
     order = "".join(f"# {job.name}: once {job.after} has succeeded\n" for job in jobs if job.after)
     experiment.dryrun(log=False, delete_exp_dir=False)
     files = [*sorted(directory.glob("*_sbatch.sh")), *sorted(directory.glob("*/scripts/*.sh"))]

@@ -140,7 +140,7 @@ def batch_setup(job_dir: Path, ranks: int, max_restarts: int) -> str:
 def rank_script(
     command: str, *, ranks_per_node: int, job_dir: str, output_dir: Path, setup: str = ""
 ) -> str:
-    """What srun runs as one task: ``command``, with torch.distributed's variables from Slurm's.
+    """Script of one Slurm task: ``command``, with torch.distributed's variables from Slurm's.
 
     ``job_dir`` is the job's directory as a rank sees it; ``setup`` is shell text before the
     command.

@@ -47,7 +47,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def checkpoint_dir(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` steps stands."""
+    """Directory of the checkpoint after ``step`` steps."""
     return checkpoints_dir(output_dir) / checkpoint_name(step)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What the verifier said of one response."""
+    """Result of verifying one response."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"

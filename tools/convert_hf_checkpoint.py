@@ -67,7 +67,7 @@ class Conversion:
     allow_pickle: bool
 
     def identity(self) -> dict[str, Any]:
-        """What an unfinished output must agree in for its files to be used."""
+        """Source and options: an unfinished output goes on only if it was begun with the same."""
         files = [
             [path.name, path.stat().st_size, path.stat().st_mtime_ns]
             for path in sorted(self.source.iterdir())

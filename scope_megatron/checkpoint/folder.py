@@ -33,7 +33,7 @@ from scope_megatron.outputs import (
 
 
 def pointer_damage(output_dir: Path) -> str | None:
-    """How ``latest`` differs from what is there: it is damaged, or a checkpoint is gone."""
+    """Damage of the pointer ``latest``: unreadable, or naming a checkpoint that is gone."""
     pointer = latest_pointer(output_dir)
     found = checkpoints(output_dir)
     if not pointer.exists():

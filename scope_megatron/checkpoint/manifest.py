@@ -18,7 +18,7 @@ Entry = dict[str, int | str]
 
 
 def entry_of(path: Path) -> Entry:
-    """What a manifest says of one file: its ``bytes`` and ``sha256``."""
+    """Entry of one file in a manifest: its ``bytes`` and ``sha256``."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
@@ -27,7 +27,7 @@ def write_manifest(
 ) -> None:
     """Write ``manifest.json``: every other file's size and SHA-256, and the checkpoint's rating.
 
-    ``known`` are entries that need no second reading: whoever wrote those files made them.
+    ``known``: entries made while the files were written, which need not be read again.
     ``rating`` is the evaluation's Avg@k, where there was one.
     """
     known = known or {}
@@ -51,7 +51,7 @@ def with_rating(directory: Path, rating: float) -> str:
 
 
 def find_damage(directory: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint directory, in a few words; None when it is whole.
+    """Damage of a checkpoint directory, in a few words; None when it is whole.
 
     Without ``contents`` only names and sizes are looked at.
     """

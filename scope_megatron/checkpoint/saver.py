@@ -31,7 +31,7 @@ ABANDON_S = 10.0  # an ending run waits so long for a save that it has given up
 
 @dataclass
 class _Share:
-    """What one rank tells the others after writing."""
+    """Result of one rank's writing, sent to the others."""
 
     written: list[WriteResult]
     files: dict[str, Entry]

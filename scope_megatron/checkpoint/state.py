@@ -33,7 +33,7 @@ SHARDING = {
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds. ``model`` is the unwrapped student of this rank."""
+    """Contents of a checkpoint. ``model`` is the unwrapped student of this rank."""
 
     model: torch.nn.Module
     optimizer: MegatronOptimizer
@@ -57,7 +57,7 @@ def require_valid(directory: Path) -> None:
 
 
 def state_to_save(state: TrainingState, step: int, progress: dict[str, Any]) -> dict[str, Any]:
-    """All that a checkpoint holds, as megatron-core's sharded state (collective)."""
+    """Sharded state dict of a whole checkpoint, in megatron-core's format (collective)."""
     sharded = _sharded_state(state, is_loading=False)
     sharded["progress"] = {"format": PROGRESS_FORMAT, "step": step, **progress}
     sharded["scheduler"] = state.scheduler.state_dict()

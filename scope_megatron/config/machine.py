@@ -1,4 +1,4 @@
-"""Which machine the settings are for: has it GPUs?"""
+"""The machine that settings are validated for: with GPUs or without."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ class RolloutConfig(Section):
 
 
 class VerifierConfig(Section):
-    """Who says whether a response is correct."""
+    """The verifier, which says whether a response is correct."""
 
     name: Literal["auto", "math"] = Field(
         "auto", description="auto: chosen by a row's data_source; math: always the math verifier"
@@ -212,7 +212,7 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept of a run."""
+    """Checkpoints and the exported student."""
 
     every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: only at the end or when interrupted"
@@ -221,8 +221,8 @@ class CheckpointConfig(Section):
     keep_best: int = Field(
         1,
         ge=0,
-        description="checkpoints with the highest Avg@k that are kept besides; those count at "
-        "whose step an evaluation was made",
+        description="checkpoints with the highest Avg@k that are kept besides; only checkpoints "
+        "of steps with an evaluation count",
     )
     asynchronous: bool = Field(
         True,
@@ -262,7 +262,7 @@ class LoggingConfig(Section):
 
 
 class FaultsConfig(Section):
-    """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
+    """Faults noticed during a run, and the reaction to each (docs/faults.md)."""
 
     heartbeat_timeout_s: float = Field(
         25.0,

@@ -1,4 +1,4 @@
-"""What a conversion would write, from config.json alone."""
+"""Tensors and bytes that a conversion would write, estimated from config.json alone."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class LazyCheckpoint:
 
 
 class _Target:
-    """Where the reader puts what it reads: the part of torch's LoadPlanner that it calls."""
+    """Target tensors of a read: the part of torch's LoadPlanner that the reader calls."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -32,7 +32,7 @@ def check_machine() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    """What the driver lists against what torch can use."""
+    """GPUs listed by the driver, compared with the GPUs that torch can use."""
     listed = _listed_gpus()
     code = (
         "import torch; c = torch.cuda\n"

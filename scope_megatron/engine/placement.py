@@ -1,4 +1,4 @@
-"""Where the rows of a Megatron shard lie in the parameters of one engine rank."""
+"""Placement: rows of a Megatron shard -> rows of one engine rank's parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class EngineLayout:
-    """What is known of the parameters of one engine rank; all ranks have the same shapes."""
+    """Names and shapes of the parameters of one engine rank; all ranks have the same."""
 
     size: int  # tensor-parallel size of the engine
     shapes: dict[str, Shape]  # of every parameter, by name

@@ -92,7 +92,7 @@ def _slots(wanted: Wanted, tensor: int) -> int:
 
 
 class ReshardPlan:
-    """What goes where, for one model and one engine. ``received`` counts bytes of the last run."""
+    """Plan of the transfer from one model to one engine; ``received``: bytes of the last run."""
 
     def __init__(self, source: ModelParameters, layout: EngineLayout) -> None:
         """Collective over the tensor x pipeline ranks; each may raise :class:`PlanError`.
@@ -294,7 +294,7 @@ def _own_rows(bucket: _Bucket, own: dict[str, Tensor]) -> Iterator[Tensor]:
 
 
 def _held(source: ModelParameters) -> list[_Held]:
-    """What every pipeline stage holds, in the order of the stages (a collective)."""
+    """Parameters held by every pipeline stage, in the order of the stages (a collective)."""
     topology, table = source.topology, Mapping(source.hf)
     mine = [
         _Held(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)

@@ -1,4 +1,4 @@
-"""The rollout engine: what the trainer asks of it, and vLLM inside the Megatron ranks.
+"""The rollout engine: its interface, and vLLM inside the Megatron ranks.
 
 ``engine.tensor`` ranks that stand next to each other form one engine replica; every rank of a
 replica makes the same calls with the same arguments (vLLM's external launcher).
@@ -30,7 +30,7 @@ from scope_megatron.types import Prompt, Rollout
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
+    """Sampling parameters. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
 
     samples: int
     max_tokens: int
@@ -41,7 +41,7 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """What the trainer needs of a rollout engine. Each call is collective over a replica."""
+    """Interface of a rollout engine. Each call is collective over an engine replica's ranks."""
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """``sampling.samples`` responses for each prompt, in order: whole groups, side by side."""
@@ -276,7 +276,7 @@ def _name_shared_memory() -> None:
 
 
 def _prepare_environment(settings: EngineConfig) -> None:
-    """What vLLM reads from the environment when it is imported."""
+    """Set the environment variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

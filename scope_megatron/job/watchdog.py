@@ -1,4 +1,4 @@
-"""Who stopped? Every rank gives signs of life; one that does not, or hangs, ends the run by name.
+"""Watchdog: heartbeats of every rank; a rank that stops or hangs is named and ends the run.
 
 Each rank's watchdog thread publishes a heartbeat in the job's store, over a connection of its own:
 where the rank is (step, phase) and since when. Rank 0 reads all of them, the others read rank 0's.
@@ -40,7 +40,7 @@ _ABORT, _SUSPECT = "abort", "suspect"
 
 
 class Progress:
-    """Where this rank is; the training thread writes it, the watchdog's reads it."""
+    """Step and phase of this rank; the training thread writes it, the watchdog's reads it."""
 
     def __init__(self) -> None:
         self.step, self._state = 0, ("start", 0, time.monotonic())
@@ -212,7 +212,7 @@ class Watchdog:
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
 
     def _look(self) -> Diagnosis | None:
-        """What rank 0 says; rank 0 itself, and who watches rank 0, judge."""
+        """Rank 0's diagnosis; on rank 0 and on ranks that watch it, one of their own."""
         assert self._store is not None
         if self._store.check([_ABORT]):
             self._heard = True

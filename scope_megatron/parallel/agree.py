@@ -1,4 +1,4 @@
-"""What the ranks of a job, or of one process group, tell each other: numbers, values, errors.
+"""Agreement among ranks: numbers reduced, values broadcast or gathered, errors raised together.
 
 Every function is a collective: each rank of the group calls it, and each gets the same result.
 ``group`` None is all ranks of the job.
@@ -36,7 +36,7 @@ def any_rank(flag: bool, group: ProcessGroup | None = None) -> bool:
 
 
 def from_main(make: Callable[[], T], group: ProcessGroup | None = None) -> T:
-    """What ``make`` returns or raises on rank 0 of the job, the only one that calls it."""
+    """Broadcast the value or the exception of ``make``, which only rank 0 of the job calls."""
     found: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""What a run tells: numbers, lines on a terminal, a picture.
+"""Reporting of a run: metrics, lines on a terminal, a figure.
 
 metrics    sums, means and phases of a step, reduced over ranks
 logger     the files they go to: metrics.jsonl, TensorBoard, W&B

@@ -222,7 +222,7 @@ def headline(history: History) -> str:
 
 
 def footnote(history: History, left_out: list[str]) -> str:
-    """What is not in the picture, and why."""
+    """Note under the panels: lines skipped, panels without data."""
     notes = []
     if left_out:
         notes.append("Not logged in this run: " + ", ".join(left_out).lower())

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard and W&B, written by rank 0.
+"""Sinks of metrics: metrics.jsonl, TensorBoard and W&B, written by rank 0.
 
 TensorBoard and W&B are imported only where they are used, and torch not at all, so that reading
 a finished run (`figure.py`) costs none of them.

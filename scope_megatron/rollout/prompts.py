@@ -93,7 +93,7 @@ class PromptDataset:
 
 
 class PromptOrder:
-    """Which prompts each step takes: endless epochs over ``size`` prompts, a new permutation in
+    """The prompts of each step: endless epochs over ``size`` prompts, a new permutation in
     each. A batch is a function of (seed, step) alone, so a resumed run needs no saved position."""
 
     def __init__(self, size: int, seed: int, shuffle: bool = True) -> None:

@@ -12,7 +12,7 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
+    """Interface of a tokenizer."""
 
     name_or_path: str
     vocab_size: int  # number of ids it can produce; a model's padded vocabulary may be larger

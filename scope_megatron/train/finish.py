@@ -1,4 +1,4 @@
-"""What a run leaves for people besides its checkpoints: the exported student and the report."""
+"""End of a run: export of the student to Hugging Face's format, drawing of the report."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def step_metrics() -> StepMetrics:
 
 
 def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
-    """Everything that is known of a batch besides its losses and weights."""
+    """Record a batch's rollouts, perplexities, rewards and engine mismatch."""
     _rollouts(metrics, batch)
     _perplexities(metrics, batch)
     if config.on_policy:

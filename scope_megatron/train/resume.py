@@ -1,4 +1,4 @@
-"""How a run goes on from its own checkpoints: its identity, what it saves, what it finds."""
+"""Checkpoints of a run: saving, resuming, and the identity that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RunCheckpoints:
         return directory
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of one run."""
+        """Seed and fingerprints of data and tokenizer: equal in all parts of one run."""
         return {
             "seed": self._config.seed,
             "data.train": self._trainer.data.fingerprint(),
@@ -117,7 +117,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) 
 
 
 def resume_command() -> str:
-    """What to type to go on: this command, by the path at which it can be found."""
+    """Command line that resumes this run: this one's, by the path at which it can be found."""
     arguments = [a for a in sys.argv[1:] if not a.startswith("resume=")]
     program = Path(os.path.relpath(Path(sys.executable).parent / "scope-megatron"))
     found = shutil.which("scope-megatron")

@@ -157,7 +157,7 @@ class Run:
         return 128 + signum
 
     def _finish(self) -> int:
-        """What follows the last step. Returns the exit code, by which the student is on disk."""
+        """Evaluate, save, export and report after the last step; returns the exit code."""
         steps, code = self.config.train.steps, 0
         if self.config.evaluation.after and "after" not in self.evaluations:
             self._evaluate(steps, "after")

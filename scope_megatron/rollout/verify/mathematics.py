@@ -181,7 +181,7 @@ class MathVerifier:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a child is asked: does ``response`` equal ``answer`` (both LaTeX, boxed)?"""
+    """A question to a child process: does ``response`` equal ``answer`` (both LaTeX, boxed)?"""
 
     id: int  # position among the items
     response: str
