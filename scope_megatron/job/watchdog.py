@@ -91,7 +91,7 @@ class Judge:
         self._looked = 0.0
 
     def look(self, now: float, beats: Mapping[int, Beat]) -> Diagnosis | None:
-        """The verdict at ``now``, seconds of a monotonic clock."""
+        """The diagnosis at ``now``, seconds of a monotonic clock."""
         slept = now - self._looked > 3 * self._interval_s + 1.0
         self._looked = now
         for rank, beat in beats.items():
@@ -160,7 +160,7 @@ class Watchdog:
         self._answered = time.monotonic()
         self._store: Store | None = None
         self._launcher: Store | None = None  # where the launcher writes, if there is one
-        self._heard = False  # the verdict is rank 0's, which says it
+        self._heard = False  # the diagnosis is rank 0's, which says it
 
     def start(self) -> None:
         """Collective; does nothing when ``faults.heartbeat_timeout_s`` is 0."""
@@ -173,7 +173,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """No verdict after this one returns (but for one that is being carried out)."""
+        """No diagnosis after this returns (but for one that is being carried out)."""
         self._stopped.set()
 
     def peer_lost(self, error: BaseException) -> StopRun | None:
@@ -198,12 +198,12 @@ class Watchdog:
         while not self._stopped.wait(self._interval_s):
             try:
                 self._publish()
-                verdict = self._look()
+                diagnosis = self._look()
                 self._answered = time.monotonic()
             except (RuntimeError, OSError):  # DistStoreError and its kin
-                verdict = self._store_is_gone()
-            if verdict is not None and not self._stopped.is_set():
-                self._abort(verdict)
+                diagnosis = self._store_is_gone()
+            if diagnosis is not None and not self._stopped.is_set():
+                self._abort(diagnosis)
 
     def _publish(self) -> None:
         assert self._store is not None
@@ -219,16 +219,16 @@ class Watchdog:
             return Diagnosis(**json.loads(self._store.get(_ABORT)))
         watched: range | list[int] = range(self._size) if self._rank == 0 else [0]
         self._read(watched)
-        verdict = None
+        diagnosis = None
         if self._rank == 0 and self._store.check([_SUSPECT]):
             witness, why = json.loads(self._store.get(_SUSPECT))
-            verdict = self._find_gone(watched, (witness, why))
+            diagnosis = self._find_gone(watched, (witness, why))
         elif (self._rank and self._broken.is_set()) or self._launcher_saw():
-            verdict = self._find_gone(watched, None)
-        verdict = verdict or self._judge.look(time.monotonic(), self._beats)
-        if verdict is not None and self._rank == 0:
-            self._store.set(_ABORT, json.dumps(asdict(verdict)))
-        return verdict
+            diagnosis = self._find_gone(watched, None)
+        diagnosis = diagnosis or self._judge.look(time.monotonic(), self._beats)
+        if diagnosis is not None and self._rank == 0:
+            self._store.set(_ABORT, json.dumps(asdict(diagnosis)))
+        return diagnosis
 
     def _read(self, ranks: range | list[int]) -> None:
         assert self._store is not None
@@ -246,7 +246,7 @@ class Watchdog:
         self, watched: range | list[int], witness: tuple[int, str] | None
     ) -> Diagnosis | None:
         """Who of the ``watched`` gives no signs any more, now that a connection is lost: that of
-        ``witness`` (rank, its error), or an unknown one (None), which is no verdict by itself."""
+        ``witness`` (rank, its error), or an unknown one (None), which is no diagnosis by itself."""
         before = self._beats
         for _ in range(3):
             time.sleep(self._interval_s)
@@ -276,18 +276,20 @@ class Watchdog:
             return self._rank == 0
         return self._rank == 1 or os.environ.get("LOCAL_RANK") == "0"
 
-    def _abort(self, verdict: Diagnosis) -> None:
-        """Say so, dump the stacks, exit. Rank 0 stays until the others have read the verdict."""
+    def _abort(self, diagnosis: Diagnosis) -> None:
+        """Say so, dump the stacks, exit. Rank 0 stays until the others have read the diagnosis."""
         if self._speaks():
-            print(f"error: {verdict.message}; stacks: {self._stacks}", file=sys.stderr, flush=True)
+            print(
+                f"error: {diagnosis.message}; stacks: {self._stacks}", file=sys.stderr, flush=True
+            )
         try:
             self._stacks.mkdir(parents=True, exist_ok=True)
             with open(self._stacks / f"rank_{self._rank:05d}.txt", "w", encoding="utf-8") as file:
-                file.write(f"{verdict.message}\n")
+                file.write(f"{diagnosis.message}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             print(f"error: no stacks: {error}", file=sys.stderr, flush=True)
         if self._rank == 0:
             time.sleep(3 * self._interval_s)
-        os._exit(verdict.code)
+        os._exit(diagnosis.code)
