@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,12 @@ def test_tests_and_benchmarks_do_not_import_each_other() -> None:
         if not path.name.startswith("test_bench_")
     ]
     assert wrong == []
+
+
+def test_guide_names_tests_that_exist() -> None:
+    named_tests = re.findall(r"\btests/[\w/]+(?:\.py)?", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named_tests) > 20
+    assert [name for name in named_tests if not (ROOT / name).exists()] == []
 
 
 def test_the_rules_see_what_is_wrong() -> None:
