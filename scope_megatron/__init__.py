@@ -1,6 +1,7 @@
 """Signal-calibrated on-policy distillation on Megatron-core and vLLM.
 
 cli           the command scope-megatron: train, check, evaluate, report, doctor
+family        one record per model family: names, mathematics, defaults, refused settings
 config        settings: schema, loading, every check that needs no torch
 types         what flows through a step: prompt, rollout, packed batch; the shape legend
 exits         how a run ends: exit codes

@@ -9,7 +9,6 @@ rules           rules that join several settings, or settings and files
 rules_models    rules that read the models' directories
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
-family          what a config.json leaves to its family's defaults
 machine         which machine the settings are for
 errors          ConfigError: one line per problem
 reference       the table of every key, as Markdown
@@ -20,11 +19,7 @@ from __future__ import annotations
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
 from scope_megatron.config.machine import cuda_visible, validating_for
-from scope_megatron.config.modeldir import (
-    CPU_HEAD_DIMS,
-    KNOWN_ARCHITECTURES,
-    KNOWN_ROPE_TYPES,
-)
+from scope_megatron.config.modeldir import CPU_HEAD_DIMS
 from scope_megatron.config.reference import reference_markdown
 from scope_megatron.config.schema import (
     AlgorithmConfig,
@@ -46,8 +41,6 @@ from scope_megatron.config.schema import (
 
 __all__ = [
     "CPU_HEAD_DIMS",
-    "KNOWN_ARCHITECTURES",
-    "KNOWN_ROPE_TYPES",
     "AlgorithmConfig",
     "CheckpointConfig",
     "Config",

@@ -8,23 +8,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scope_megatron.config.errors import shown
-from scope_megatron.config.family import GEMMA, LAYER_KINDS, softcap, window
+from scope_megatron.family import FAMILIES, Family, ModelShape, ShapeError
+from scope_megatron.family.shape import caps
 
-KNOWN_ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "MistralForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "MixtralForCausalLM",
-    *GEMMA,
-)
-KNOWN_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # vLLM's CPU attention
 WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -34,42 +24,6 @@ DOWNLOAD = "give a directory with a Hugging Face model's files"
 
 class ModelDirError(ValueError):
     """`<what is wrong>; <what to do>`."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes in config.json that decide whether a model can be cut and served."""
-
-    architecture: str
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    query_groups: int
-    head_dim: int
-    vocab: int  # rows of the embedding; may be padded beyond the tokenizer
-    max_positions: int
-    tied: bool | None  # None: config.json does not say
-    experts: int = 0  # per layer; 0: a dense model
-    capped: bool = False  # logits are squeezed by a tanh
-
-    @property
-    def ffn_name(self) -> str:
-        return _ffn_name(self.architecture)
-
-    def divided(self) -> dict[str, int]:
-        """Sizes that parallelism divides, under config.json's names."""
-        return {
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.query_groups,
-            self.ffn_name: self.ffn,
-            "num_hidden_layers": self.layers,
-        }
-
-
-def _ffn_name(architecture: str) -> str:
-    moe = architecture == "Qwen3MoeForCausalLM"  # the others' experts have intermediate_size
-    return "moe_intermediate_size" if moe else "intermediate_size"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -97,94 +51,31 @@ def read_shape(directory: Path) -> ModelShape:
     hf = _read_json(path)
     architectures = hf.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    if architecture not in KNOWN_ARCHITECTURES:
-        known = ", ".join(KNOWN_ARCHITECTURES)
+    if architecture not in list(FAMILIES):
+        known = ", ".join(FAMILIES)
         raise ModelDirError(f"{path} has architecture {shown(architecture)}; use one of {known}")
-    _refuse_variants(path, hf, architecture)
-    heads, hidden = _size(path, hf, "num_attention_heads"), _size(path, hf, "hidden_size")
-    if not hf.get("head_dim") and hidden % heads:
-        raise ModelDirError(
-            f"{path} has hidden_size {hidden}, not a multiple of num_attention_heads {heads}; "
-            "correct config.json"
-        )
-    return ModelShape(
-        architecture=architecture,
-        layers=_size(path, hf, "num_hidden_layers"),
-        hidden=hidden,
-        ffn=_size(path, hf, _ffn_name(architecture)),
-        heads=heads,
-        query_groups=_size(path, hf, "num_key_value_heads", heads),
-        head_dim=_size(path, hf, "head_dim", hidden // heads),
-        vocab=_size(path, hf, "vocab_size"),
-        max_positions=_size(path, hf, "max_position_embeddings"),
-        tied=hf.get("tie_word_embeddings"),
-        experts=_experts(path, hf, architecture),
-        capped=softcap(hf, "final_logit_softcapping") is not None,
-    )
+    _refuse_variants(path, hf, FAMILIES[architecture])
+    try:
+        return ModelShape.of(hf)
+    except ShapeError as error:
+        raise ModelDirError(f"{path} {error}") from None
 
 
-def _experts(path: Path, hf: dict[str, Any], architecture: str) -> int:
-    names = {"Qwen3MoeForCausalLM": "num_experts", "MixtralForCausalLM": "num_local_experts"}
-    if architecture not in names:
-        return 0
-    # transformers 5 writes the second name for both
-    return _size(path, hf, names[architecture], hf.get("num_local_experts"))
-
-
-def _size(path: Path, hf: dict[str, Any], name: str, default: Any = None) -> int:
-    value = hf.get(name)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelDirError(f"{path} has no positive {name}; copy the file again")
-    return value
-
-
-def _refuse_variants(path: Path, hf: dict[str, Any], architecture: str) -> None:
+def _refuse_variants(path: Path, hf: dict[str, Any], family: Family) -> None:
     """Settings of config.json that change the mathematics and are not implemented."""
-    gemma = architecture in GEMMA
-    known = tuple(kind for kind in KNOWN_ROPE_TYPES if kind != "yarn" or not gemma)
     for rope in _ropes(path, hf):
-        _refuse_rope(path, rope, known)
-    if gemma:
-        _check_gemma(path, hf)
-    elif window(hf) is not None:
-        _size(path, hf, "sliding_window", window(hf))
-    moe = architecture == "Qwen3MoeForCausalLM"
-    activation = hf.get("hidden_activation" if gemma else "hidden_act")
-    activation_name = "hidden_activation" if gemma else "hidden_act"
-    wrong = {
-        "quantization_config": bool(hf.get("quantization_config")),
-        "use_sliding_window": bool(hf.get("use_sliding_window")),
-        "use_bidirectional_attention": bool(hf.get("use_bidirectional_attention")),
-        "mlp_only_layers": moe and bool(hf.get("mlp_only_layers")),
-        "decoder_sparse_step": moe and hf.get("decoder_sparse_step", 1) != 1,
-        "mlp_bias": bool(hf.get("mlp_bias")),
-        "attention_bias": bool(hf.get("attention_bias")) and architecture != "Qwen2ForCausalLM",
-        activation_name: activation not in (None, "gelu_pytorch_tanh" if gemma else "silu"),
-    }
-    for name, is_wrong in wrong.items():
-        if is_wrong:
-            raise ModelDirError(
-                f"{path} has {name} {shown(hf[name])}, not supported; use a model without it"
-            )
-
-
-def _check_gemma(path: Path, hf: dict[str, Any]) -> None:
-    for name in ("head_dim", "query_pre_attn_scalar", "sliding_window"):
-        _size(path, hf, name)
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        cap = softcap(hf, name)
-        if cap is not None and not (isinstance(cap, int | float) and cap > 0):
-            raise ModelDirError(f"{path} has {name} {shown(cap)}; set it to null or above 0")
-    kinds, layers = hf.get("layer_types"), _size(path, hf, "num_hidden_layers")
-    if kinds is None:
-        return
-    if not isinstance(kinds, list) or [kind in LAYER_KINDS for kind in kinds] != [True] * layers:
+        _refuse_rope(path, rope, family.rope_types)
+    wrong = [key for key in family.off if hf.get(key)]
+    for key, only in (*family.fixed, (family.activation_key, family.activation)):
+        if hf.get(key) not in (None, only):
+            wrong.append(key)
+    for key in wrong:
         raise ModelDirError(
-            f"{path} has layer_types that do not say {' or '.join(LAYER_KINDS)} for each of "
-            f"{layers} layers; correct config.json"
+            f"{path} has {key} {shown(hf[key])}, not supported; use a model without it"
         )
+    for key, cap in caps(hf).items():
+        if cap is not None and not (isinstance(cap, int | float) and cap > 0):
+            raise ModelDirError(f"{path} has {key} {shown(cap)}; set it to null or above 0")
 
 
 def _ropes(path: Path, hf: dict[str, Any]) -> list[dict[str, Any]]:

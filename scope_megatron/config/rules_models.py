@@ -13,7 +13,6 @@ from scope_megatron.config.machine import cuda_visible
 from scope_megatron.config.modeldir import (
     CPU_HEAD_DIMS,
     ModelDirError,
-    ModelShape,
     check_weights,
     first_difference,
     read_shape,
@@ -22,6 +21,7 @@ from scope_megatron.config.modeldir import (
     tokenizer_file,
 )
 from scope_megatron.config.schema import Config
+from scope_megatron.family import ModelShape
 
 Command = Literal["train", "evaluate"]
 Problems = Iterator[str]
@@ -49,7 +49,7 @@ def model_problems(config: Config, command: Command) -> Problems:
     yield from _experts(config, shapes, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
-        if shape.capped and config.objective.head == "fused":
+        if shape.logits_cap is not None and config.objective.head == "fused":
             yield (
                 f"objective.head: is fused but {key} caps its logits (final_logit_softcapping), "
                 "which the fused head does not; set it to auto or logits"
@@ -63,17 +63,13 @@ def model_problems(config: Config, command: Command) -> Problems:
 
 def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
     """Every model divides over the tensor ranks and over the pipeline's stages."""
-    names = {
-        "tensor": ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-        + ("moe_intermediate_size",),
-        "pipeline": ("num_hidden_layers",),
-    }
     for by, ranks in (("tensor", config.parallel.tensor), ("pipeline", config.parallel.pipeline)):
         sizes = {
             f"{key} has {name} {size}": size
             for key, shape in shapes.items()
             for name, size in shape.divided().items()
-            if name in names[by] and not (name == shape.ffn_name and _whole_experts(config, shape))
+            if (name == "num_hidden_layers") == (by == "pipeline")
+            and not (name == shape.family.ffn_key and _whole_experts(config, shape))
         }
         for what, size in sizes.items():
             if size % ranks:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from scope_megatron.config.modeldir import ModelShape
 from scope_megatron.convert.mapping import Mapping, Shape
+from scope_megatron.family import ModelShape
 
 
 def check_layout(shape: ModelShape, tensor: int, pipeline: int, expert: int) -> None:

@@ -15,14 +15,14 @@ the product, 1: rows of the product, None: every rank has all of it).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from scope_megatron.config.family import is_tied
+from scope_megatron.family import Experts, Family, ModelShape, Norms
 
 Shape = tuple[int, ...]
 
@@ -55,48 +55,20 @@ class Sliceable(Protocol):
     def __getitem__(self, index: Any) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The dimensions of a model that decide its layouts."""
-
-    hidden: int
-    ffn: int
-    heads: int
-    groups: int  # key and value heads
-    head: int  # dimension of one head
-    vocab: int  # without padding
-    experts: int = 0  # 0: a dense model
-    expert_ffn: int = 0
-
-    @classmethod
-    def of(cls, hf: dict[str, Any]) -> Sizes:
-        heads = hf["num_attention_heads"]
-        return cls(
-            hidden=hf["hidden_size"],
-            ffn=hf["intermediate_size"],
-            heads=heads,
-            groups=hf.get("num_key_value_heads") or heads,
-            head=hf.get("head_dim") or hf["hidden_size"] // heads,
-            vocab=hf["vocab_size"],
-            experts=hf.get("num_experts") or hf.get("num_local_experts") or 0,
-            expert_ffn=hf.get("moe_intermediate_size") or hf["intermediate_size"],
-        )
-
-
 class Operation(Protocol):
     """How Hugging Face tensors become one Megatron parameter, and back."""
 
     cut: ClassVar[int | None]
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
         """Full shapes of the Hugging Face tensors."""
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         """The shard of ``shape`` of tensor rank ``rank``, reading only what it needs."""
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
         """``shards`` [tp, *shard shape] of all tensor ranks -> the full Hugging Face tensors."""
 
 
@@ -104,18 +76,18 @@ class Operation(Protocol):
 class Replicated:
     """A norm's weight, or a router's: the same on both sides and on every tensor rank."""
 
-    dims: tuple[str, ...]  # attributes of Sizes
+    dims: tuple[str, ...]  # attributes of ModelShape
     cut: ClassVar[int | None] = None
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
         return (tuple(getattr(sizes, name) for name in self.dims),)
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         return sources[0][:]
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
         return (shards[0],)
 
 
@@ -123,20 +95,20 @@ class Replicated:
 class RowParallel:
     """The output projections: every tensor rank has a slice of the inputs."""
 
-    inputs: str  # "heads" (all query heads side by side), or an attribute of Sizes
+    inputs: str  # "heads" (all query heads side by side), or an attribute of ModelShape
     cut: ClassVar[int | None] = 1
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
         heads = self.inputs == "heads"
-        width = sizes.heads * sizes.head if heads else getattr(sizes, self.inputs)
+        width = sizes.heads * sizes.head_dim if heads else getattr(sizes, self.inputs)
         return ((sizes.hidden, width),)
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         return sources[0][:, rank * shape[1] : (rank + 1) * shape[1]]
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
         return (shards.transpose(0, 1).reshape(shards.size(1), -1),)
 
 
@@ -146,11 +118,11 @@ class Vocabulary:
 
     cut: ClassVar[int | None] = 0
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
         return ((sizes.vocab, sizes.hidden),)
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         start = min(rank * shape[0], sizes.vocab)
         stop = min(start + shape[0], sizes.vocab)
@@ -161,7 +133,7 @@ class Vocabulary:
             return rows
         return torch.cat([rows, rows.new_zeros(shape[0] - rows.size(0), shape[1])])
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
         return (shards.reshape(-1, shards.size(2))[: sizes.vocab],)
 
 
@@ -172,32 +144,31 @@ class FusedQKV:
     bias: bool = False
     cut: ClassVar[int | None] = 0
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
         tail = () if self.bias else (sizes.hidden,)
-        rows = (sizes.heads, sizes.groups, sizes.groups)
-        return tuple((count * sizes.head, *tail) for count in rows)
+        rows = (sizes.heads, sizes.query_groups, sizes.query_groups)
+        return tuple((count * sizes.head_dim, *tail) for count in rows)
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         # The groups this rank's rows touch: whole ones, unless there are more ranks than groups.
-        queries = sizes.heads // sizes.groups
-        group_rows = (queries + 2) * sizes.head
+        queries = sizes.heads // sizes.query_groups
+        group_rows = (queries + 2) * sizes.head_dim
         first = rank * shape[0] // group_rows
         last = -(-(rank + 1) * shape[0] // group_rows)
+        heads = (queries * sizes.head_dim, sizes.head_dim, sizes.head_dim)  # rows per group
         parts = [
-            source[first * per_group * sizes.head : last * per_group * sizes.head].unflatten(
-                0, (last - first, per_group * sizes.head)
-            )
-            for source, per_group in zip(sources, (queries, 1, 1), strict=True)
+            source[first * rows : last * rows].unflatten(0, (last - first, rows))
+            for source, rows in zip(sources, heads, strict=True)
         ]
         start = rank * shape[0] - first * group_rows
         return torch.cat(parts, dim=1).flatten(0, 1)[start : start + shape[0]]
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
-        queries = sizes.heads // sizes.groups
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
+        queries = sizes.heads // sizes.query_groups
         tail = shards.shape[2:]
-        fused = shards.reshape(sizes.groups, queries + 2, sizes.head, *tail)
+        fused = shards.reshape(sizes.query_groups, queries + 2, sizes.head_dim, *tail)
         parts = fused[:, :queries], fused[:, queries], fused[:, queries + 1]
         return tuple(part.reshape(-1, *tail) for part in parts)
 
@@ -206,19 +177,18 @@ class FusedQKV:
 class GatedMLP:
     """Gate and up projections, one after the other in every tensor rank's shard."""
 
-    width: str = "ffn"  # attribute of Sizes
     cut: ClassVar[int | None] = 0
 
-    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
-        return ((getattr(sizes, self.width), sizes.hidden),) * 2
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
+        return ((sizes.ffn, sizes.hidden),) * 2
 
     def to_megatron(
-        self, sources: Sequence[Sliceable], sizes: Sizes, rank: int, shape: Shape
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
     ) -> Tensor:
         rows = shape[0] // 2
         return torch.cat([source[rank * rows : (rank + 1) * rows] for source in sources])
 
-    def to_hf(self, shards: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
         halves = shards.unflatten(1, (2, -1))
         return tuple(halves[:, half].reshape(-1, shards.size(2)) for half in (0, 1))
 
@@ -236,125 +206,75 @@ class Rule:
 _M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."  # Megatron, Hugging Face
 _EMBEDDING = "model.embed_tokens.weight"
 
-_BASE = (
-    Rule(("embedding.word_embeddings.weight",), (_EMBEDDING,), Vocabulary()),
-    Rule(
-        (_M + "input_layernorm.weight", _M + "self_attention.linear_qkv.layer_norm_weight"),
-        (_H + "input_layernorm.weight",),
-        Replicated(("hidden",)),
-    ),
-    Rule(
-        (_M + "self_attention.linear_qkv.weight",),
-        tuple(_H + f"self_attn.{part}_proj.weight" for part in "qkv"),
-        FusedQKV(),
-    ),
-    Rule(
-        (_M + "self_attention.linear_proj.weight",),
-        (_H + "self_attn.o_proj.weight",),
-        RowParallel("heads"),
-    ),
-    Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Replicated(("hidden",))),
-)
-_ATTENTION = (
-    *_BASE,
-    Rule(
-        (_M + "pre_mlp_layernorm.weight", _M + "mlp.linear_fc1.layer_norm_weight"),
-        (_H + "post_attention_layernorm.weight",),
-        Replicated(("hidden",)),
-    ),
-)
-_MLP = (
-    Rule(
-        (_M + "mlp.linear_fc1.weight",),
-        (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"),
-        GatedMLP(),
-    ),
-    Rule((_M + "mlp.linear_fc2.weight",), (_H + "mlp.down_proj.weight",), RowParallel("ffn")),
-)
-_DENSE = (*_ATTENTION, *_MLP)
-_GEMMA = (  # a norm before and behind each block, which their names do not tell apart
-    *_BASE,
-    *(
-        Rule((_M + ours + ".weight",), (_H + theirs + ".weight",), Replicated(("hidden",)))
-        for ours, theirs in (
-            ("self_attn_bda", "post_attention_layernorm"),
-            ("pre_mlp_layernorm", "pre_feedforward_layernorm"),
-            ("mlp_bda", "post_feedforward_layernorm"),
-        )
-    ),
-    *_MLP,
-)
 
-
-def _experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
-    """The router and experts of a layer, under Hugging Face's names for them."""
-    ours, theirs = _M + _EXPERT, _H + block + ".experts.{expert}."
+def rules_of(family: Family, tied: bool) -> tuple[Rule, ...]:
+    """The family's table: Megatron's names and layouts beside the record's names."""
+    # Tied: the last pipeline stage holds a second copy of the embedding.
+    output = _EMBEDDING if tied else "lm_head.weight"
     return (
-        Rule(
-            (_M + "mlp.router.weight",),
-            (_H + block + ".gate.weight",),
-            Replicated(("experts", "hidden")),
-        ),
-        Rule(
-            (ours + "linear_fc1.weight",),
-            (theirs + gate + ".weight", theirs + up + ".weight"),
-            GatedMLP("expert_ffn"),
-        ),
-        Rule(
-            (ours + "linear_fc2.weight",), (theirs + down + ".weight",), RowParallel("expert_ffn")
-        ),
+        Rule(("embedding.word_embeddings.weight",), (_EMBEDDING,), Vocabulary()),
+        *_norms(family.norms),
+        *_attention(family),
+        *(_experts(family.experts) if family.experts else _mlp(family.gate_up, family.down)),
+        Rule(("decoder.final_layernorm.weight",), ("model.norm.weight",), Replicated(("hidden",))),
+        Rule(("output_layer.weight",), (output,), Vocabulary(), duplicate=tied),
     )
 
 
-_QKV_BIAS = Rule(
-    (_M + "self_attention.linear_qkv.bias",),
-    tuple(_H + f"self_attn.{part}_proj.bias" for part in "qkv"),
-    FusedQKV(bias=True),
-)
-_QK_NORMS = tuple(
-    Rule(
-        (_M + f"self_attention.{part}_layernorm.weight",),
-        (_H + f"self_attn.{part}_norm.weight",),
-        Replicated(("head",)),
+def _norms(norms: Norms) -> Iterator[Rule]:
+    linear = ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
+    places = (  # Transformer Engine's norms are in the projections behind them
+        (("input_layernorm.weight", linear[0]), norms.before_attention),
+        (("self_attn_bda.weight",), norms.after_attention),
+        (("pre_mlp_layernorm.weight", linear[1]), norms.before_mlp),
+        (("mlp_bda.weight",), norms.after_mlp),
     )
-    for part in "qk"
-)
-_OUTPUT = Rule(("output_layer.weight",), ("lm_head.weight",), Vocabulary())
-# Tied: the last pipeline stage holds a second copy of the embedding.
-_TIED_OUTPUT = Rule(("output_layer.weight",), (_EMBEDDING,), Vocabulary(), duplicate=True)
+    for ours, theirs in places:
+        if theirs is not None:
+            names = tuple(_M + name for name in ours)
+            yield Rule(names, _named((theirs,)), Replicated(("hidden",)))
 
-ARCHITECTURES: dict[str, tuple[Rule, ...]] = {
-    "LlamaForCausalLM": _DENSE,
-    "Qwen2ForCausalLM": (*_DENSE, _QKV_BIAS),
-    "Qwen3ForCausalLM": (*_DENSE, *_QK_NORMS),
-    "MistralForCausalLM": _DENSE,
-    "Qwen3MoeForCausalLM": (
-        *_ATTENTION,
-        *_QK_NORMS,
-        *_experts("mlp", "gate_proj", "up_proj", "down_proj"),
-    ),
-    "MixtralForCausalLM": (*_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
-    "Gemma2ForCausalLM": _GEMMA,
-    "Gemma3ForCausalLM": (*_GEMMA, *_QK_NORMS),
-}
+
+def _attention(family: Family) -> Iterator[Rule]:
+    ours = _M + "self_attention."
+    yield Rule((ours + "linear_qkv.weight",), _named(family.qkv), FusedQKV())
+    if family.qkv_bias:
+        yield Rule((ours + "linear_qkv.bias",), _named(family.qkv, "bias"), FusedQKV(bias=True))
+    for part, name in zip("qk", family.qk_norms or (), strict=False):
+        norm = Replicated(("head_dim",))
+        yield Rule((f"{ours}{part}_layernorm.weight",), _named((name,)), norm)
+    yield Rule((ours + "linear_proj.weight",), _named((family.output,)), RowParallel("heads"))
+
+
+def _mlp(gate_up: tuple[str, ...], down: str, block: str = "mlp.") -> Iterator[Rule]:
+    """The two matrices of an MLP, or of an expert, that is called ``block`` in Megatron's layer."""
+    yield Rule((_M + block + "linear_fc1.weight",), _named(gate_up), GatedMLP())
+    yield Rule((_M + block + "linear_fc2.weight",), _named((down,)), RowParallel("ffn"))
+
+
+def _experts(experts: Experts) -> Iterator[Rule]:
+    router = experts.module + ".gate"
+    yield Rule((_M + "mlp.router.weight",), _named((router,)), Replicated(("experts", "hidden")))
+    prefix = experts.module + ".experts.{expert}."
+    gate_up = tuple(prefix + name for name in experts.gate_up)
+    yield from _mlp(gate_up, prefix + experts.down, _EXPERT)
+
+
+def _named(modules: tuple[str, ...], kind: str = "weight") -> tuple[str, ...]:
+    """Hugging Face's names of the parameters of a layer's modules."""
+    return tuple(f"{_H}{module}.{kind}" for module in modules)
 
 
 class Mapping:
     """The table of one model: its architecture, sizes and number of layers."""
 
     def __init__(self, hf: dict[str, Any]) -> None:
-        """Raises ValueError for an architecture without a table."""
-        architecture = (hf.get("architectures") or ["none"])[0]
-        if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"config.json: architecture {architecture!r} is not supported; "
-                f"supported: {', '.join(ARCHITECTURES)}"
-            )
-        self.architecture = architecture
-        self.tied = is_tied(hf)
-        self.sizes = Sizes.of(hf)
-        self.layers: int = hf["num_hidden_layers"]
-        self.rules = (*ARCHITECTURES[architecture], _TIED_OUTPUT if self.tied else _OUTPUT)
+        """Raises ValueError for an architecture without a record."""
+        self.sizes = ModelShape.of(hf)
+        self.architecture = self.sizes.architecture
+        self.tied = self.sizes.tied
+        self.layers = self.sizes.layers
+        self.rules = rules_of(self.sizes.family, self.tied)
         self._by_name = {name: rule for rule in self.rules for name in rule.megatron}
 
     def find(self, name: str) -> tuple[Rule, tuple[str, ...]]:

@@ -10,7 +10,8 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from scope_megatron.convert.mapping import FusedQKV, Rule, Shape, Sizes, Vocabulary
+from scope_megatron.convert.mapping import FusedQKV, Rule, Shape, Vocabulary
+from scope_megatron.family import ModelShape
 
 
 class PlanError(ValueError):
@@ -43,7 +44,7 @@ def copies_of(
     rule: Rule,
     names: Sequence[str],
     shape: Shape,
-    sizes: Sizes,
+    sizes: ModelShape,
     tensor: int,
     engine_rank: int,
     layout: EngineLayout,
@@ -115,14 +116,14 @@ def _place(name: str, layout: EngineLayout) -> str:
 
 
 def _share(
-    rule: Rule, extent: int, sizes: Sizes, rank: int, layout: EngineLayout, target: str
+    rule: Rule, extent: int, sizes: ModelShape, rank: int, layout: EngineLayout, target: str
 ) -> tuple[int, int]:
     """First row (or column) of the full tensor that the engine rank holds, and how many."""
     if isinstance(rule.operation, Vocabulary):  # padded by the engine, in its own way
         rows = layout.shapes[target][0]
         first = min(rank * rows, extent)
         return first, min(rows, extent - first)
-    unit = sizes.head if isinstance(rule.operation, FusedQKV) else 1
+    unit = sizes.head_dim if isinstance(rule.operation, FusedQKV) else 1
     units = extent // unit
     if units % layout.size and layout.size % units:
         raise PlanError(f"{target}: {layout.size} engine ranks do not divide {units}")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scope_megatron.config.family import architecture, is_tied
 from scope_megatron.convert.gather import iter_full_tensors
+from scope_megatron.family import family_of, is_tied
 from scope_megatron.parallel.topology import Topology
 
 
@@ -34,9 +34,9 @@ def engine_parameters(
 
     Tied embeddings come twice, also as ``lm_head.weight``: vLLM's CPU build packs the output
     layer's weights into a copy, which stays at the old values unless the name is loaded too.
-    Its Gemma 2 has no output layer.
+    Its models without an output layer (``Family.engine_output_layer``) get one name.
     """
-    tied = is_tied(hf) and architecture(hf) != "Gemma2ForCausalLM"
+    tied = is_tied(hf) and family_of(hf).engine_output_layer
     for name, tensor in iter_full_tensors(model, hf, topology, bucket_bytes):
         tensor = tensor.contiguous()
         yield name, tensor

@@ -24,26 +24,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from scope_megatron.config.family import (
-    architecture,
-    is_gemma,
-    is_tied,
-    softcap,
-    window,
-    windows,
-)
+from scope_megatron.family import ModelShape, is_tied
 from scope_megatron.model.attention import PackedCausalAttention, TwoRopeAttention
 from scope_megatron.model.norm import NormedResidual, RMSNorm
-from scope_megatron.model.rope import (
-    has_two_ropes,
-    inverse_frequencies,
-    rope_settings,
-    yarn_attributes,
-)
+from scope_megatron.model.rope import inverse_frequencies, yarn_attributes
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 
-_WITH_QK_NORMS = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Gemma3ForCausalLM")
 VOCAB_MULTIPLE = 128  # per tensor rank, as Megatron's --make-vocab-size-divisible-by
 
 
@@ -63,26 +50,25 @@ def transformer_config(
     hf: dict[str, Any], topology: Topology, dtype: torch.dtype
 ) -> TransformerConfig:
     """megatron-core's TransformerConfig of a ``config.json``."""
-    heads = hf["num_attention_heads"]
-    family = architecture(hf)
-    gemma = is_gemma(hf)
+    shape = ModelShape.of(hf)
+    family = shape.family
     bf16 = dtype == torch.bfloat16
     config = TransformerConfig(
-        num_layers=hf["num_hidden_layers"],
-        hidden_size=hf["hidden_size"],
-        num_attention_heads=heads,
-        num_query_groups=hf.get("num_key_value_heads") or heads,
-        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
-        ffn_hidden_size=hf["intermediate_size"],
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
         layernorm_epsilon=hf["rms_norm_eps"],
         normalization="RMSNorm",
-        activation_func=_gelu if gemma else functional.silu,
+        activation_func=_ACTIVATIONS[family.activation],
         gated_linear_unit=True,
         add_bias_linear=False,
-        add_qkv_bias=family == "Qwen2ForCausalLM",
-        qk_layernorm=family in _WITH_QK_NORMS,
-        layernorm_zero_centered_gamma=gemma,
-        softmax_scale=hf["query_pre_attn_scalar"] ** -0.5 if gemma else None,
+        add_qkv_bias=family.qkv_bias,
+        qk_layernorm=family.qk_norms is not None,
+        layernorm_zero_centered_gamma=family.zero_centered_norms,
+        softmax_scale=shape.softmax_scale,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=topology.tp_size,
@@ -104,11 +90,11 @@ def transformer_config(
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **_expert_settings(hf, topology),
+        **_expert_settings(hf, shape, topology),
     )
-    for name, value in yarn_attributes(hf).items():
+    for name, value in yarn_attributes(shape).items():
         setattr(config, name, value)
-    config.logit_softcap = softcap(hf, "final_logit_softcapping")
+    config.logit_softcap = shape.logits_cap
     return config
 
 
@@ -116,14 +102,16 @@ def _gelu(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
-def _expert_settings(hf: dict[str, Any], topology: Topology) -> dict[str, Any]:
+_ACTIVATIONS = {"silu": functional.silu, "gelu_pytorch_tanh": _gelu}
+
+
+def _expert_settings(hf: dict[str, Any], shape: ModelShape, topology: Topology) -> dict[str, Any]:
     """TransformerConfig's settings of a mixture of experts; none for a dense model."""
-    experts = hf.get("num_experts") or hf.get("num_local_experts")
-    if not experts:
+    if not shape.experts:
         return {}
     return {
-        "num_moe_experts": experts,
-        "moe_ffn_hidden_size": hf.get("moe_intermediate_size") or hf["intermediate_size"],
+        "num_moe_experts": shape.experts,
+        "moe_ffn_hidden_size": shape.ffn,
         "moe_router_topk": hf["num_experts_per_tok"],
         # softmax after the choice: the chosen experts' weights sum to one
         "moe_router_pre_softmax": not hf.get("norm_topk_prob", True),
@@ -149,24 +137,24 @@ def build_model(
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
     One that is not materialized has names and shapes only (on the CPU; CUDA has the memory).
     """
+    shape = ModelShape.of(hf)
     config = transformer_config(hf, topology, dtype)
     device = platform.device() if materialize or platform.has_cuda() else torch.device("meta")
     with nullcontext() if device.type != "meta" else device:
         model = GPTModel(
             config=config,
-            transformer_layer_spec=_block_spec(config, hf),
-            vocab_size=padded_vocab or padded_vocab_size(hf["vocab_size"], topology.tp_size),
-            max_sequence_length=hf["max_position_embeddings"],
+            transformer_layer_spec=_block_spec(config, shape),
+            vocab_size=padded_vocab or padded_vocab_size(shape.vocab, topology.tp_size),
+            max_sequence_length=shape.max_positions,
             pre_process=topology.is_first_stage,
             post_process=topology.is_last_stage,
             parallel_output=True,
-            share_embeddings_and_output_weights=is_tied(hf),
+            share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
-            rotary_base=rope_settings(hf)["rope_theta"],
+            rotary_base=shape.ropes[0]["rope_theta"],
         )
-    model.rotary_pos_emb.inv_freq = inverse_frequencies(hf).to(platform.device())
-    if is_gemma(hf):
-        _add_gemma_hooks(model, dtype)
+    model.rotary_pos_emb.inv_freq = inverse_frequencies(shape).to(platform.device())
+    _add_hooks(model, shape, dtype)
     model.to(device)
     if dtype == torch.bfloat16:
         model.bfloat16()
@@ -176,11 +164,11 @@ def build_model(
     return model
 
 
-def _add_gemma_hooks(model: GPTModel, dtype: torch.dtype) -> None:
-    """Gemma scales the embeddings, and Gemma 2 caps the logits; megatron-core does neither."""
-    scale = torch.tensor(model.config.hidden_size**0.5, dtype=dtype).item()  # rounded as theirs is
-    cap = model.config.logit_softcap
-    if model.pre_process:
+def _add_hooks(model: GPTModel, shape: ModelShape, dtype: torch.dtype) -> None:
+    """Scaled embeddings and capped logits, which megatron-core does not have."""
+    cap = shape.logits_cap
+    if model.pre_process and shape.family.scaled_embeddings:
+        scale = torch.tensor(shape.hidden**0.5, dtype=dtype).item()  # rounded as transformers does
         model.embedding.register_forward_hook(lambda module, args, output: output * scale)
     if model.post_process and cap is not None:
         model.output_layer.register_forward_hook(
@@ -188,10 +176,11 @@ def _add_gemma_hooks(model: GPTModel, dtype: torch.dtype) -> None:
         )
 
 
-def _block_spec(config: TransformerConfig, hf: dict[str, Any]) -> TransformerBlockSubmodules:
-    own_attention = is_gemma(hf) or window(hf) is not None
+def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
+    norms = shape.family.norms
+    ours = any(shape.windows) or shape.attention_cap or norms.after_attention or norms.after_mlp
     # Transformer Engine's packed attention is half precision, and has no softcap
-    if config.bf16 and platform.has_transformer_engine() and not own_attention:
+    if config.bf16 and platform.has_transformer_engine() and not ours:
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -199,17 +188,17 @@ def _block_spec(config: TransformerConfig, hf: dict[str, Any]) -> TransformerBlo
         )
         norm: Any = TENorm
     else:
-        layer = _local_layer_spec(config, hf)
+        layer = _local_layer_spec(config, shape)
         norm = RMSNorm
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
     )
 
 
-def _local_layer_spec(config: TransformerConfig, hf: dict[str, Any]) -> ModuleSpec:
+def _local_layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpec:
     """megatron-core's local layer, with packed attention and a norm for sequence parallelism.
 
-    Gemma's layers have a norm behind attention and MLP as well.
+    Where the family has them, layers have a norm behind attention and MLP as well.
     """
     layer = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
@@ -221,15 +210,17 @@ def _local_layer_spec(config: TransformerConfig, hf: dict[str, Any]) -> ModuleSp
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = partial(
         PackedCausalAttention,
-        windows=windows(hf),
-        softcap=softcap(hf, "attn_logit_softcapping"),
+        windows=shape.windows,
+        softcap=shape.attention_cap,
     )
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if has_two_ropes(hf):
+    if len(shape.ropes) > 1:
         layer.submodules.self_attention.module = TwoRopeAttention
-    if is_gemma(hf):
-        sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
-        add = ModuleSpec(NormedResidual, params={"config": config, **sizes})
-        layer.submodules.self_attn_bda = layer.submodules.mlp_bda = add
+    sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
+    normed = ModuleSpec(NormedResidual, params={"config": config, **sizes})
+    if shape.family.norms.after_attention:
+        layer.submodules.self_attn_bda = normed
+    if shape.family.norms.after_mlp:
+        layer.submodules.mlp_bda = normed
     return layer

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from scope_megatron.config.family import LAYER_KINDS, LayerKind, architecture
+from scope_megatron.family import ModelShape
+from scope_megatron.family.record import ROPE_TYPES
+from scope_megatron.family.shape import Rope
 
 
-def has_two_ropes(hf: dict[str, Any]) -> bool:
-    """Whether layers with a window have frequencies of their own (Gemma 3)."""
-    return architecture(hf) == "Gemma3ForCausalLM"
-
-
-def rope_settings(hf: dict[str, Any], kind: LayerKind = "full_attention") -> dict[str, Any]:
-    """Rope parameters of both styles: ``rope_parameters`` (transformers 5) or the older keys."""
-    parameters = dict(hf.get("rope_parameters") or {})
-    if has_two_ropes(hf):
-        if kind == "sliding_attention" and kind not in parameters:
-            return {"rope_type": "default", "rope_theta": hf.get("rope_local_base_freq", 10000.0)}
-        parameters = dict(parameters.get(kind) or {"rope_theta": hf.get("rope_theta", 1000000.0)})
-    settings = dict(hf.get("rope_scaling") or {}) | parameters
-    settings.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
-    settings.setdefault("rope_type", settings.pop("type", "default"))
-    return settings
-
-
-def inverse_frequencies(hf: dict[str, Any]) -> Tensor:
+def inverse_frequencies(shape: ModelShape) -> Tensor:
     """Rotary inverse frequencies [head_dim / 2] float32, plain or scaled.
 
     Where layers with a window have others, [head_dim]: first those of the layers without one.
     """
-    if not has_two_ropes(hf):
-        return _frequencies(hf, rope_settings(hf))
-    return torch.cat([_frequencies(hf, rope_settings(hf, kind)) for kind in LAYER_KINDS])
+    return torch.cat([_frequencies(shape.head_dim, rope) for rope in shape.ropes])
 
 
-def _frequencies(hf: dict[str, Any], rope: dict[str, Any]) -> Tensor:
-    dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+def _frequencies(dim: int, rope: Rope) -> Tensor:
     inv = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     kind = rope["rope_type"]
     if kind == "default":
@@ -52,12 +32,11 @@ def _frequencies(hf: dict[str, Any], rope: dict[str, Any]) -> Tensor:
     if kind == "yarn":
         return _yarn_frequencies(inv, rope)
     raise ValueError(
-        f"config.json: rope_type {kind!r} is not supported; "
-        "supported: default, linear, llama3, yarn"
+        f"config.json: rope_type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
     )
 
 
-def _llama3_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
+def _llama3_frequencies(inv: Tensor, rope: Rope) -> Tensor:
     """Long wavelengths are divided by ``factor``, short ones kept, those between interpolated."""
     context = rope["original_max_position_embeddings"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -66,7 +45,7 @@ def _llama3_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
     return inv * keep + inv / rope["factor"] * (1.0 - keep)
 
 
-def _yarn_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
+def _yarn_frequencies(inv: Tensor, rope: Rope) -> Tensor:
     """YaRN (arXiv 2309.00071): dimensions that turn often are kept, slow ones divided by
     ``factor``, with a linear ramp over the dimensions between."""
     dim, base = 2 * inv.numel(), rope["rope_theta"]
@@ -86,14 +65,14 @@ def _yarn_frequencies(inv: Tensor, rope: dict[str, Any]) -> Tensor:
     return inv * (1.0 - ramp) + inv / rope["factor"] * ramp
 
 
-def yarn_attributes(hf: dict[str, Any]) -> dict[str, float]:
+def yarn_attributes(shape: ModelShape) -> dict[str, float]:
     """What megatron-core's attention reads from its config to scale YaRN's cosines and sines.
 
     It computes m(s, a) / m(s, b) with m(s, x) = 1 + x ln(s) / 10 for s > 1. The wanted scale is
     ``attention_factor`` where given, else that quotient of ``mscale`` and ``mscale_all_dim``, else
     m(s, 1). Empty for other scalings.
     """
-    rope = rope_settings(hf)
+    rope = shape.ropes[0]
     if rope["rope_type"] != "yarn":
         return {}
     factor, given = float(rope["factor"]), rope.get("attention_factor")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.support.harness import run_distributed_test
-from tests.support.tiny_hf import FAMILIES, MIXTURES, VOCAB, make_tiny_model
+from tests.support.tiny_hf import MIXTURES, TINY_MODELS, VOCAB, make_tiny_model
 
 TOLERANCE = 1e-4
 LENGTHS = (3, 40, 13)  # 56 tokens, a multiple of tp; 40 reaches into llama3's scaled frequencies
@@ -27,7 +27,7 @@ EXPERT_LAYOUTS = {
 
 
 def cases() -> list[tuple[str, str]]:
-    every = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
+    every = [(family, layout) for family in TINY_MODELS for layout in LAYOUTS]
     return every + [(family, layout) for family in MIXTURES for layout in EXPERT_LAYOUTS]
 
 
@@ -41,7 +41,7 @@ def sequences(replica: int = 0) -> list[torch.Tensor]:
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], float]:
     """Largest absolute difference per (family, layout), measured in one start of the world."""
     root = tmp_path_factory.mktemp("logits")
-    for family in FAMILIES:
+    for family in TINY_MODELS:
         model = make_tiny_model(family, root / family)
         with torch.no_grad():
             for replica in range(2):
@@ -69,7 +69,7 @@ def measure(rank: int, world_size: int, root: Path) -> dict[tuple[str, str], flo
     out = {}
     for layout, (tensor, pipeline, sequence, expert) in (LAYOUTS | EXPERT_LAYOUTS).items():
         topology = create_topology(tensor, pipeline, sequence, expert=expert)
-        for family in FAMILIES if layout in LAYOUTS else MIXTURES:
+        for family in TINY_MODELS if layout in LAYOUTS else MIXTURES:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=False)
             if expert > 1:

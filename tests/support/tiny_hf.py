@@ -31,7 +31,7 @@ GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8}
 GEMMA |= {"attn_implementation": "eager", "eos_token_id": None, "pad_token_id": None}
 NARROW = {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48}
 NARROW |= {"num_experts_per_tok": 2, "norm_topk_prob": True}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 32}),
     "llama-tied": ("Llama", {"head_dim": 32, "tie_word_embeddings": True}),
     "llama3-rope": ("Llama", {"head_dim": 32, "rope_parameters": LLAMA3_ROPE}),
@@ -66,7 +66,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     ),
 }
-MIXTURES = [name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings]
+MIXTURES = [
+    name for name, (_, settings) in TINY_MODELS.items() if "num_experts_per_tok" in settings
+]
+ONE_PER_FAMILY = {f"{kind}ForCausalLM": name for name, (kind, _) in reversed(TINY_MODELS.items())}
 ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-wide": ("Qwen2", {"hidden_size": 128}),  # heads of 32, the least it takes on a CPU
     "qwen3-moe-narrow": ("Qwen3Moe", NARROW),  # its experts are padded there
@@ -79,7 +82,7 @@ def make_tiny_model(
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
 
-    architecture, settings = (FAMILIES | ENGINE_ONLY)[family]
+    architecture, settings = (TINY_MODELS | ENGINE_ONLY)[family]
     shape = {
         "vocab_size": VOCAB,
         "hidden_size": 64,

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from scope_megatron.config import (
-    KNOWN_ARCHITECTURES,
     ConfigError,
     load_config,
     modeldir,
@@ -211,9 +210,3 @@ def test_paper_config_has_the_papers_values() -> None:
 def test_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == reference_markdown(), "run: python -m tools.config_reference"
-
-
-def test_known_architectures_are_those_that_are_converted() -> None:
-    from scope_megatron.convert.mapping import ARCHITECTURES
-
-    assert set(ARCHITECTURES) == set(KNOWN_ARCHITECTURES)

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# exits, disk, outputs <- config, types <- parallel <- model, report, checkpoint, job <- convert
-# <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint, job
+# <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
+    "family": 0,
     "exits": 0,
     "disk": 0,
     "outputs": 0,
@@ -87,6 +88,7 @@ def test_imports_go_one_way(module: Path) -> None:
         ("parallel", "from scope_megatron.train.trainer import train"),
         ("parallel", "def f():\n    import scope_megatron.convert.hf"),
         ("config", "from scope_megatron.types import Prompt"),
+        ("family", "from scope_megatron.config.errors import shown"),
         ("rollout", "from scope_megatron.objective.head.logits import token_loss"),
         ("objective", "from scope_megatron.parallel import platform"),
         ("objective", "import megatron.core"),
@@ -98,7 +100,9 @@ def test_the_rule_sees_a_wrong_import(importer: str, source: str) -> None:
     assert len(wrong_imports(importer, source)) == 1
 
 
-@pytest.mark.parametrize("name", ["scope_megatron.cli", "scope_megatron.types"])
+@pytest.mark.parametrize(
+    "name", ["scope_megatron.cli", "scope_megatron.types", "scope_megatron.family.shape"]
+)
 def test_starts_without_heavy_imports(name: str) -> None:
     code = (
         f"import sys, {name}; heavy = {{'torch', 'transformers', 'vllm', 'megatron', 'numpy'}}; "

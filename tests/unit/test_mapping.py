@@ -13,51 +13,54 @@ from safetensors.torch import load_file, save_file
 
 from scope_megatron.config.modeldir import check_weights, read_shape
 from scope_megatron.convert.hf import load_hf_weights
-from scope_megatron.convert.mapping import (
-    ARCHITECTURES,
-    FusedQKV,
-    GatedMLP,
-    Mapping,
-    RowParallel,
-    Sizes,
-)
-from tests.support.tiny_hf import FAMILIES, make_tiny_model
+from scope_megatron.convert.mapping import FusedQKV, GatedMLP, Mapping, RowParallel
+from scope_megatron.family import FAMILIES, ModelShape
+from tests.support.tiny_hf import TINY_MODELS, make_tiny_model
 
-SIZES = Sizes(hidden=6, ffn=8, heads=8, groups=4, head=3, vocab=10)
+SIZES = ModelShape(
+    family=FAMILIES["LlamaForCausalLM"],
+    layers=1,
+    hidden=6,
+    ffn=8,
+    heads=8,
+    query_groups=4,
+    head_dim=3,
+    vocab=10,
+    max_positions=16,
+    tied=False,
+)
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    for family in FAMILIES:
+    for family in TINY_MODELS:
         make_tiny_model(family, root / family)
-    return {family: root / family for family in FAMILIES}
+    return {family: root / family for family in TINY_MODELS}
 
 
 def config_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "config.json").read_text())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_MODELS)
 def test_the_settings_checks_take_what_transformers_writes(
     family: str, directories: dict[str, Path]
 ) -> None:
     shape = read_shape(directories[family])
-    mapping = Mapping(config_of(directories[family]))
-    sizes = mapping.sizes
-    assert (shape.experts, shape.head_dim, shape.vocab) == (sizes.experts, sizes.head, sizes.vocab)
-    check_weights(directories[family], mapping.tied)
+    assert shape == Mapping(config_of(directories[family])).sizes
+    check_weights(directories[family], shape.tied)
 
 
 def test_fused_qkv_interleaves_by_query_group() -> None:
     q, k, v = (torch.randn(shape) for shape in FusedQKV().hf_shapes(SIZES))
     rows = []
-    for group in range(SIZES.groups):
+    for group in range(SIZES.query_groups):
         for head in range(2):  # 8 heads, 4 groups
-            start = (2 * group + head) * SIZES.head
-            rows += [q[start + i] for i in range(SIZES.head)]
-        rows += [k[group * SIZES.head + i] for i in range(SIZES.head)]
-        rows += [v[group * SIZES.head + i] for i in range(SIZES.head)]
+            start = (2 * group + head) * SIZES.head_dim
+            rows += [q[start + i] for i in range(SIZES.head_dim)]
+        rows += [k[group * SIZES.head_dim + i] for i in range(SIZES.head_dim)]
+        rows += [v[group * SIZES.head_dim + i] for i in range(SIZES.head_dim)]
     expected = torch.stack(rows)
     for tp in (1, 2, 4, 8):  # 8: two ranks share a group
         shape = (expected.size(0) // tp, SIZES.hidden)
@@ -78,7 +81,7 @@ def test_row_parallel_cuts_the_inputs() -> None:
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TINY_MODELS)
 def test_both_directions_are_inverse(family: str, tp: int, directories: dict[str, Path]) -> None:
     weights = load_file(directories[family] / "model.safetensors")
     mapping = Mapping(config_of(directories[family]))
@@ -118,7 +121,7 @@ def test_unknown_architecture_is_refused(directories: dict[str, Path]) -> None:
     hf = config_of(directories["llama"]) | {"architectures": ["MambaForCausalLM"]}
     message = (
         "config.json: architecture 'MambaForCausalLM' is not supported; "
-        f"supported: {', '.join(ARCHITECTURES)}"
+        f"supported: {', '.join(FAMILIES)}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Mapping(hf)
