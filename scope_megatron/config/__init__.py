@@ -2,6 +2,7 @@
 
 schema          the sections and settings (pydantic)
 objective       the section `objective`
+faults          the section `faults`
 section         the base of every section: unknown keys and their nearest names
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults

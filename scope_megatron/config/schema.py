@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from scope_megatron.config.faults import FaultsConfig
 from scope_megatron.config.objective import ObjectiveConfig
 from scope_megatron.config.section import Section
 
@@ -259,35 +260,6 @@ class LoggingConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
     wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
     progress: bool = Field(True, description="show progress in the terminal")
-
-
-class FaultsConfig(Section):
-    """Faults noticed during a run, and the reaction to each (docs/faults.md)."""
-
-    heartbeat_timeout_s: float = Field(
-        25.0,
-        ge=0,
-        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
-        "machine gone) ends the run, which names it; 0: no watchdog",
-    )
-    hang_timeout_s: float = Field(
-        1800.0,
-        gt=0,
-        description="a rank that is alive but stays in one phase of a step for so long ends the "
-        "run; more than the longest rollout or evaluation takes",
-    )
-    nonfinite_updates: int = Field(
-        3,
-        ge=1,
-        description="an update whose loss or gradient is not finite is skipped on every rank; "
-        "after so many in a row the run stops",
-    )
-    restarts: int = Field(
-        0,
-        ge=0,
-        description="how often `train` on this machine starts its ranks again, from the last "
-        "checkpoint, after a lost or hung rank or a failed engine",
-    )
 
 
 class Config(Section):
