@@ -15,7 +15,7 @@ MOST_JOBS = 200  # of a sweep: more is a slip of the pen
 
 
 @dataclass(kw_only=True)
-class Request:
+class LaunchRequest:
     """Options of a launch, as the user gave them."""
 
     config: str
@@ -31,7 +31,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One `scope-megatron VERB` with its configuration."""
 
     name: str  # of the job's folder: unique in the experiment
@@ -40,7 +40,7 @@ class Job:
     after: str | None = None  # the job that has to succeed before
 
 
-def plan(request: Request) -> list[Job]:
+def plan(request: LaunchRequest) -> list[PlannedJob]:
     """The jobs, each after the one that it needs. Raises ConfigError or ValueError.
 
     A job with GPUs is checked as for a machine that has some: a login node has none.
@@ -51,7 +51,7 @@ def plan(request: Request) -> list[Job]:
         return _plan(request)
 
 
-def _plan(request: Request) -> list[Job]:
+def _plan(request: LaunchRequest) -> list[PlannedJob]:
     base = _word(Path(request.config).stem)
     verb = "check" if request.check else "train"
     jobs = []
@@ -62,7 +62,7 @@ def _plan(request: Request) -> list[Job]:
             top = load_config(request.config, overrides, check_files=False).output_dir
             overrides.append(f"output_dir={top / suffix}")
         name = f"{base}.{suffix}" if point else base
-        jobs.append(Job(name, verb, load_config(request.config, overrides)))
+        jobs.append(PlannedJob(name, verb, load_config(request.config, overrides)))
         if request.then and not request.check:
             jobs.append(_evaluation(request, jobs[-1], overrides))
     if len({job.name for job in jobs}) < len(jobs):
@@ -87,7 +87,7 @@ def points(sweep: list[str]) -> list[list[str]]:
     return product
 
 
-def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
+def _evaluation(request: LaunchRequest, train: PlannedJob, overrides: list[str]) -> PlannedJob:
     """Evaluates the student that ``train`` exports, which does not exist yet."""
     if not train.config.checkpoint.export_hf:
         raise ValueError(
@@ -97,7 +97,7 @@ def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
     config = load_config(
         request.config, [*overrides, student], check_files=False, command="evaluate"
     )
-    return Job(f"{train.name}.evaluate", "evaluate", config, after=train.name)
+    return PlannedJob(f"{train.name}.evaluate", "evaluate", config, after=train.name)
 
 
 def _word(text: str) -> str:

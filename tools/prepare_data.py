@@ -120,9 +120,13 @@ def _jsonl_record(row: Row) -> dict[str, object]:
         "answer": row.answer,
         "data_source": row.source,
     }
-    if row.response:
-        record["response"] = row.response
-    return record
+    return record | _optional(row)
+
+
+def _optional(row: Row) -> dict[str, object]:
+    """The columns that not every file has."""
+    columns = {"response": row.response, "verifier": row.verifier}
+    return {name: value for name, value in columns.items() if value}
 
 
 def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
@@ -133,9 +137,7 @@ def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
         "reward_model": {"ground_truth": row.answer, "style": "rule"},
         "extra_info": {"index": index, "split": split},
     }
-    if row.response:
-        record["response"] = row.response
-    return record
+    return record | _optional(row)
 
 
 if __name__ == "__main__":

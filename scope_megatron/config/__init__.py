@@ -2,7 +2,7 @@
 
 schema          the sections and settings (pydantic)
 objective       the section `objective`
-faults          the section `faults`
+verifier        the sections `verifier` and `verifier.code`
 section         the base of every section: unknown keys and their nearest names
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from scope_megatron.config.faults import FaultsConfig
 from scope_megatron.config.objective import ObjectiveConfig
 from scope_megatron.config.section import Section
+from scope_megatron.config.verifier import VerifierConfig
 
 
 def _to_path(value: Any) -> Any:
@@ -168,18 +168,6 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-class VerifierConfig(Section):
-    """The verifier, which says whether a response is correct."""
-
-    name: Literal["auto", "math"] = Field(
-        "auto", description="auto: chosen by a row's data_source; math: always the math verifier"
-    )
-    timeout_s: float = Field(
-        5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
-    )
-    workers: int = Field(1, ge=1, description="verifier processes per rank")
-
-
 class OptimizerConfig(Section):
     """AdamW and the learning rate."""
 
@@ -260,6 +248,35 @@ class LoggingConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
     wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
     progress: bool = Field(True, description="show progress in the terminal")
+
+
+class FaultsConfig(Section):
+    """Faults noticed during a run, and the reaction to each (docs/faults.md)."""
+
+    heartbeat_timeout_s: float = Field(
+        25.0,
+        ge=0,
+        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
+        "machine gone) ends the run, which names it; 0: no watchdog",
+    )
+    hang_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="a rank that is alive but stays in one phase of a step for so long ends the "
+        "run; more than the longest rollout or evaluation takes",
+    )
+    nonfinite_updates: int = Field(
+        3,
+        ge=1,
+        description="an update whose loss or gradient is not finite is skipped on every rank; "
+        "after so many in a row the run stops",
+    )
+    restarts: int = Field(
+        0,
+        ge=0,
+        description="how often `train` on this machine starts its ranks again, from the last "
+        "checkpoint, after a lost or hung rank or a failed engine",
+    )
 
 
 class Config(Section):

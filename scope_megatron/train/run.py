@@ -19,6 +19,7 @@ from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.header import run_facts
 from scope_megatron.report.logger import MetricLogger
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.finish import draw_report, export_student
@@ -69,8 +70,9 @@ def evaluate_only(config: Config) -> int:
     topology = setup.start_process(config)
     tokenizer = setup.build_tokenizer(config)
     dataset = setup.build_eval_data(config, tokenizer)
+    verifiers = Verifiers(config.verifier, (dataset[i] for i in range(len(dataset))))
     student = setup.build_student(config, topology)
-    actor = Actor(config, tokenizer, topology, {dataset[i].source for i in range(len(dataset))})
+    actor = Actor(config, tokenizer, topology, verifiers)
     try:
         actor.send_parameters(student)
         values = actor.evaluate(dataset)

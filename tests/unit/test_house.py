@@ -17,7 +17,6 @@ PRODUCT = ("scope_megatron", "launch", "tools")
 MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 60
 # Programs: their functions are named after the command that the user types. A site's file answers
 # with functions of its own to the names that launch/executors.py asks for.
-PROGRAMS = ("main", "app", "ROOT")
 COMMANDS = ("scope_megatron/cli.py", "launch/sites/example.py")
 
 
@@ -43,28 +42,29 @@ def long_functions(source: str) -> list[str]:
     ]
 
 
-def public_names(source: str) -> Iterator[str]:
-    """Classes, functions and constants of a module that others may import.
+def public_names(source: str, used: set[str]) -> Iterator[str]:
+    """Classes and functions of a module, and those of its constants that others have ``used``.
 
-    Not ``main``, nor ``app`` and ROOT of a program.
+    Not a program's ``main``.
     """
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found = [node.name]
+            found = {node.name}
         elif isinstance(node, ast.Assign):
-            found = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            found = {target.id for target in node.targets if isinstance(target, ast.Name)} & used
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found = [node.target.id]
+            found = {node.target.id} & used
         else:
             continue
-        yield from (name for name in found if not name.startswith("_") and name not in PROGRAMS)
+        yield from (name for name in found if not name.startswith("_") and name != "main")
 
 
 def doubled(modules: dict[str, str]) -> dict[str, list[str]]:
     """Public names that several of the modules (path -> source) define."""
+    used = {name.rpartition(".")[2] for source in modules.values() for name in imported(source)}
     found: dict[str, list[str]] = defaultdict(list)
     for path, source in modules.items():
-        for name in set(public_names(source)):
+        for name in set(public_names(source, used)):
             found[name].append(path)
     return {name: paths for name, paths in found.items() if len(paths) > 1}
 
@@ -121,5 +121,9 @@ def test_the_rules_see_what_is_wrong() -> None:
     body = "\n".join(f"    x = {i}" for i in range(MOST_FUNCTION_LINES))
     assert long_functions(f"class A:\n  def f():\n{body}\n") == ["f"]
     assert long_functions(f"def f():\n{body.replace('    x = 0' + chr(10), '')}\n") == []
-    modules = {"a.py": "class Job: ...\n_P = 1", "b.py": "Job: int = 1\n_P = 2", "c.py": "j = 1"}
-    assert doubled(modules) == {"Job": ["a.py", "b.py"]}
+    modules = {
+        "a.py": "class Job: ...\n_P = 1\nX = 1\nY = 1",
+        "b.py": "from a import Y\ndef Job(): ...\n_P = 2\nX = 2",
+        "c.py": "Y: int = 1",
+    }
+    assert doubled(modules) == {"Job": ["a.py", "b.py"], "Y": ["a.py", "c.py"]}
