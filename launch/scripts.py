@@ -115,7 +115,7 @@ exit "$code"
 # first checkpoint. 134 to 139 are signals that end a process: SIGABRT to SIGSEGV, with SIGKILL.
 NOTHING_SAVED = "unsaved"
 SIGNALLED = "13[4-9]"
-_CODES = sorted(code for code in exits.RESTARTABLE if code != exits.KILLED)
+_CODES = sorted(code for code in exits.RESTARTABLE if code < 128)
 WORDS = {
     "terminated": exits.TERMINATED,
     "usage": exits.USAGE,

@@ -6,3 +6,5 @@ folder      output_dir/checkpoints: names, the newest, the best, what may be rem
 manifest    SHA-256 of every file, written last and checked first
 snapshot    copies on the host of what a background save writes while training goes on
 """
+
+import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

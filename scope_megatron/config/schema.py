@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from scope_megatron.config.objective import ObjectiveConfig
-from scope_megatron.config.section import Section
-from scope_megatron.config.verifier import VerifierConfig
+from scope_megatron.config.sections.faults import FaultsConfig
+from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.verifier import VerifierConfig
 
 
 def _to_path(value: Any) -> Any:
@@ -81,12 +82,29 @@ class ModelConfig(Section):
     )
 
 
-class ParallelConfig(Section):
-    """How the models are cut; the product of the three sizes is the number of ranks."""
+class PlatformConfig(Section):
+    """What the run computes on."""
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel size (ranks that share a layer)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: CUDA when GPU, driver and the builds of torch and vLLM agree, else the "
+        "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
+        "may say cpu or cuda",
+    )
+
+
+class ParallelConfig(Section):
+    """How the models are cut; the product of the three sizes is the number of ranks.
+
+    ``auto`` sizes become numbers when the file is loaded: together with the others they fill the
+    GPUs (two ranks on a CPU) as far as the models' heads and the batch divide, tensor first.
+    """
+
+    tensor: int = Field(
+        1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
+    )
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
-    data: int = Field(1, ge=1, description="data-parallel replicas")
+    data: int = Field(1, ge=1, description="data-parallel replicas, or auto")
     expert: int = Field(
         1,
         ge=1,
@@ -250,35 +268,6 @@ class LoggingConfig(Section):
     progress: bool = Field(True, description="show progress in the terminal")
 
 
-class FaultsConfig(Section):
-    """Faults noticed during a run, and the reaction to each (docs/faults.md)."""
-
-    heartbeat_timeout_s: float = Field(
-        25.0,
-        ge=0,
-        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
-        "machine gone) ends the run, which names it; 0: no watchdog",
-    )
-    hang_timeout_s: float = Field(
-        1800.0,
-        gt=0,
-        description="a rank that is alive but stays in one phase of a step for so long ends the "
-        "run; more than the longest rollout or evaluation takes",
-    )
-    nonfinite_updates: int = Field(
-        3,
-        ge=1,
-        description="an update whose loss or gradient is not finite is skipped on every rank; "
-        "after so many in a row the run stops",
-    )
-    restarts: int = Field(
-        0,
-        ge=0,
-        description="how often `train` on this machine starts its ranks again, from the last "
-        "checkpoint, after a lost or hung rank or a failed engine",
-    )
-
-
 class Config(Section):
     """A whole run. Relative paths are relative to the current directory."""
 
@@ -292,6 +281,7 @@ class Config(Section):
     )
     algorithm: AlgorithmConfig = AlgorithmConfig()
     model: ModelConfig
+    platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
     rollout: RolloutConfig | None = None

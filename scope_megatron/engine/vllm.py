@@ -11,7 +11,8 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,22 +99,24 @@ class VLLMEngine:
 
         if settings.tensor > 1 and not platform.has_cuda():
             _name_shared_memory()
-        self._llm = LLM(
-            model=str(model_dir),
-            skip_tokenizer_init=True,
-            load_format="dummy",  # the trainer's parameters arrive before the first request
-            dtype=str(dtype).removeprefix("torch."),
-            tensor_parallel_size=settings.tensor,
-            distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
-            max_model_len=max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-            generation_config="vllm",  # never defaults from the model's own files
-            enforce_eager=not platform.has_cuda(),
-            disable_log_stats=True,
-            seed=seed,
-            **_platform_arguments(settings, self._sleeps, max_model_len),
-        )
+        with _memory_shortage():
+            self._llm = LLM(
+                model=str(model_dir),
+                skip_tokenizer_init=True,
+                load_format="dummy",  # the trainer's parameters arrive first the first request
+                dtype=str(dtype).removeprefix("torch."),
+                tensor_parallel_size=settings.tensor,
+                distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                max_model_len=max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+                generation_config="vllm",  # never defaults from the model's own files
+                enforce_eager=not platform.has_cuda(),
+                disable_log_stats=True,
+                seed=seed,
+                **_platform_arguments(settings, self._sleeps, max_model_len),
+            )
+        platform.restore_allocator_options()
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """One request per response, so that each has its own seed.
@@ -250,6 +253,26 @@ def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
     )
 
 
+@contextmanager
+def _memory_shortage() -> Iterator[None]:
+    """An engine that finds too little memory when it is built ends the run in one line.
+
+    vLLM raises a ValueError for it, while the other ranks go on to wait in its collectives.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        if "memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        setting = "gpu_memory_utilization" if platform.has_cuda() else "kv_cache_gib"
+        raise StopRun(
+            ENGINE,
+            f"rollout.engine.{setting}: vLLM could not start: {reason}; give it more or less, "
+            "or lower rollout.engine.max_model_len or max_num_seqs",
+        ) from None
+
+
 def _forget_packed_experts(worker: Any) -> None:
     """Let vLLM's CPU build set the kernels of experts up again, which packs their weights.
 
@@ -280,6 +303,8 @@ def _prepare_environment(settings: EngineConfig) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # With 1 vLLM asks of the default group what ours need not have: gloo and NCCL in one.
+    os.environ["VLLM_DISTRIBUTED_USE_SPLIT_GROUP"] = "0"
     if not platform.has_cuda():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

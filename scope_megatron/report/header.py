@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scope_megatron.config import Config
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 
 
@@ -14,6 +15,7 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
     }
     if config.needs_teacher:
         facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+    facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:
         rollout = config.rollout

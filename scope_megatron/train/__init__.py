@@ -14,3 +14,5 @@ evaluate      Avg@k and Pass@k of an evaluation set over the replicas
 observe       the numbers of one step
 nonfinite     losses and gradients that are not finite: no update
 """
+
+import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

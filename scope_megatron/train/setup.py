@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.config import Config
+from scope_megatron.config import Config, FaultsConfig
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.engine.vllm import Engine, VLLMEngine
 from scope_megatron.job.launcher import end_with_launcher
@@ -23,6 +23,8 @@ from scope_megatron.parallel.topology import Topology, create_topology, initiali
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
+
+WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def start_process(config: Config) -> Topology:
     """Join the job and lay the ranks out (collective)."""
     end_with_launcher()
     platform.initialize()
-    initialize_distributed()
+    timeout_s = collective_timeout_s(config.faults)
+    initialize_distributed(timeout_s)
     parallel = config.parallel
     return create_topology(
         parallel.tensor,
@@ -60,7 +63,16 @@ def start_process(config: Config) -> Topology:
         parallel.sequence,
         config.seed,
         expert=parallel.expert,
+        timeout_s=timeout_s,
     )
+
+
+def collective_timeout_s(faults: FaultsConfig) -> float:
+    """Seconds after which a collective gives up: later than the watchdog, which names the rank.
+
+    NCCL aborts the process then, with SIGABRT and without a word on who is missing.
+    """
+    return faults.hang_timeout_s + WATCHDOG_FIRST_S
 
 
 def build_student(config: Config, topology: Topology) -> Student:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scope_megatron.config.section import Section
+from scope_megatron.config.sections.section import Section
 
 VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "code", "custom"]
 
