@@ -19,6 +19,7 @@ from scope_megatron.machine import builds, gpus
 DEVICE_VARIABLE = "SCOPE_DEVICE"
 SETTINGS = ("auto", "cpu", "cuda")
 REMAKE = "remove the environment and run `make env` on this machine"
+MAKES = 13  # the CUDA of the torch that `make env` installs
 _DRIVERS = {11: 450, 12: 525, 13: 580}  # the first driver of each CUDA on Linux (NVIDIA's table)
 
 Device = Literal["cpu", "cuda"]
@@ -111,9 +112,12 @@ def _obstacle(engine: bool) -> tuple[str, str]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         return f"CUDA_VISIBLE_DEVICES={hidden} hides {name}", "unset it"
     torch = builds.torch_cuda()
-    if torch is None:
-        return f"{name}: torch {builds.torch_version() or '(missing)'} is no CUDA build", REMAKE
     driver = gpus.driver_cuda()
+    if torch is None:
+        what = f"{name}: torch {builds.torch_version() or '(missing)'} is no CUDA build"
+        if driver is not None and driver[0] < MAKES:
+            return what, f"install driver {_DRIVERS[MAKES]} or newer, then {REMAKE}"
+        return what, REMAKE
     if driver is None:
         return f"{name}: the driver's libcuda.so.1 does not answer", "install NVIDIA's driver"
     if driver[0] < torch[0]:  # within a major version, old drivers run newer builds

@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def doctor(*arguments: str, before: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Of this machine as it is, its GPUs not hidden."""
     command = [sys.executable, "-m", "scope_megatron", "doctor", *arguments]
+    hidden = ("SCOPE_DEVICE", "CUDA_VISIBLE_DEVICES")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, preexec_fn=before
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, preexec_fn=before
     )
     return done.returncode, done.stdout
 

@@ -95,6 +95,13 @@ def test_the_quickstart_follows_the_gpus(
             "environment and run `make env` on this machine",
         ),
         (
+            {"gpus": 1, "torch": None, "vllm": "0.32.0+cpu", "driver": 12020},
+            "cpu",
+            2,
+            f"device: CPU; 1 x {H100}: torch 2.13.0+cpu is no CUDA build; to use it, install "
+            "driver 580 or newer, then remove the environment and run `make env` on this machine",
+        ),
+        (
             {"gpus": 1, "vllm": "0.32.0+cpu"},
             "cpu",
             2,
@@ -102,7 +109,7 @@ def test_the_quickstart_follows_the_gpus(
             "environment and run `make env` on this machine",
         ),
     ],
-    ids=["none", "one", "two", "old driver", "torch for CPUs", "vLLM for CPUs"],
+    ids=["none", "one", "two", "old driver", "torch for CPUs", "both", "vLLM for CPUs"],
 )
 def test_auto_takes_cuda_when_all_agree_and_says_why(
     tmp_path: Path, machine: dict, device: str, ranks: int, line: str
