@@ -21,9 +21,19 @@ from scope_megatron.train.evaluate import share_of_replica, summarize
 from scope_megatron.train.setup import Student
 from scope_megatron.types import Prompt, Rollout
 
+# rollout.engine.logprob_tolerance null, by the parameters' type
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1}
+
 
 class ParametersOutOfSync(ValueError):
     """The engine does not compute with the trainer's parameters."""
+
+
+def tolerance(config: Config) -> float:
+    """Largest mean difference of scores at which engine and trainer count as having the same
+    parameters."""
+    given = config.engine.logprob_tolerance
+    return TOLERANCE[platform.resolve_dtype(config.model.dtype)] if given is None else given
 
 
 class Actor:
@@ -84,11 +94,12 @@ class Actor:
         )
         theirs = self.engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
         largest, mean = _differences(chosen, ours, theirs)
-        if mean > settings.logprob_tolerance:
+        limit = tolerance(self.config)
+        if mean > limit:
             raise ParametersOutOfSync(
                 f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
                 f"log-probabilities differ from the trainer's by {mean:.3g} on average, more than "
-                f"{settings.logprob_tolerance:.3g}; the engine works with other weights (raise the "
+                f"{limit:.3g}; the engine works with other weights (raise the "
                 "limit only if the precision differs on purpose)"
             )
         return largest, mean
