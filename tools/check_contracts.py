@@ -144,7 +144,7 @@ def _versions(contract: Contract, every: list[str]) -> list[Version]:
 
 
 def _show(checked: list[page.Checked], verbose: bool) -> None:
-    print(page.table(checked))
+    print(page.versions_table(checked))
     for row in checked:
         kinds = [("missing", row.failures), ("undecided", row.undecided)]
         kinds += [("optional, absent", row.fallbacks)] if verbose else []

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 OUTPUT_FORMAT = 1
 
 
-class Layout(StrEnum):
+class CheckpointKind(StrEnum):
     MEGATRON = "megatron"
     HF = "hf"
 
@@ -56,7 +56,7 @@ class Layout(StrEnum):
 class Conversion:
     """One conversion: where from, where to, and of which model."""
 
-    to: Layout
+    to: CheckpointKind
     source: Path
     config_dir: Path  # config.json and the tokenizer
     out: Path
@@ -86,7 +86,7 @@ class Conversion:
 
 
 def main(
-    to: Annotated[Layout, typer.Option(help="the layout to write")],
+    to: Annotated[CheckpointKind, typer.Option(help="the layout to write")],
     out: Annotated[Path, typer.Option(help="directory to write; must not exist or be empty")],
     hf: Annotated[
         Path | None,
@@ -114,7 +114,7 @@ def main(
     ] = False,
 ) -> None:
     try:
-        source = hf if to is Layout.MEGATRON else megatron
+        source = hf if to is CheckpointKind.MEGATRON else megatron
         job = _job(to, source, hf, out, dtype, (tp, pp, ep), _bytes(shard_size), allow_pickle)
         if dry_run:
             _print_plan(job)
@@ -140,7 +140,7 @@ def _bytes(text: str) -> int:
 
 
 def _job(
-    to: Layout,
+    to: CheckpointKind,
     source: Path | None,
     hf: Path | None,
     out: Path,
@@ -150,7 +150,7 @@ def _job(
     allow_pickle: bool,
 ) -> Conversion:
     if source is None:
-        needed = "--hf" if to is Layout.MEGATRON else "--megatron"
+        needed = "--hf" if to is CheckpointKind.MEGATRON else "--megatron"
         raise ValueError(f"--to {to} reads from {needed}: give it a directory")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("one process converts for any layout; start it without torchrun")
@@ -185,7 +185,7 @@ def _print_plan(job: Conversion) -> None:
 
     typer.echo(f"{job.out} would hold, as {job.to}:")
     mapping = Mapping(job.config)
-    for line in describe(mapping, job.dtype, job.to is Layout.MEGATRON):
+    for line in describe(mapping, job.dtype, job.to is CheckpointKind.MEGATRON):
         typer.echo(line)
     if max(job.sizes) > 1:
         size = rank_bytes(mapping, job.dtype, *job.sizes) / 2**30
@@ -208,7 +208,7 @@ def _convert(job: Conversion, verify: bool) -> None:
     from scope_megatron.parallel import topology
 
     source: ShardReader | LazyCheckpoint
-    if job.to is Layout.MEGATRON:
+    if job.to is CheckpointKind.MEGATRON:
         source = ShardReader(job.source, job.config, job.allow_pickle)
     topology.initialize_distributed()
     try:
@@ -220,7 +220,7 @@ def _convert(job: Conversion, verify: bool) -> None:
             padded_vocab=padded_vocab_size(job.config["vocab_size"], job.sizes[0]),
             materialize=False,
         )
-        if job.to is Layout.HF:
+        if job.to is CheckpointKind.HF:
             source = LazyCheckpoint(model, Mapping(job.config), job.source)
         _fill(job, model, source, verify)
     finally:
@@ -231,7 +231,7 @@ def _refuse_damage(job: Conversion) -> None:
     """Checksums of the checkpoint to read, where it has them."""
     from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 
-    if job.to is Layout.HF and (job.source / MANIFEST).exists():
+    if job.to is CheckpointKind.HF and (job.source / MANIFEST).exists():
         damage = find_damage(job.source)
         if damage is not None:
             raise ValueError(f"{job.source} is damaged: {damage}; copy it again")
@@ -314,7 +314,7 @@ def _write(
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.megatron_write import save_streamed
 
-    to_megatron = job.to is Layout.MEGATRON
+    to_megatron = job.to is CheckpointKind.MEGATRON
     with _progress(job, f"to {job.to}") as advance:
         if to_megatron:
             save_streamed(model, source, workspace, job.dtype, job.shard_bytes, advance)

@@ -40,7 +40,7 @@ class Checked:
         return len({str(v.use) for v in self.verdicts})
 
 
-def table(checked: Sequence[Checked]) -> str:
+def versions_table(checked: Sequence[Checked]) -> str:
     """A Markdown table, a row per version."""
     lines = [
         "| package | setup.py | version | uses checked | missing | optional, absent | undecided |",
@@ -71,7 +71,7 @@ lowest and the highest version that `setup.py` allows, without installing them, 
 class, function, keyword and attribute that this project uses. That a name is there says nothing of
 what it does: the tests on a GPU say that.
 
-{table(checked)}
+{versions_table(checked)}
 
 *Optional, absent*: names that the program, or megatron-core, asks for first and does without.
 *Undecided*: what sources alone do not show (attributes made at run time).
