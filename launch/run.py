@@ -89,7 +89,7 @@ def launch(request: LaunchRequest) -> int:
         if slurm:
             return submit(experiment, request)
         experiment.run(tail_logs=True, sequential=True)
-    return report(experiment)  # leaving the block waited for the runs
+    return report_runs(experiment)  # leaving the block waited for the runs
 
 
 def make_task(request: LaunchRequest, job: PlannedJob, directory: Path) -> tuple[str, Any]:
@@ -161,7 +161,7 @@ def dry_script(experiment: Experiment, directory: Path, jobs: list[PlannedJob]) 
     return order + text
 
 
-def report(experiment: Experiment) -> int:
+def report_runs(experiment: Experiment) -> int:
     """Say how the runs on this machine ended."""
     for job in experiment.jobs:
         print(f"launch: {job.id}: {job.state.name}; logs in {job.executor.job_dir}")

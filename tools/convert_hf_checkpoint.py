@@ -310,7 +310,7 @@ def _write(
     from scope_megatron.checkpoint.manifest import write_manifest
     from scope_megatron.convert import hf as hf_files
     from scope_megatron.convert.hf import ShardReader
-    from scope_megatron.convert.hf_write import compare, export_streamed
+    from scope_megatron.convert.hf_write import compare_checkpoints, export_streamed
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.megatron_write import save_streamed
 
@@ -329,7 +329,7 @@ def _write(
             else:
                 megatron, hf = source, ShardReader(workspace.files, job.config)
             try:
-                count, digest = compare(megatron, hf, job.dtype, advance)
+                count, digest = compare_checkpoints(megatron, hf, job.dtype, advance)
             except ValueError as error:
                 raise ValueError(f"{job.out}: {error}") from error
         typer.echo(f"verified {count} tensors, sha256 {digest}")

@@ -113,7 +113,7 @@ def raw_bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def compare(
+def compare_checkpoints(
     megatron: LazyCheckpoint,
     hf: ShardReader,
     dtype: torch.dtype,

@@ -10,7 +10,7 @@ learner       scores, weights and updates
 update        one optimizer update: forward, losses and backward over packs
 algorithms    which weight each response gets in which term
 batch         graded responses and their scores
-evaluate      Avg@k and Pass@k of an evaluation set over the replicas
+evaluate      an evaluation set over the replicas, while training
 observe       the numbers of one step
 nonfinite     losses and gradients that are not finite: no update
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import closing
 from pathlib import Path
@@ -15,13 +14,9 @@ from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
-from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.header import run_facts
 from scope_megatron.report.logger import MetricLogger
-from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.train import setup
-from scope_megatron.train.actor import Actor
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
 from scope_megatron.train.trainer import Trainer
@@ -63,25 +58,6 @@ def _say_finished(config: Config, done: int) -> None:
             f"{config.output_dir} is finished: {done} of {config.train.steps} steps; "
             "raise train.steps to go on, or give another output_dir to start anew"
         )
-
-
-def evaluate_only(config: Config) -> int:
-    """Evaluate ``model.student`` on ``data.eval`` and print the result; returns 0."""
-    topology = setup.start_process(config)
-    tokenizer = setup.build_tokenizer(config)
-    dataset = setup.build_eval_data(config, tokenizer)
-    verifiers = Verifiers(config.verifier, (dataset[i] for i in range(len(dataset))))
-    student = setup.build_student(config, topology)
-    actor = Actor(config, tokenizer, topology, verifiers)
-    try:
-        actor.send_parameters(student)
-        values = actor.evaluate(dataset)
-    finally:
-        actor.close()
-        destroy()
-    if topology.is_main:
-        print(json.dumps({"model": str(config.model.student), **values}))
-    return 0
 
 
 class Run:

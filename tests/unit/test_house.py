@@ -17,7 +17,12 @@ PRODUCT = ("scope_megatron", "launch", "tools")
 MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 60
 # Programs: their functions are named after the command that the user types. A site's file answers
 # with functions of its own to the names that launch/executors.py asks for.
-COMMANDS = ("scope_megatron/cli.py", "launch/sites/example.py")
+COMMANDS = (
+    "scope_megatron/cli.py",
+    "scope_megatron/commands/evaluation.py",
+    "tools/prepare_data.py",
+    "launch/sites/example.py",
+)
 
 
 def sources(*places: str) -> list[Path]:
