@@ -7,12 +7,15 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.engine.vllm import Engine
+from scope_megatron.learn.models import Student
+from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.train.batch import Scorer
-from scope_megatron.train.setup import Student
 from scope_megatron.types import Rollout
+
+# rollout.engine.logprob_tolerance null, by the parameters' type
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1}
 
 
 class WeightsOutOfSync(ValueError):
@@ -26,6 +29,14 @@ def sync_weights(student: Student, engine: Engine, config: Config, topology: Top
     engine.load_weights(ModelWeights(student.model, student.hf, topology, bucket))
 
 
+def tolerance(config: Config) -> float:
+    """The largest mean difference of log-probabilities at which the weights count as the same."""
+    given = config.engine.logprob_tolerance
+    if given is not None:
+        return given
+    return TOLERANCE[platform.resolve_dtype(config.model.dtype)]
+
+
 def check_sync(
     student: Student, engine: Engine, rollouts: list[Rollout], config: Config, scorer: Scorer
 ) -> tuple[float, float]:
@@ -35,13 +46,9 @@ def check_sync(
     difference over all engines; raises :class:`WeightsOutOfSync` beyond the limit.
     """
     chosen = [r for r in rollouts if r.token_ids][: config.engine.check_samples]
-    ours = scorer.logprobs(
-        student.ddp,
-        chosen,
-        list(range(len(chosen))),
-        temperature=1.0,
-        vocab_size=student.vocab_size,
-    )
+    members = list(range(len(chosen)))
+    spec = scorer.head.spec.alone().at(1.0)
+    ours = scorer.score(student, dict(enumerate(chosen)), members, spec).logprobs
     theirs = engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
     largest, total, count = 0.0, 0.0, 0
     for index, rollout in enumerate(chosen):
@@ -50,7 +57,7 @@ def check_sync(
         largest = max(largest, float(gap.max()))
         total, count = total + float(gap.sum()), count + gap.numel()
     largest, mean = all_max([largest, total / max(count, 1)])
-    limit = config.engine.logprob_tolerance
+    limit = tolerance(config)
     if mean > limit:
         raise WeightsOutOfSync(
             f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
