@@ -15,6 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.config import Config, FaultsConfig
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.engine.vllm import Engine, VLLMEngine
+from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
@@ -135,8 +136,27 @@ def build_engine(
         dtype=platform.resolve_dtype(config.model.dtype),
         eos_ids=tokenizer.eos_ids,
         seed=config.seed,
+        head_dtype=engine_head(config),
     )
     return engine, EnginePlace.of(topology, settings.tensor)
+
+
+def engine_head(config: Config) -> torch.dtype | None:
+    """The type of the engine's logits; None: of its parameters.
+
+    On CUDA the trainer's fused head makes float32 logits from half-precision parameters; an engine
+    that rounds its own would sample from, and report, another distribution. Where the trainer's
+    are rounded too (objective.head is logits, or a cap lies behind them) both stay as they are.
+    """
+    models = [config.model.student, *([config.model.teacher] if config.needs_teacher else [])]
+    capped = any(
+        ModelShape.of(read_hf_config(directory)).logits_cap is not None
+        for directory in models
+        if directory is not None
+    )
+    rounded = config.objective.head == "logits" or capped
+    half = platform.resolve_dtype(config.model.dtype) != torch.float32
+    return torch.float32 if platform.has_cuda() and half and not rounded else None
 
 
 def build_tokenizer(config: Config) -> Tokenizer:
