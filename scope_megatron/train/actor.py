@@ -8,6 +8,8 @@ from torch import Tensor
 from scope_megatron.config import Config
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.engine.vllm import Sampling, request_seed
+from scope_megatron.learn.models import Student
+from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
@@ -16,9 +18,7 @@ from scope_megatron.rollout.sample import grade, sample
 from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
-from scope_megatron.train.batch import Scorer
 from scope_megatron.train.evaluate import share_of_replica, summarize
-from scope_megatron.train.setup import Student
 from scope_megatron.types import Prompt, Rollout
 
 # rollout.engine.logprob_tolerance null, by the parameters' type
@@ -85,15 +85,10 @@ class Actor:
         """
         settings = self.config.engine
         chosen = [r for r in rollouts if r.token_ids][: settings.check_samples]
-        ours = scorer.logprobs(
-            student.ddp,
-            chosen,
-            list(range(len(chosen))),
-            temperature=1.0,
-            vocab_size=student.vocab_size,
-        )
+        spec = scorer.head.spec.alone().at(1.0)
+        ours = scorer.score(student, dict(enumerate(chosen)), list(range(len(chosen))), spec)
         theirs = self.engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
-        largest, mean = _differences(chosen, ours, theirs)
+        largest, mean = _differences(chosen, ours.logprobs, theirs)
         limit = tolerance(self.config)
         if mean > limit:
             raise ParametersOutOfSync(
