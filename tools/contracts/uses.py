@@ -118,8 +118,8 @@ class _Collector(ast.NodeVisitor):
     # scopes -----------------------------------------------------------------------------------
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for around in [*node.bases, *node.decorator_list, *[k.value for k in node.keywords]]:
-            self.visit(around)
+        for outside in [*node.bases, *node.decorator_list, *[k.value for k in node.keywords]]:
+            self.visit(outside)
         before = self._scope, self._class
         self._scope, self._class = class_scope(node, self.names, self._scope), node
         self._within.append(node.name)
@@ -157,9 +157,9 @@ class _Collector(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: Function | ast.Lambda) -> None:
         if isinstance(node, Function):
-            for around in [*node.decorator_list, node.returns, *node.args.defaults]:
-                if around is not None:
-                    self.visit(around)
+            for outside in [*node.decorator_list, node.returns, *node.args.defaults]:
+                if outside is not None:
+                    self.visit(outside)
             for parameter in [*node.args.args, *node.args.kwonlyargs]:
                 if parameter.annotation is not None:
                     self.visit(parameter.annotation)
@@ -186,8 +186,8 @@ class _Collector(ast.NodeVisitor):
         for child in node.body:
             self.visit(child)
         self._optional = before
-        for after in [*node.handlers, *node.orelse, *node.finalbody]:
-            self.visit(after)
+        for outside in [*node.handlers, *node.orelse, *node.finalbody]:
+            self.visit(outside)
 
     def visit_If(self, node: ast.If) -> None:
         value = self.guard(node.test)
