@@ -19,14 +19,13 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, too
 
-from tools.proof import machine, page, runner  # noqa: E402
-from tools.proof.registry import PARTS, Part  # noqa: E402
+from tools.proof import machine, page, runner
+from tools.proof.registry import PARTS, ProofPart
 
 
-def chosen(only: list[str] | None) -> list[Part]:
+def parts_named(only: list[str] | None) -> list[ProofPart]:
     """The parts of these names, in the order of the registry. Raises ValueError."""
     known = [part.name for part in PARTS]
     if unknown := sorted(set(only or []) - set(known)):
@@ -42,7 +41,7 @@ def main(
 ) -> None:
     """Run the proof."""
     try:
-        parts = chosen(only)
+        parts = parts_named(only)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -53,9 +52,9 @@ def main(
         print("error: no GPU that torch can use; --rehearse runs at toy size", file=sys.stderr)
         raise SystemExit(2)
     out = out / "rehearsal" if rehearse and out == Path("runs/gpu-proof") else out
-    results = runner.run(parts, out.resolve(), rehearse=rehearse)
-    facts = machine.describe(rehearse)
-    data, text = page.write(out, str(datetime.date.today()), facts, results, rehearse)
+    results = runner.run_parts(parts, out.resolve(), rehearse=rehearse)
+    facts = machine.machine_facts(rehearse)
+    data, text = page.write_proof(out, str(datetime.date.today()), facts, results, rehearse)
     print(f"\n{text.read_text(encoding='utf-8')}\n{data}\n{text}")
     if all(result.outcome == "left out" for result in results):
         print("error: no part could run", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu_proof import ROOT
+from launch.code import ROOT
 from tools.proof.registry import PARTS
 
 

@@ -14,19 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.gpu_proof import ROOT, chosen
+from launch.code import ROOT
+from tools.gpu_proof import parts_named
 from tools.proof import machine, models, page, runner
 from tools.proof.parts import kernels, scorer
-from tools.proof.record import Entry, Proof, Result
-from tools.proof.registry import PARTS, Part
+from tools.proof.record import Proof, Reading, Result
+from tools.proof.registry import PARTS, ProofPart
 
 
-def part(function: str, **more: object) -> Part:
-    return Part(function, "a test", f"tests.unit.proof_parts:{function}", **more)  # type: ignore[arg-type]
+def part(function: str, **more: object) -> ProofPart:
+    return ProofPart(function, "a test", f"tests.unit.proof_parts:{function}", **more)  # type: ignore[arg-type]
 
 
-def run(tmp_path: Path, *parts: Part, rehearse: bool = True) -> dict[str, Result]:
-    results = runner.run(parts, tmp_path, rehearse=rehearse, say=lambda line: None)
+def run(tmp_path: Path, *parts: ProofPart, rehearse: bool = True) -> dict[str, Result]:
+    results = runner.run_parts(parts, tmp_path, rehearse=rehearse, say=lambda line: None)
     return {result.part: result for result in results}
 
 
@@ -84,7 +85,7 @@ def test_what_is_missing_is_named_and_is_not_wrong(
     two = part("good", gpus=2)
     needy = part("wrong", needs=("vllm",))
     parts = [two, needy, part("slow_target")]
-    results = runner.run(
+    results = runner.run_parts(
         parts, tmp_path, rehearse=False, say=lambda line: None, missing=machine.missing
     )
     assert [r.outcome for r in results] == ["left out", "left out", "passed"]
@@ -102,9 +103,9 @@ def test_what_is_missing_is_named_and_is_not_wrong(
 
 
 def test_pages(tmp_path: Path) -> None:
-    entries = [Entry("check", "a|b", 2e-3, "s", "at most 0.001", False)]
+    entries = [Reading("check", "a|b", 2e-3, "s", "at most 0.001", False)]
     results = [Result("one", "failed", 1.5, entries, "a|b: 0.002 s, at most 0.001")]
-    data, text = page.write(tmp_path, "2026-01-01", {"chip": "X"}, results, rehearse=True)
+    data, text = page.write_proof(tmp_path, "2026-01-01", {"chip": "X"}, results, rehearse=True)
     raw = json.loads(data.read_text())
     assert raw["wrong"] is True and raw["machine"] == {"chip": "X"}
     assert Result.of(raw["parts"][0]) == results[0]
@@ -127,9 +128,9 @@ def test_every_part_is_there_and_fits_its_time() -> None:
         assert f"def {function}(proof: Proof) -> None:" in source
         assert 0 < one.limit_s <= 480
         assert set(one.needs + one.needs_rehearsing) <= set(machine.NEEDS)
-    assert [p.name for p in chosen(["step", "kernels"])] == ["kernels", "step"]
+    assert [p.name for p in parts_named(["step", "kernels"])] == ["kernels", "step"]
     with pytest.raises(ValueError, match="no part motor; there are kernels"):
-        chosen(["motor"])
+        parts_named(["motor"])
 
 
 @pytest.mark.parametrize("error", [0.0, 0.02])
@@ -161,7 +162,7 @@ def test_values_cut_in_the_wrong_place_are_found() -> None:
 def test_sizes_of_models() -> None:
     assert models.HALF_B.parameters == 494_032_768  # Qwen2.5-0.5B's
     assert models.ONE_AND_A_HALF_B.parameters == 1_543_714_304  # Qwen2.5-1.5B's
-    shape = models.Shape(8, 16, 1, 2, 1, 32)
+    shape = models.Qwen2Shape(8, 16, 1, 2, 1, 32)
     # products of a token: q, k, v, o (8x8, 8x4, 8x4, 8x8), MLP 3 x 8x16, head 8x32
     products = 2 * (64 + 32 + 32 + 64 + 384 + 256)
     attention = 2 * 4 * 8 * 2 * 10 * 10 / 8  # two products of 10 x 10 x 4 for 2 heads, half masked

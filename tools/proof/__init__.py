@@ -8,6 +8,8 @@ child.py         the process in which a part runs
 runner.py        starts the processes, ends those that hang, collects what they wrote
 machine.py       chip, driver, versions; which packages are there
 models.py        random models of a given shape as Hugging Face directories
+trainer.py       what the parts ask of the trainer
+measure.py       times, rates and memory
 page.py          the result as JSON and as Markdown
 """
 

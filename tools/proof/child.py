@@ -20,7 +20,7 @@ from typing import Any
 from tools.proof.record import Proof, Result
 
 
-def run(name: str, place: str, rehearse: bool, folder: Path, shared: dict[str, Any]) -> Result:
+def run_part(name: str, place: str, rehearse: bool, folder: Path, shared: dict[str, Any]) -> Result:
     """One part, whatever it does."""
     proof = Proof(rehearse, folder / name, shared)
     proof.folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def main() -> None:
     for spec in options.parts:
         name, _, place = spec.partition("=")
         print(f"part {name}", flush=True)
-        result = run(name, place, options.rehearse, options.out, shared)
+        result = run_part(name, place, options.rehearse, options.out, shared)
         partial = options.out / f"{name}.partial"
         partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
         partial.rename(options.out / f"{name}.json")

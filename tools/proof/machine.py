@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launch.code import ROOT
 from scope_megatron.machine import builds
 
 DISTRIBUTIONS = (
@@ -48,7 +49,7 @@ print(json.dumps(out))
 """
 
 
-def describe(rehearse: bool) -> dict[str, str]:
+def machine_facts(rehearse: bool) -> dict[str, str]:
     """Chip, driver and versions, as text. Torch is asked in a process of its own: what this one
     holds on the GPU nobody else can use."""
     facts = {"python": platform.python_version(), "cores": str(os.cpu_count())}
@@ -121,10 +122,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--short", "HEAD"],
+            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
             capture_output=True,
             text=True,
             timeout=30,

@@ -22,7 +22,7 @@ NOMINAL = {
 }
 
 
-def device() -> torch.device:
+def proof_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -31,7 +31,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object], rounds: int, warm: int = 1) -> float:
+def median_seconds(work: Callable[[], object], rounds: int, warm: int = 1) -> float:
     """Median time of ``work``, all that it queued on the device included."""
     times = []
     for number in range(warm + rounds):
@@ -47,17 +47,17 @@ def seconds(work: Callable[[], object], rounds: int, warm: int = 1) -> float:
 
 def copy_rate(nbytes: int, rounds: int = 10) -> float:
     """Bytes a second that a copy on the device reads and writes together."""
-    source = torch.empty(nbytes, dtype=torch.uint8, device=device())
+    source = torch.empty(nbytes, dtype=torch.uint8, device=proof_device())
     target = torch.empty_like(source)
-    return 2 * nbytes / seconds(lambda: target.copy_(source), rounds, warm=3)
+    return 2 * nbytes / median_seconds(lambda: target.copy_(source), rounds, warm=3)
 
 
 def product_rate(size: int, dtype: torch.dtype, rounds: int = 10) -> float:
     """FLOP/s of a square matrix product."""
-    a = torch.randn(size, size, device=device()).to(dtype)
-    b = torch.randn(size, size, device=device()).to(dtype)
+    a = torch.randn(size, size, device=proof_device()).to(dtype)
+    b = torch.randn(size, size, device=proof_device()).to(dtype)
     out = torch.empty_like(a)
-    return 2.0 * size**3 / seconds(lambda: torch.mm(a, b, out=out), rounds, warm=3)
+    return 2.0 * size**3 / median_seconds(lambda: torch.mm(a, b, out=out), rounds, warm=3)
 
 
 def nominal_rate() -> float | None:
@@ -78,4 +78,4 @@ def in_use() -> int:
     if not torch.cuda.is_available():
         return 0
     free, total = torch.cuda.mem_get_info()
-    return total - free
+    return int(total - free)

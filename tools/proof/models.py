@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.code import ROOT
+
 if TYPE_CHECKING:
     from scope_megatron.config import Config
     from scope_megatron.types import Rollout
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "assets" / "tiny-student"  # its few tokens are the first of every vocabulary
 
 
 @dataclass(frozen=True)
-class Shape:
+class Qwen2Shape:
     """Of a Qwen 2 model."""
 
     hidden: int
@@ -50,13 +51,13 @@ class Shape:
         return per_token * sum(lengths) + attention
 
 
-HALF_B = Shape(896, 4864, 24, 14, 2, 151936)  # Qwen2.5-0.5B
-ONE_AND_A_HALF_B = Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
-TOY = Shape(128, 192, 2, 4, 2, 256)  # heads of 32: the least that vLLM takes on a CPU
-TOY_TEACHER = Shape(128, 256, 3, 4, 2, 256)
+HALF_B = Qwen2Shape(896, 4864, 24, 14, 2, 151936)  # Qwen2.5-0.5B
+ONE_AND_A_HALF_B = Qwen2Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
+TOY = Qwen2Shape(128, 192, 2, 4, 2, 256)  # heads of 32: the least that vLLM takes on a CPU
+TOY_TEACHER = Qwen2Shape(128, 256, 3, 4, 2, 256)
 
 
-def make_model(shape: Shape, directory: Path, dtype: str, seed: int = 0) -> Path:
+def make_model(shape: Qwen2Shape, directory: Path, dtype: str, seed: int = 0) -> Path:
     """A directory that the trainer and vLLM load; made on the GPU where there is one."""
     import torch
     import transformers

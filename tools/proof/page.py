@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.proof.record import Entry, Result
-from tools.proof.registry import Part
+from tools.proof.record import Reading, Result
+from tools.proof.registry import ProofPart
 
 
-def write(
+def write_proof(
     out: Path, date: str, facts: dict[str, str], results: Sequence[Result], rehearse: bool
 ) -> tuple[Path, Path]:
     """``proof.json`` and ``proof.md`` in a folder."""
@@ -57,7 +57,7 @@ def summary(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def listing(parts: Sequence[Part]) -> str:
+def listing(parts: Sequence[ProofPart]) -> str:
     """Every part: name, what it shows, what it needs."""
     lines = ["| part | shows | needs | GPUs | limit |", "|---|---|---|---|---|"]
     for part in parts:
@@ -67,7 +67,7 @@ def listing(parts: Sequence[Part]) -> str:
     return "\n".join(lines)
 
 
-def _word(entry: Entry) -> str:
+def _word(entry: Reading) -> str:
     if entry.ok is None:
         return ""
     good, bad = ("holds", "WRONG") if entry.kind == "check" else ("met", "missed")

@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Kind = Literal["check", "target", "figure", "note"]
-Outcome = Literal["passed", "failed", "crashed", "timed out", "left out"]
+PartOutcome = Literal["passed", "failed", "crashed", "timed out", "left out"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Reading:
     """One line of a part's record. ``ok`` is None where nothing is asked of the value."""
 
     kind: Kind
@@ -38,9 +38,9 @@ class Result:
     """What became of a part."""
 
     part: str
-    outcome: Outcome
+    outcome: PartOutcome
     seconds: float = 0.0
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Reading] = field(default_factory=list)
     reason: str = ""  # why it failed, crashed or was left out
 
     @property
@@ -49,14 +49,14 @@ class Result:
         return self.outcome in ("failed", "crashed", "timed out")
 
     @property
-    def missed(self) -> list[Entry]:
+    def missed(self) -> list[Reading]:
         """Targets that were not met."""
         return [e for e in self.entries if e.kind == "target" and e.ok is False]
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Result:
         """From the JSON that a process left."""
-        return cls(**raw | {"entries": [Entry(**entry) for entry in raw["entries"]]})
+        return cls(**raw | {"entries": [Reading(**entry) for entry in raw["entries"]]})
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Proof:
     rehearse: bool
     folder: Path
     shared: dict[str, Any] = field(default_factory=dict)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Reading] = field(default_factory=list)
 
     def size(self, real: T, toy: T) -> T:
         """``toy`` in a rehearsal."""
@@ -88,7 +88,8 @@ class Proof:
             except Exception as error:
                 self.shared.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
                 raise
-        return self.shared[name]
+        built: T = self.shared[name]
+        return built
 
     def check(
         self,
@@ -119,11 +120,11 @@ class Proof:
 
     def figure(self, name: str, value: float | str, unit: str = "") -> None:
         """A value to be read."""
-        self.entries.append(Entry("figure", name, value, unit))
+        self.entries.append(Reading("figure", name, value, unit))
 
     def note(self, name: str, text: str) -> None:
         """Words, for instance what of this part was left out and why."""
-        self.entries.append(Entry("note", name, text))
+        self.entries.append(Reading("note", name, text))
 
     def _judge(
         self,
@@ -137,8 +138,8 @@ class Proof:
         assert (at_most is None) != (at_least is None), "one limit"
         ok = value <= at_most if at_most is not None else value >= (at_least or 0.0)
         word = f"at most {at_most:g}" if at_most is not None else f"at least {at_least:g}"
-        self.entries.append(Entry(kind, name, float(value), unit, word, bool(ok)))
+        self.entries.append(Reading(kind, name, float(value), unit, word, bool(ok)))
 
     @property
-    def failures(self) -> list[Entry]:
+    def failures(self) -> list[Reading]:
         return [entry for entry in self.entries if entry.kind == "check" and not entry.ok]

@@ -8,7 +8,7 @@ MINUTES = 60.0
 
 
 @dataclass(frozen=True)
-class Part:
+class ProofPart:
     """One thing that only a GPU shows."""
 
     name: str
@@ -22,13 +22,13 @@ class Part:
     rehearsed_with: tuple[tuple[str, str], ...] = ()  # environment of a rehearsal
 
 
-def _part(name: str, shows: str, place: str, *needs: str, **more: object) -> Part:
+def _part(name: str, shows: str, place: str, *needs: str, **more: object) -> ProofPart:
     """A part whose needs are the same on a CPU, but for vLLM's build."""
     real, rehearsing = (
         tuple(f"vllm for {device}" if need == "vllm" else need for need in needs)
         for device in ("GPUs", "CPUs")
     )
-    return Part(name, shows, f"tools.proof.parts.{place}", real, rehearsing, **more)  # type: ignore[arg-type]
+    return ProofPart(name, shows, f"tools.proof.parts.{place}", real, rehearsing, **more)  # type: ignore[arg-type]
 
 
 PARTS = (
@@ -90,7 +90,7 @@ PARTS = (
     _part(
         "head",
         "the loss head at 16k tokens and a vocabulary of 152k: time, GB/s, chunk sizes, Liger",
-        "head:head",
+        "head:loss_head",
         limit_s=6 * MINUTES,
     ),
     _part(

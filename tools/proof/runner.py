@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from launch.code import ROOT
 from scope_megatron.machine import DEVICE_VARIABLE
 from tools.proof import machine
 from tools.proof.record import Result
-from tools.proof.registry import Part
+from tools.proof.registry import ProofPart
 
-ROOT = Path(__file__).resolve().parents[2]
 TAIL = 12  # lines of a crashed process's output that are shown
 
 
-def run(
-    parts: Sequence[Part],
+def run_parts(
+    parts: Sequence[ProofPart],
     out: Path,
     *,
     rehearse: bool,
@@ -50,7 +50,7 @@ def run(
     return results
 
 
-def left_out(part: Part, gpus: int, rehearse: bool, missing: Callable[[str], str]) -> str:
+def left_out(part: ProofPart, gpus: int, rehearse: bool, missing: Callable[[str], str]) -> str:
     """Why a part cannot run here, or the empty string."""
     if not rehearse and gpus < part.gpus:
         return f"needs {part.gpus} GPU{'s' * (part.gpus > 1)}, {gpus} found"
@@ -60,7 +60,7 @@ def left_out(part: Part, gpus: int, rehearse: bool, missing: Callable[[str], str
     return ""
 
 
-def _run_process(name: str, parts: list[Part], out: Path, rehearse: bool) -> Iterator[Result]:
+def _run_process(name: str, parts: list[ProofPart], out: Path, rehearse: bool) -> Iterator[Result]:
     """The parts of one process. Those that it never came to end as it ended."""
     for part in parts:
         (out / f"{part.name}.json").unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _wait(command: list[str], environment: dict[str, str], log: Path, limit: flo
             process.wait()
 
 
-def _environment(part: Part, rehearse: bool) -> dict[str, str]:
+def _environment(part: ProofPart, rehearse: bool) -> dict[str, str]:
     """This process's, with the repository in front of what is installed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

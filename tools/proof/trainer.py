@@ -30,7 +30,7 @@ def logprobs(learner: Any, rollouts: list[Rollout]) -> list[Tensor]:
     return [scored.logprobs[index] for index in members]
 
 
-def update(learner: Any, rollouts: list[Rollout]) -> dict[str, float]:
+def one_update(learner: Any, rollouts: list[Rollout]) -> dict[str, float]:
     """One update on graded rollouts, whole groups side by side, the same list on every rank.
 
     Returns the loss and the gradient's norm, of all replicas.

@@ -62,7 +62,7 @@ def engine(proof: Proof) -> None:
         asleep = measure.in_use()
         _move(trainer.learner.student.model, number)
         stale = _gap(trainer, before)[1] if before else 0.0
-        trainer.send_weights()
+        trainer.send_parameters()
         if asleep:
             proof.figure(f"{round_}: freed by sleep", (measure.in_use() - asleep) / GIB, "GiB")
         before = _generate(proof, trainer, number)
@@ -105,26 +105,26 @@ def _move(model: torch.nn.Module, seed: int) -> None:
 
 def transfer(proof: Proof) -> None:
     """The weights to the engine that is awake, and a plain copy of as many bytes on the device."""
-    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.source import ModelParameters
 
     trainer = proof.once("trainer", lambda: build_trainer(proof))
-    trainer.send_weights()
+    trainer.send_parameters()
     student, actor = trainer.learner.student, trainer.actor
     bucket = trainer.config.engine.bucket_mib * 2**20
-    weights = ModelWeights(student.model, student.hf, trainer.topology, bucket)
+    parameters = ModelParameters(student.model, student.hf, trainer.topology, bucket)
     source = [p.detach() for p in student.model.parameters()]
     nbytes = sum(p.nbytes for p in source)
     targets = [torch.empty_like(p) for p in source]
     times: dict[str, list[float]] = {"transfer": [], "copy": []}
     for _ in range(proof.size(10, 2)):
-        send = measure.seconds(lambda: actor.engine.load_weights(weights), 1, warm=0)
+        send = measure.median_seconds(lambda: actor.engine.send_parameters(parameters), 1, warm=0)
         times["transfer"].append(send)
         times["copy"].append(
-            measure.seconds(lambda: torch._foreach_copy_(targets, source), 1, warm=0)
+            measure.median_seconds(lambda: torch._foreach_copy_(targets, source), 1, warm=0)
         )
     sent, copied = (statistics.median(times[name]) for name in ("transfer", "copy"))
     proof.figure("weights", nbytes / 1e9, "GB")
-    whole = measure.seconds(trainer.send_weights, proof.size(5, 1))
+    whole = measure.median_seconds(trainer.send_parameters, proof.size(5, 1))
     proof.figure("transfer and giving cached memory back first", 1e3 * whole, "ms")
     proof.figure("transfer", 1e3 * sent, "ms")
     proof.figure("transfer", nbytes / sent / 1e9, "GB/s")

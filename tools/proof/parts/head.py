@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from benchmarks.memory import peak_memory
 
 from benchmarks import loss_methods as methods
-from benchmarks.memory import peak_memory
 from scope_megatron.objective import Kernel
 from tools.proof import measure
 from tools.proof.record import Proof
@@ -17,24 +17,24 @@ CHUNKS = (256, 1024, 2048)
 GIB = 2**30
 
 
-def head(proof: Proof) -> None:
+def loss_head(proof: Proof) -> None:
     """Student and teacher hidden states -> loss and gradients, in bfloat16 on a GPU."""
     tokens, vocab, hidden = proof.size((16384, 151936, 1536), (64, 512, 32))
     dtype = proof.size(torch.bfloat16, torch.float32)
     _correct(proof, dtype)
-    _times(proof, methods.Inputs.make(tokens, vocab, hidden, None, measure.device(), dtype))
+    _times(proof, methods.Inputs.make(tokens, vocab, hidden, None, measure.proof_device(), dtype))
     _bandwidth(proof, dtype, tokens // 4, vocab)
 
 
 def _times(proof: Proof, x: methods.Inputs) -> None:
     """Whole head at each chunk size, against its matrix products alone and against Liger's."""
     rounds, (tokens, hidden) = proof.size(3, 1), x.hidden.shape
-    bare = measure.seconds(lambda: methods.bare_gemms(_part(x, tokens // 4)), rounds) * 4
+    bare = measure.median_seconds(lambda: methods.bare_gemms(_part(x, tokens // 4)), rounds) * 4
     proof.figure("the matrix products alone", 1e3 * bare, "ms")
     flops = 2.0 * 4 * tokens * x.weight.shape[0] * hidden
     best = float("inf")
     for chunk in CHUNKS:
-        taken = measure.seconds(partial(methods.one_pass, x, chunk), rounds)
+        taken = measure.median_seconds(partial(methods.one_pass, x, chunk), rounds)
         best = min(best, taken)
         name = f"head, {chunk} tokens at a time"
         proof.figure(name, 1e3 * taken, "ms")
@@ -52,7 +52,7 @@ def _liger(proof: Proof, x: methods.Inputs, best: float, rounds: int) -> None:
         proof.note("Liger's fused JSD", f"left out: {reason}")
         return
     try:
-        taken = measure.seconds(lambda: methods.liger_jsd(x), rounds)
+        taken = measure.median_seconds(lambda: methods.liger_jsd(x), rounds)
     except Exception as error:
         proof.note("Liger's fused JSD", f"failed: {type(error).__name__}: {str(error)[:200]}")
         return
@@ -74,7 +74,9 @@ def _cast(x: methods.Inputs, dtype: torch.dtype) -> methods.Inputs:
 
 def _correct(proof: Proof, dtype: torch.dtype) -> None:
     """The gradients of a small case against torch's autograd in float64."""
-    x = methods.Inputs.make(*proof.size((512, 32768, 512), (32, 256, 32)), None, measure.device())
+    x = methods.Inputs.make(
+        *proof.size((512, 32768, 512), (32, 256, 32)), None, measure.proof_device()
+    )
     low = _cast(x, dtype)
     exact = replace(_cast(low, torch.float64), mle=x.mle.double(), kl=x.kl.double())
     loss, gradients = methods.one_pass(low)
@@ -101,7 +103,7 @@ def _bandwidth(proof: Proof, dtype: torch.dtype, tokens: int, vocab: int) -> Non
     writes one. The logits are made anew for each round, since the gradient takes their place."""
     copy = measure.copy_rate(proof.size(2 * GIB, 1 << 20))
     proof.figure("copy on the device, bytes read and written", copy / 1e9, "GB/s")
-    x = methods.Inputs.make(tokens, vocab, 64, None, measure.device(), dtype)
+    x = methods.Inputs.make(tokens, vocab, 64, None, measure.proof_device(), dtype)
     teacher = x.teacher_hidden @ x.teacher_weight.t()
     kernels: list[Kernel] = ["torch"]
     if torch.cuda.is_available() and methods.triton_installed():
@@ -110,7 +112,7 @@ def _bandwidth(proof: Proof, dtype: torch.dtype, tokens: int, vocab: int) -> Non
         times = []
         for _ in range(proof.size(5, 2)):
             once = partial(methods.kl_on_logits, x, x.hidden @ x.weight.t(), teacher, kernel)
-            times.append(measure.seconds(once, 1, warm=0))
+            times.append(measure.median_seconds(once, 1, warm=0))
             del once
         taken = sorted(times)[len(times) // 2]
         rate = 5 * dtype.itemsize * tokens * vocab / taken

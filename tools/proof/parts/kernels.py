@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tools.proof import trainer
-from tools.proof.measure import device
+from tools.proof.measure import proof_device
 from tools.proof.record import Proof
 
 TEMPERATURE, TEACHER_TEMPERATURE, BETA = 0.7, 1.3, 0.3
@@ -19,7 +19,7 @@ def kernels(proof: Proof) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         student, teacher = (_logits(seed, tokens, columns, dtype) for seed in (0, 1))
         teacher[:, vocab:] = 50.0  # padding that leaked would own all the probability
-        targets = torch.randint(vocab, (tokens,), device=device())
+        targets = torch.randint(vocab, (tokens,), device=proof_device())
         for kind in KINDS:
             _compare(proof, kind, student, teacher, targets, vocab)
 
@@ -88,5 +88,5 @@ def in_float64(
 
 
 def _logits(seed: int, tokens: int, columns: int, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator(device()).manual_seed(seed)
-    return (4 * torch.randn(tokens, columns, generator=generator, device=device())).to(dtype)
+    generator = torch.Generator(proof_device()).manual_seed(seed)
+    return (4 * torch.randn(tokens, columns, generator=generator, device=proof_device())).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ def layers(proof: Proof) -> None:
     platform.initialize()
     initialize_distributed()
     topology = create_topology(1)
-    shape = proof.size(models.Shape(1536, 8960, 4, 12, 2, 8192), models.TOY)
+    shape = proof.size(models.Qwen2Shape(1536, 8960, 4, 12, 2, 8192), models.TOY)
     directory = models.make_model(shape, proof.folder / "model", "float32")
     lengths = proof.size([2048, 1, 700, 1300, 37, 4010], [20, 1, 7, 33])
     pack = _pack(lengths, shape.vocab)
@@ -62,7 +63,8 @@ def _report(proof: Proof, name: str, found: Measured, exact: Measured, tokens: i
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:
-    return sum(float(tensor.double().square().sum()) for tensor in tensors.values()) ** 0.5
+    squares = sum(float(tensor.double().square().sum()) for tensor in tensors.values())
+    return math.sqrt(squares)
 
 
 def _run(directory: Path, topology: Any, dtype: torch.dtype, pack: Any, rounds: int) -> Measured:
@@ -85,7 +87,7 @@ def _run(directory: Path, topology: Any, dtype: torch.dtype, pack: Any, rounds: 
         picked.mean().backward()
         return picked.detach()
 
-    taken = measure.seconds(once, rounds)
+    taken = measure.median_seconds(once, rounds)
     values = once()
     gradients = _by_hf_name(model, hf, topology)
     return values.cpu(), gradients, taken
@@ -125,4 +127,4 @@ def _pack(lengths: list[int], vocab: int) -> Any:
     for length in lengths:
         ids = torch.randint(vocab, (length + 1,), generator=generator).tolist()
         sequences.append((tuple(ids[:1]), ids[1:]))
-    return build(sequences, list(range(len(sequences))), 1).to(measure.device())
+    return build(sequences, list(range(len(sequences))), 1).to(measure.proof_device())

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tools.proof.models import ROOT
+from launch.code import ROOT
 from tools.proof.record import Proof
 
 NO_EVALUATION = ("evaluation.before=false", "evaluation.after=false", "evaluation.every=0")

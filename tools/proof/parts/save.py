@@ -96,4 +96,4 @@ def _update(learner: Any, proof: Proof, number: int) -> dict[str, float]:
     """One update on given rollouts; its loss and gradient norm."""
     groups = proof.size((4, 4, 512), (4, 4, 24))
     rollouts = models.random_rollouts(learner.student.vocab_size, *groups, seed=number)
-    return trainer.update(learner, rollouts)
+    return trainer.one_update(learner, rollouts)

@@ -13,7 +13,7 @@ from tools.proof.record import Proof
 
 def scorer(proof: Proof) -> None:
     """The device is kept busy before every call, so that copies to the host have to wait."""
-    shape = proof.size(models.Shape(512, 1408, 6, 8, 2, 4096), models.TOY)
+    shape = proof.size(models.Qwen2Shape(512, 1408, 6, 8, 2, 4096), models.TOY)
     student = models.make_model(shape, proof.folder / "student", "float32")
     rollouts = models.random_rollouts(shape.vocab, *proof.size((16, 8, 200), (4, 4, 24)))
     expected = by_transformers(student, rollouts)
@@ -25,7 +25,7 @@ def scorer(proof: Proof) -> None:
         train__microbatch_tokens=proof.size(2048, 128),
     )
     learner = trainer.build_learner(config)
-    busy = torch.randn(proof.size(8192, 64), proof.size(8192, 64), device=measure.device())
+    busy = torch.randn(proof.size(8192, 64), proof.size(8192, 64), device=measure.proof_device())
     sink = torch.empty_like(busy)
     first: list[Tensor] = []
     worst, differing = 0.0, 0

@@ -22,7 +22,7 @@ PHASES = ("rollout", "verify", "score", "train", "sync")
 def step(proof: Proof) -> None:
     """The second step: the first one compiles and warms up."""
     trainer = proof.once("trainer", lambda: build_trainer(proof))
-    trainer.send_weights()
+    trainer.send_parameters()
     trainer.step(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -84,7 +84,7 @@ def _memory(proof: Proof, trainer: Trainer) -> None:
         trainer.actor.engine.sleep()
         tenants["engine, awake"] = awake - measure.in_use()
         tenants["highest of the trainer"] = torch.cuda.max_memory_allocated()
-        trainer.send_weights()
+        trainer.send_parameters()
     for name, nbytes in tenants.items():
         proof.figure(f"memory: {name}", nbytes / GIB, "GiB")
 

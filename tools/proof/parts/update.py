@@ -98,6 +98,6 @@ def updates(
     out = []
     for changes in cases:
         learner = trainer.build_learner(settings(root, changes))
-        out.append(trainer.update(learner, rollouts()))
+        out.append(trainer.one_update(learner, rollouts()))
         parallel_state.destroy_model_parallel()
     return out
