@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -39,23 +40,32 @@ class Limits:
     processes: int = 64  # new processes are denied altogether; threads count where root is not host
     open_files: int = 64
 
-    def rlimits(self) -> dict[str, int]:
+    def rlimits(self, isolated: bool = True) -> dict[str, int]:
         """By the names of the module ``resource``. The processor limit only has to hold where the
         clock does not: it leaves room for the start, and for a second thread."""
-        return {
+        limits = {
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_CPU": math.ceil(self.timeout_s) + 2,
             "RLIMIT_FSIZE": self.disk_bytes,
             "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_NPROC": self.processes,
             "RLIMIT_CORE": 0,
         }
+        # Outside a user namespace, and in one before Linux 5.14, it counts everything this user
+        # runs on the machine: a program could start no thread for reasons that are not its own.
+        if isolated and _linux_version() >= (5, 14):
+            limits["RLIMIT_NPROC"] = self.processes
+        return limits
 
 
-def python_command(limits: Limits, inside: str) -> list[str]:
+def _linux_version() -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
+def python_command(limits: Limits, inside: str, isolated: bool) -> list[str]:
     """The interpreter with nothing of this installation but its standard library."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return [python, "-I", "-S", "-B", "-X", "utf8", inside, json.dumps(limits.rlimits())]
+    return [python, "-I", "-S", "-B", "-X", "utf8", inside, json.dumps(limits.rlimits(isolated))]
 
 
 def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]:
@@ -84,7 +94,7 @@ def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]
     command += ["--ro-bind", str(INSIDE), "/inside.py"]
     command += ["--size", str(limits.disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     command += ["--remount-ro", "/"]
-    return command + python_command(limits, "/inside.py")
+    return command + python_command(limits, "/inside.py", isolated=True)
 
 
 def _bwrap() -> str:
