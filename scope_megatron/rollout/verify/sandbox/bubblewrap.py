@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from pathlib import Path
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
 
 INSIDE = Path(__file__).with_name("inside.py")
+INSIDE_PACKAGES = "/packages"
+PACKAGES = ("numpy",)
 PROBE_S = 20.0
 FIX = (
     "install bubblewrap (Debian: apt-get install bubblewrap) where user namespaces are allowed, or "
@@ -62,14 +65,36 @@ def _linux_version() -> tuple[int, int]:
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
+@functools.cache
+def package_folders() -> list[Path]:
+    """What programs may import besides the standard library, as judges of contests have it."""
+    found = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            folder = Path(spec.origin).parent
+            found += [folder, folder.with_name(f"{name}.libs")]
+    return [folder for folder in found if folder.is_dir()]
+
+
 def python_command(limits: Limits, inside: str, isolated: bool) -> list[str]:
     """The interpreter with nothing of this installation but its standard library."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return [python, "-I", "-S", "-B", "-X", "utf8", inside, json.dumps(limits.rlimits(isolated))]
+    return [
+        python,
+        "-I",
+        "-S",
+        "-B",
+        "-X",
+        "utf8",
+        inside,
+        json.dumps(limits.rlimits(isolated)),
+        INSIDE_PACKAGES,
+    ]
 
 
 def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]:
-    """A sandbox that has nothing but read-only system libraries, an interpreter and a small /tmp.
+    """A sandbox of read-only system libraries, an interpreter, numpy if it is here, a small /tmp.
 
     No network, no /proc, no device but null, zero, full and the random ones, no user but its own.
     """
@@ -92,6 +117,8 @@ def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]
     for device in ("null", "zero", "full", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--ro-bind", str(INSIDE), "/inside.py"]
+    for folder in package_folders():
+        command += ["--ro-bind", str(folder), f"{INSIDE_PACKAGES}/{folder.name}"]
     command += ["--size", str(limits.disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     command += ["--remount-ro", "/"]
     return command + python_command(limits, "/inside.py", isolated=True)
