@@ -161,7 +161,13 @@ class EngineConfig(Section):
         "and wrong weights make 1 or more",
     )
     check_samples: int = Field(
-        4, ge=0, description="responses re-scored after each weight transfer; 0: no check"
+        4, ge=0, description="responses re-scored after a weight transfer; 0: no check"
+    )
+    check_every: int = Field(
+        5,
+        ge=1,
+        description="transfers are checked after each of a process's first five steps, then after "
+        "every so many; the proof bit for bit at the first transfer is always made",
     )
     sleep: bool = Field(
         True, description="CUDA: the engine frees its weights and cache while the trainer works"
@@ -320,6 +326,16 @@ class LoggingConfig(Section):
     )
 
 
+class ProfileConfig(Section):
+    """Traces of single steps."""
+
+    steps: list[int] = Field(
+        [],
+        description="steps, from 1, of which each rank writes a torch profiler trace to "
+        "output_dir/profile (open in chrome://tracing or Perfetto)",
+    )
+
+
 class FaultsConfig(Section):
     """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
 
@@ -374,6 +390,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     faults: FaultsConfig = FaultsConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="before")
     @classmethod

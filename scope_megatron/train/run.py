@@ -26,6 +26,7 @@ from scope_megatron.parallel import platform
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
 from scope_megatron.report.metrics import MetricLogger
+from scope_megatron.train.profile import profiled
 from scope_megatron.train.trainer import Trainer
 
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
@@ -114,7 +115,8 @@ class Run:
             return self._finish()
 
     def _step(self, step: int) -> None:
-        metrics = self.trainer.step(step)
+        with profiled(self.config, step + 1, self.trainer.topology.rank):
+            metrics = self.trainer.step(step)
         number, every = step + 1, self.config.evaluation.every
         if every and number % every == 0 and number < self.config.train.steps:
             metrics |= self.trainer.evaluate()
