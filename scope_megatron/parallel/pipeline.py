@@ -64,7 +64,8 @@ def forward_backward(
     Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
     walk = _walk(model, packs, loss_function, forward_only=False)
-    return get_forward_backward_func()(**walk)
+    told: list[Any] = get_forward_backward_func()(**walk)
+    return told
 
 
 def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:

@@ -37,4 +37,4 @@ def profiled(config: Config, step: int, rank: int) -> Iterator[None]:
 
 def trace_path(output_dir: Path, step: int, rank: int) -> Path:
     """Where the trace of a step (from 1) of a rank lies."""
-    return output_dir / outputs.PROFILE / f"step_{step:08d}_rank_{rank:05d}.json"
+    return output_dir / outputs.PROFILE_DIR / f"step_{step:08d}_rank_{rank:05d}.json"
