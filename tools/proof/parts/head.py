@@ -6,10 +6,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from benchmarks.memory import peak_memory
 
 from benchmarks import loss_methods as methods
 from scope_megatron.objective import Kernel
+from tests.support.memory import peak_memory
 from tools.proof import measure
 from tools.proof.record import Proof
 

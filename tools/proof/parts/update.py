@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import reference, rollouts, settings
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 from tools.proof import trainer
 from tools.proof.record import Proof
 
