@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
-Kind = Literal["check", "target", "figure", "note"]
+ReadingKind = Literal["check", "target", "figure", "note"]
 PartOutcome = Literal["passed", "failed", "crashed", "timed out", "left out"]
 
 
@@ -16,7 +16,7 @@ PartOutcome = Literal["passed", "failed", "crashed", "timed out", "left out"]
 class Reading:
     """One line of a part's record. ``ok`` is None where nothing is asked of the value."""
 
-    kind: Kind
+    kind: ReadingKind
     name: str
     value: float | str
     unit: str = ""
@@ -128,7 +128,7 @@ class Proof:
 
     def _judge(
         self,
-        kind: Kind,
+        kind: ReadingKind,
         name: str,
         value: float,
         at_most: float | None,
