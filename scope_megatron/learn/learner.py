@@ -104,9 +104,9 @@ class Learner:
         return self.algorithm.weigh(batch, self.config)
 
     def update(
-        self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (0, 0)
+        self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (1, 1)
     ) -> None:
-        """One optimizer update. ``name`` (step and update, from 0) names what is written down of
+        """One optimizer update. ``name`` (step and update, from 1) names what is written down of
         an update that is skipped."""
         self.student.ddp.zero_grad_buffer()
         self.student.optimizer.zero_grad()
