@@ -106,7 +106,8 @@ def fused_logprob_and_divergence(
     """
     spec = replace(spec, inplace_backward=True)
     head = _Head.of(hidden, weight, targets, teacher, shard, spec)
-    return _Recomputed.apply(hidden, weight, head)[:2]
+    logprob, divergence, *_ = _Recomputed.apply(hidden, weight, head)
+    return logprob, divergence
 
 
 def fused_loss(
