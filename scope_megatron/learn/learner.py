@@ -98,7 +98,7 @@ class Learner:
         return torch.tensor(all_sum(means.tolist(), self.topology.dp_group))
 
     def weigh(self, batch: Batch) -> Weighed:
-        """What each response weighs in each term of the loss; the same on every rank."""
+        """Weights of each response in each term of the loss; the same on every rank."""
         return self.algorithm.weigh(batch, self.config)
 
     def update(

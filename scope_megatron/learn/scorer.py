@@ -19,7 +19,7 @@ from scope_megatron.types import PackedBatch, Rollout
 
 @dataclass
 class Scored:
-    """What a pass learnt, by response."""
+    """Results of a forward-only pass, by response."""
 
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], on the CPU
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for

@@ -51,7 +51,7 @@ TeacherHead = tuple[Tensor, Tensor]  # hidden states [T, H_t], this rank's outpu
 
 
 class FusedLoss(NamedTuple):
-    """What :func:`fused_loss` returns; only ``loss`` has a gradient."""
+    """Result of :func:`fused_loss`; only ``loss`` has a gradient."""
 
     loss: Tensor  # scalar
     logprob: Tensor  # [T]

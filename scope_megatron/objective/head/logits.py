@@ -38,14 +38,14 @@ from scope_megatron.objective.head.statistics import Statistics, statistics
 
 
 class Scores(NamedTuple):
-    """What a pass learns of each token."""
+    """Scores of a pass, per token."""
 
     logprob: Tensor  # [T], differentiable where the function is
     entropy: Tensor | None  # [T] nats, without a gradient; None unless asked for
 
 
 class TokenTerms(NamedTuple):
-    """What a token loss is made of."""
+    """Log-probability, divergence and entropy of each token, from which a loss is made."""
 
     logprob: Tensor  # [T], differentiable
     divergence: Tensor | None  # [T], differentiable; None without a teacher
