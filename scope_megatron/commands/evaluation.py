@@ -123,7 +123,7 @@ def evaluate(
             _require_free(settings.out)
         settle_device(settings.device, settings.engine.tensor)
         if must_launch(settings.ranks):
-            launch(sys.argv[1:], settings.ranks)
+            launch(sys.argv[1:], settings.ranks, settings.restarts)
         from scope_megatron.evaluation.run import run
 
         sys.exit(run(settings))

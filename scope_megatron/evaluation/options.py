@@ -159,6 +159,7 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         system_prompt=options.system_prompt or config.data.system_prompt,
         limit=options.limit or evaluation.limit,
         below=config.output_dir / EVALUATIONS,
+        restarts=config.faults.restarts,
         values=own | given(options, *own),
         metrics_line=True,
     )

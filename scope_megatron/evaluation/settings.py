@@ -42,6 +42,7 @@ class EvaluationSettings:
     engine: EngineConfig
     verifier: VerifierConfig
     ranks: int
+    restarts: int = 0  # of the ranks, by the launcher, after a lost rank or a failed engine
     draws: int = 10_000  # of the bootstrap over problems
     notes: tuple[str, ...] = ()  # what was decided that the user may not expect
     metrics_line: bool = False  # one JSON line of metrics at the end, for programs
