@@ -112,6 +112,18 @@ class ParallelConfig(Section):
     sequence: bool = Field(
         False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
     )
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="activations that the student's backward computes again instead of keeping. "
+        "selective: those of attention, and of the MLP where it is no mixture; full: whole layers, "
+        "of which only the inputs are kept. Less memory for more time; the gradients are the same",
+    )
+    recompute_layers: int | None = Field(
+        None,
+        ge=1,
+        description="recompute full: of the first layers of each pipeline stage, this many; the "
+        "others keep their activations. null: all",
+    )
 
 
 class DataConfig(Section):
@@ -248,6 +260,12 @@ class OptimizerConfig(Section):
     )
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
+    )
+    offload: Literal["none", "rollout"] = Field(
+        "none",
+        description="CUDA: rollout: between updates (while the engine samples, and while responses "
+        "are scored) the optimizer's states and float32 parameters are in host memory, and the "
+        "gradients' memory is free; costs a copy there and back per step",
     )
 
 

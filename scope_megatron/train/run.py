@@ -126,7 +126,7 @@ class Run:
         done = self._resume()
         self.saver.saved_step = done if done else -1
         with self._logger(done) as self.logger, closing(self.saver):
-            self.trainer.send_weights()
+            self.trainer.prepare_engine()
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
                 self._evaluate(0, "before")
@@ -164,7 +164,8 @@ class Run:
         else:
             directory = Path(resume).expanduser()
             checkpoint.require_valid(directory)
-        progress = checkpoint.load_checkpoint(self.state, directory)
+        with self.trainer.optimizer_place.resident():
+            progress = checkpoint.load_checkpoint(self.state, directory)
         _require_same(progress["identity"], self._identity(), directory)
         before = progress["evaluations"].get("before")
         self.evaluations = {"before": before} if before else {}  # "after" is still to come
@@ -200,7 +201,8 @@ class Run:
                 "config": self.config.to_yaml(),
                 **checkpoint.layout_progress(self.trainer.topology),
             }
-            self.saver.save(step, progress, score, background=False if wait else None)
+            with self.trainer.optimizer_place.resident():
+                self.saver.save(step, progress, score, background=False if wait else None)
         saved = self.saver.saved_step == step
         return outputs.checkpoint_dir(self.config.output_dir, step) if saved else None
 

@@ -9,6 +9,7 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.job.watchdog import Progress
 from scope_megatron.parallel import platform, topology
+from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.prompts import PromptOrder
 from scope_megatron.rollout.verify import Verifiers
@@ -32,6 +33,10 @@ class Trainer:
         self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
+        student = self.learner.student
+        offload = config.optimizer.offload == "rollout"
+        self.optimizer_place = OptimizerPlace(student.ddp, student.optimizer, offload)
+        self.optimizer_place.leave()  # before the engine looks for memory
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
         self.progress = Progress()
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
@@ -66,7 +71,7 @@ class Trainer:
         batch = make_batch(rollouts, self.config.objective.truncated)
         with self.timer("score"):
             self.learner.score(batch)
-        with self.timer("train"):
+        with self.timer("train"), self.optimizer_place.resident():
             self.learner.update(batch, self.metrics, step)
         if self.config.on_policy:
             with self.timer("sync"):
@@ -88,6 +93,14 @@ class Trainer:
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
+    def prepare_engine(self) -> None:
+        """Before the first step: an engine that samples gets the weights, one that only evaluates
+        sleeps until then."""
+        if self.config.on_policy:
+            self.send_weights()
+        elif self._actor is not None:
+            self._actor.rest()
+
     def send_weights(self) -> None:
         """The student's weights to the engine, if there is one."""
         if self._actor is not None:
@@ -99,7 +112,10 @@ class Trainer:
         self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_weights()
-        return self.actor.evaluate(self.eval_data)
+        values = self.actor.evaluate(self.eval_data)
+        if not self.config.on_policy:
+            self.actor.rest()
+        return values
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
         """The step's metrics, reduced once over the data-parallel ranks."""
