@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint,
-# job <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# job <- convert <- engine, doctor <- rollout <- evaluation <- train
+# <- commands <- cli;  objective <- train
 RANK = {
     "machine": 0,
     "family": 0,
@@ -31,9 +32,11 @@ RANK = {
     "engine": 5,
     "doctor": 5,
     "rollout": 6,
-    "train": 7,
-    "cli": 8,
-    "__main__": 9,
+    "evaluation": 7,
+    "train": 8,
+    "commands": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 
