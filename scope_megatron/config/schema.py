@@ -115,8 +115,8 @@ class ParallelConfig(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="activations that the student's backward computes again instead of keeping. "
-        "selective: those of attention, and of the MLP where it is no mixture; full: whole layers, "
-        "of which only the inputs are kept. Less memory for more time; the gradients are the same",
+        "selective: those of attention and of the MLP or the experts; full: whole layers, of which "
+        "only the inputs are kept. Less memory for more time; the gradients are the same",
     )
     recompute_layers: int | None = Field(
         None,

@@ -150,8 +150,7 @@ def _recompute_settings(parallel: ParallelConfig | None, shape: ModelShape) -> d
     if parallel is None or parallel.recompute == "none":
         return {}
     if parallel.recompute == "selective":
-        # a mixture's input has several users, whose gradients would add up in another order
-        modules = ["core_attn"] if shape.experts else ["core_attn", "mlp"]
+        modules = ["core_attn", "moe" if shape.experts else "mlp"]
         return {"recompute_granularity": "selective", "recompute_modules": modules}
     layers = shape.layers if parallel.recompute_layers is None else parallel.recompute_layers
     return {
