@@ -30,7 +30,6 @@ class Arena:
             self._held |= self._cut(new)
         return {key: self._held[key] for key in wanted}
 
-
     def _cut(self, wanted: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """One block, cut into a tensor for each."""
         starts, end = {}, 0

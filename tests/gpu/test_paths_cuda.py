@@ -100,9 +100,9 @@ def update_and_leave(
     platform.initialize()
     from megatron.core import parallel_state
 
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.offload import OptimizerPlace
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.learn.learner import Learner
     from tests.distributed.test_checkpoint import update, weights
     from tests.distributed.test_step_layouts import settings
 
