@@ -14,6 +14,7 @@ from scope_megatron.config import (
 from scope_megatron.config.keys import choices
 from scope_megatron.config.modeldir import ModelDirError, check_weights, read_shape, tokenizer_file
 from scope_megatron.config.rules import DATA_SUFFIXES
+from scope_megatron.config.rules_machine import engine_build_problems, full_gpu_problems
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.evaluation.source import architecture, read_context
 from scope_megatron.family import FAMILIES
@@ -89,6 +90,9 @@ def _ranks(settings: EvaluationSettings) -> Problems:
     if machine.problem:
         yield f"--device: {machine.problem}"
         return
+    yield from engine_build_problems("--device", machine)
+    share = settings.engine.gpu_memory_utilization
+    yield from full_gpu_problems("--gpu-memory-utilization", machine, share, settings.ranks)
     here = ranks_here(settings.ranks, machine)
     if machine.device == "cuda" and here is not None and here > machine.gpus:
         yield (
