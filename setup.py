@@ -44,7 +44,14 @@ EXTRAS = {
         "nemo-run==0.11.1",  # launch/ works around defects of this version
         "leptonai<0.40",  # later ones lack leptonai.api.v1, which nemo-run imports
     ],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff==0.17.6", "mypy>=1.13", "pre-commit>=4"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff==0.17.6",
+        "mypy>=1.13",
+        "pre-commit>=4",
+    ],
     "wandb": ["wandb>=0.18"],
 }
 

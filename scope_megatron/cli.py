@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch, must_launch, settle_device, user_errors
+from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.exits import USAGE
@@ -46,7 +46,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         settle_device(settings.platform.device, settings.parallel.tensor)
         if must_launch(settings.world_size):
             arguments = ["train", str(config), *(overrides or [])]
-            launch(arguments, settings.world_size, settings.faults.restarts)
+            launch_again(arguments, settings.world_size, settings.faults.restarts)
         from scope_megatron.train.run import run
 
         sys.exit(run(settings))

@@ -1,7 +1,7 @@
 """The run's configuration: schema, loading and every check that needs no torch.
 
-schema          the sections and settings (pydantic); objective has one section, section what
-                all of them share
+schema          the sections and settings (pydantic)
+sections/       sections in files of their own: objective, verifier, faults
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files

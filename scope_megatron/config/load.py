@@ -58,7 +58,8 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
                 continue
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver(

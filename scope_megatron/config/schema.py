@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from scope_megatron.config.objective import ObjectiveConfig
-from scope_megatron.config.section import Section
+from scope_megatron.config.sections.faults import FaultsConfig
+from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.verifier import VerifierConfig
 
 
 def _to_path(value: Any) -> Any:
@@ -121,8 +123,7 @@ class ParallelConfig(Section):
     recompute_layers: int | None = Field(
         None,
         ge=1,
-        description="recompute full: of the first layers of each pipeline stage, this many; the "
-        "others keep their activations. null: all",
+        description="recompute full: only so many layers of each pipeline stage; null: all",
     )
 
 
@@ -198,53 +199,6 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "code", "custom"]
-
-
-class CodeConfig(Section):
-    """The sandbox of the code verifier (docs/verifiers.md)."""
-
-    timeout_s: float = Field(
-        10.0, gt=0, description="seconds for one test of a program, on the clock and the processor"
-    )
-    total_timeout_s: float = Field(
-        60.0, gt=0, description="seconds for all tests of one program together"
-    )
-    memory_mib: int = Field(1024, ge=64, description="address space of a program, MiB")
-    disk_mib: int = Field(64, ge=1, description="what a program may write to its /tmp, MiB")
-    output_kib: int = Field(
-        8192, ge=1, description="output of one test, KiB; a program that prints more is wrong"
-    )
-    processes: int = Field(
-        64, ge=1, description="threads of a program; it can start no other process"
-    )
-    open_files: int = Field(64, ge=8, description="files a program may have open")
-    run_without_isolation: bool = Field(
-        False,
-        description="true: where this machine cannot isolate programs, run them with limits alone, "
-        "as this user, with its files and its network; false: such rows end the run at its start",
-    )
-
-
-class VerifierConfig(Section):
-    """Who says whether a response is correct (docs/verifiers.md)."""
-
-    name: VerifierName = Field(
-        "auto",
-        description="auto: a row's verifier column, else what its data_source is known to need, "
-        "else math; any other name: that one for every row",
-    )
-    timeout_s: float = Field(
-        5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
-    )
-    workers: int = Field(1, ge=1, description="verifier processes per rank")
-    custom: str | None = Field(
-        None,
-        description="module:function of the custom verifier: function(response, answer) -> bool",
-    )
-    code: CodeConfig = CodeConfig()
-
-
 class OptimizerConfig(Section):
     """AdamW and the learning rate."""
 
@@ -263,9 +217,8 @@ class OptimizerConfig(Section):
     )
     offload: Literal["none", "rollout"] = Field(
         "none",
-        description="CUDA: rollout: between updates (while the engine samples, and while responses "
-        "are scored) the optimizer's states and float32 parameters are in host memory, and the "
-        "gradients' memory is free; costs a copy there and back per step",
+        description="CUDA: rollout: between updates the optimizer's states and float32 parameters "
+        "are in host memory and the gradients' memory is free, for a copy there and back per step",
     )
 
 
@@ -284,7 +237,7 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept of a run."""
+    """Checkpoints and the exported student."""
 
     every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: only at the end or when interrupted"
@@ -293,8 +246,8 @@ class CheckpointConfig(Section):
     keep_best: int = Field(
         1,
         ge=0,
-        description="checkpoints with the highest Avg@k that are kept besides; those count at "
-        "whose step an evaluation was made",
+        description="checkpoints with the highest Avg@k that are kept besides; only checkpoints "
+        "of steps with an evaluation count",
     )
     asynchronous: bool = Field(
         True,
@@ -335,35 +288,6 @@ class LoggingConfig(Section):
         True,
         description="entropy per token of student and teacher by path; with an exact divergence "
         "the student's on incorrect responses only with objective.old_logprobs=recompute",
-    )
-
-
-class FaultsConfig(Section):
-    """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
-
-    heartbeat_timeout_s: float = Field(
-        25.0,
-        ge=0,
-        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
-        "machine gone) ends the run, which names it; 0: no watchdog",
-    )
-    hang_timeout_s: float = Field(
-        1800.0,
-        gt=0,
-        description="a rank that is alive but stays in one phase of a step for so long ends the "
-        "run; more than the longest rollout or evaluation takes",
-    )
-    nonfinite_updates: int = Field(
-        3,
-        ge=1,
-        description="an update whose loss or gradient is not finite is skipped on every rank; "
-        "after so many in a row the run stops",
-    )
-    restarts: int = Field(
-        0,
-        ge=0,
-        description="how often `train` on this machine starts its ranks again, from the last "
-        "checkpoint, after a lost or hung rank or a failed engine",
     )
 
 
@@ -472,4 +396,5 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
         values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return text

@@ -47,10 +47,10 @@ BY_CONFIG = {
     "kv_cache_gib": "rollout.engine.kv_cache_gib",
     "max_num_seqs": "rollout.engine.max_num_seqs",
 }
-Problems = Iterator[str]
+Refusals = Iterator[str]
 
 
-def option_problems(options: Options, has_config: bool) -> Problems:
+def option_problems(options: Options, has_config: bool) -> Refusals:
     """Rules on single options, before anything else is looked at."""
     for name, least in AT_LEAST.items():
         value = getattr(options, name)
@@ -75,7 +75,7 @@ def option_problems(options: Options, has_config: bool) -> Problems:
                 yield f"{_flag(name)}: the configuration decides it; set {key}=VALUE instead"
 
 
-def settings_problems(settings: EvaluationSettings) -> Problems:
+def settings_problems(settings: EvaluationSettings) -> Refusals:
     """Rules between settings, and between settings and what is on disk."""
     yield from _sampling(settings)
     yield from _sets(settings)
@@ -85,7 +85,7 @@ def settings_problems(settings: EvaluationSettings) -> Problems:
     yield from _ranks(settings)
 
 
-def _ranks(settings: EvaluationSettings) -> Problems:
+def _ranks(settings: EvaluationSettings) -> Refusals:
     tensor, machine = settings.engine.tensor, choose(settings.device)
     if machine.problem:
         yield f"--device: {machine.problem}"
@@ -138,7 +138,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def custom_problems(verifier: str, function: str | None) -> Problems:
+def custom_problems(verifier: str, function: str | None) -> Refusals:
     """A function of the user's goes with the verifier that calls it."""
     if function is None:
         if verifier == "custom":
@@ -147,7 +147,7 @@ def custom_problems(verifier: str, function: str | None) -> Problems:
         yield f"--custom: {function} names no function; give module:function"
 
 
-def _sampling(settings: EvaluationSettings) -> Problems:
+def _sampling(settings: EvaluationSettings) -> Refusals:
     if settings.temperature == 0 and settings.samples > 1:
         yield (
             f"--temperature: is 0, which makes all {settings.samples} samples of a problem alike; "
@@ -155,7 +155,7 @@ def _sampling(settings: EvaluationSettings) -> Problems:
         )
 
 
-def _sets(settings: EvaluationSettings) -> Problems:
+def _sets(settings: EvaluationSettings) -> Refusals:
     names = [entry.name for entry in settings.sets]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"--data: two sets are called {name}; name them, as --data NAME=PATH"
@@ -169,7 +169,7 @@ def _sets(settings: EvaluationSettings) -> Problems:
             yield f"--data: {path} is empty; give a file with at least one row"
 
 
-def _model(settings: EvaluationSettings) -> Problems:
+def _model(settings: EvaluationSettings) -> Refusals:
     """What vLLM will ask of it. An architecture that training does not know is vLLM's to judge,
     unless its weights must be converted first."""
     base, source = settings.source.base, settings.source
@@ -208,7 +208,7 @@ def _model(settings: EvaluationSettings) -> Problems:
             )
 
 
-def _out(settings: EvaluationSettings) -> Problems:
+def _out(settings: EvaluationSettings) -> Refusals:
     out = settings.out
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():

@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass
-class Rows:
+class Table:
     """The usable rows of one file, and what was left out: ``FILE:LINE: reason``."""
 
     usable: list[Row] = field(default_factory=list)
@@ -97,7 +97,7 @@ class PromptDataset:
 
 
 class PromptOrder:
-    """Which prompts each step takes: endless epochs over ``size`` prompts, a new permutation in
+    """The prompts of each step: endless epochs over ``size`` prompts, a new permutation in
     each. A batch is a function of (seed, step) alone, so a resumed run needs no saved position."""
 
     def __init__(self, size: int, seed: int, shuffle: bool = True) -> None:
@@ -122,7 +122,7 @@ class PromptOrder:
         return self._epochs[epoch]
 
 
-def read_rows(path: str | Path, need_response: bool = False, setting: str = "data.train") -> Rows:
+def read_rows(path: str | Path, need_response: bool = False, setting: str = "data.train") -> Table:
     """Every row of one ``.jsonl`` or ``.parquet`` file. Raises ValueError naming ``setting``."""
     path = Path(path)
     if path.suffix not in READERS:
@@ -130,7 +130,7 @@ def read_rows(path: str | Path, need_response: bool = False, setting: str = "dat
         raise ValueError(f"{setting}: {path} has an unknown suffix: it must be {known}")
     if not path.is_file():
         raise ValueError(f"{setting}: {path} does not exist")
-    rows, columns = Rows(), dict[str, None]()
+    rows, columns = Table(), dict[str, None]()
     for number, record in READERS[path.suffix](path, setting):
         where = f"{path}:{number}"
         if isinstance(record, str):

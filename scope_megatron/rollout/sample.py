@@ -21,7 +21,7 @@ from scope_megatron.types import Prompt, Rollout, Verdict
 
 @dataclass(frozen=True)
 class EnginePlace:
-    """Where this rank's engine stands among the engines of its data-parallel replica."""
+    """Index of this rank's engine among the engines of its data-parallel replica."""
 
     index: int
     count: int

@@ -12,7 +12,7 @@ Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
+    """Interface of a tokenizer."""
 
     name_or_path: str
     vocab_size: int  # number of ids it can produce; a model's padded vocabulary may be larger
@@ -69,19 +69,20 @@ class HFTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if i < self.vocab_size]
-        return self._tokenizer.decode(
+        text: str = self._tokenizer.decode(
             known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
+        return text
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         """Without a template: the contents joined by newlines, with the begin token the tokenizer
         itself adds (an end token it adds is taken off again: the answer has yet to come)."""
         if not self._tokenizer.chat_template:
-            ids = self._tokenizer.encode(_joined(messages), add_special_tokens=True)
+            ids: list[int] = self._tokenizer.encode(_joined(messages), add_special_tokens=True)
             return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
         from jinja2.exceptions import TemplateError
 
@@ -91,7 +92,7 @@ class HFTokenizer:
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error}") from error
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def token_map_fingerprint(self) -> str:
         return _fingerprint((i, token) for token, i in self._tokenizer.get_vocab().items())
@@ -119,13 +120,13 @@ class SentencePieceTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
+        return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Control pieces (<s>, </s>, <pad>) are left out, or written by name."""
         known = [int(i) for i in ids if i < self.vocab_size]
         if skip_special:
-            return self._model.decode([i for i in known if not self._model.is_control(i)])
+            return str(self._model.decode([i for i in known if not self._model.is_control(i)]))
         text, run = "", list[int]()
         for i in known:
             if self._model.is_control(i):
@@ -133,7 +134,7 @@ class SentencePieceTokenizer:
                 run = []
             else:
                 run.append(i)
-        return text + self._model.decode(run)
+        return text + str(self._model.decode(run))
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         begin = self._model.bos_id()

@@ -1,4 +1,4 @@
-"""Everything a run is made of, built once in the right order."""
+"""Builders of a run's parts: process groups, data, models, optimizer, engine."""
 
 from __future__ import annotations
 

@@ -92,34 +92,34 @@ class Trainer:
         return [self.data[i] for i in indices[self.topology.dp_rank :: self.topology.dp_size]]
 
     def sync(self, rollouts: list[Rollout]) -> None:
-        """Give the engine the new weights and check that it computes with them."""
-        self.send_weights()
+        """Send the engine the new parameters and check that it computes with them."""
+        self.send_parameters()
         if self.config.engine.check_samples:
-            largest, mean = self.actor.check_weights(
+            largest, mean = self.actor.check_parameters(
                 self.learner.student, rollouts, self.learner.scorer
             )
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
     def prepare_engine(self) -> None:
-        """Before the first step: an engine that samples gets the weights, one that only evaluates
-        sleeps until then."""
+        """Before the first step: an engine that samples gets the parameters, one that only
+        evaluates sleeps until then."""
         if self.config.on_policy:
-            self.send_weights()
+            self.send_parameters()
         elif self._actor is not None:
             self._actor.rest()
 
-    def send_weights(self) -> None:
-        """The student's weights to the engine, if there is one."""
+    def send_parameters(self) -> None:
+        """The student's parameters to the engine, if there is one."""
         if self._actor is not None:
-            self._actor.take_weights(self.learner.student)
+            self._actor.send_parameters(self.learner.student)
 
     def evaluate(self) -> dict[str, float]:
-        """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no weights: send them now)."""
+        """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no parameters: now)."""
         assert self.eval_data is not None
         self.progress.enter("evaluate")
         if not self.config.on_policy:
-            self.send_weights()
+            self.send_parameters()
         values = self.actor.evaluate(self.eval_data)
         if not self.config.on_policy:
             self.actor.rest()

@@ -18,7 +18,7 @@ from scope_megatron.config import (
     reference_markdown,
     validating_for,
 )
-from tests.unit.config_run import TOKENS, append, edit_json, make_run, write
+from tests.support.config_run import TOKENS, append, edit_json, make_run, write
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

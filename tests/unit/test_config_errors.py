@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.family import FAMILIES
-from tests.unit.config_run import (
+from tests.support.config_run import (
     append,
     index_of,
     leave,

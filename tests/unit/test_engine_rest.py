@@ -18,7 +18,7 @@ class Notes:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def take_weights(self, student: Any) -> None:
+    def send_parameters(self, student: Any) -> None:
         self.asked.append("weights")
 
     def evaluate(self, dataset: Any) -> dict[str, float]:

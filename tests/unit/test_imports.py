@@ -24,7 +24,7 @@ RANK = {
     "config": 1,
     "types": 1,
     "parallel": 2,
-    "report": 2,
+    "report": 3,
     "model": 3,
     "checkpoint": 3,
     "job": 3,
