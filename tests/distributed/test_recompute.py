@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_checkpoint import learner_at, update, weights
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 WAYS: dict[str, dict[str, Any]] = {
     "none": {},

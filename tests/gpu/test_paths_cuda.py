@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
