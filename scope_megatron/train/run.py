@@ -86,9 +86,9 @@ class Run:
 
     def _go(self) -> int:
         data = self.trainer.data
-        facts = run_facts(self.config, self.trainer.topology, len(data), len(data.skipped))
+        facts = run_facts(self.config, self.trainer.topology, len(data), data.skipped_count)
         self.console.header("scope_megatron", facts)
-        for reason in data.skipped[:MOST_SKIPPED]:
+        for reason in data.first_skipped(MOST_SKIPPED):
             self.console.message(f"skipped {reason}")
         done, self.evaluations = self.checkpoints.resume()
         with self._logger(done) as self.logger, closing(self.checkpoints):

@@ -7,6 +7,7 @@ import time
 import torch
 
 from scope_megatron.config import Config
+from scope_megatron.data.order import order_of
 from scope_megatron.job.watchdog import Progress
 from scope_megatron.learn import observe
 from scope_megatron.learn.batch import Batch
@@ -15,9 +16,8 @@ from scope_megatron.learn.learner import Learner
 from scope_megatron.parallel import platform, topology
 from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
-from scope_megatron.rollout.prompts import PromptOrder
 from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.train import setup
+from scope_megatron.train import identity, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.types import Prompt, Rollout, Verdict
 
@@ -29,10 +29,12 @@ class Trainer:
         self.config = config
         self.topology = setup.start_process(config)
         tokenizer = setup.build_tokenizer(config)
-        self.token_map = tokenizer.token_map_fingerprint()
         self.data = setup.build_train_data(config, tokenizer)
-        self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else None
-        self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
+        self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else {}
+        self.identity = identity.of_run(config, self.data, tokenizer)
+        identity.require_agreement(setup.found_here(self.identity, self.eval_data))
+        weights = [source.weight for source in config.data.train]
+        self.order = order_of(self.data.sizes, weights, config.seed, config.data.shuffle)
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
         student = self.learner.student
@@ -49,9 +51,8 @@ class Trainer:
 
     def _build_verifiers(self) -> Verifiers:
         """Before any model is loaded: a row nobody can grade ends the run here."""
-        sets = [self.data if self.config.on_policy else None, self.eval_data]
-        prompts = (data[i] for data in sets if data is not None for i in range(len(data)))
-        return Verifiers(self.config.verifier, prompts)
+        sets = [*([self.data] if self.config.on_policy else []), *self.eval_data.values()]
+        return Verifiers(self.config.verifier, (one for data in sets for one in data.kinds()))
 
     @property
     def actor(self) -> Actor:
@@ -116,7 +117,6 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no parameters: now)."""
-        assert self.eval_data is not None
         self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_parameters()
