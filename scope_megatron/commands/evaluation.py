@@ -30,13 +30,13 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME_OR_DIR_OR_CHECKPOINT",
-        help="Hugging Face directory, Megatron checkpoint, or output_dir of a run (its newest "
-        "checkpoint)",
+        help="Hugging Face directory or Hub name, Megatron checkpoint, or output_dir of a run "
+        "(its newest checkpoint)",
     ),
 ]
 Data = Annotated[
     list[str] | None,
-    typer.Option(metavar="SET...", help="NAME=PATH or PATH of .jsonl or .parquet; several"),
+    typer.Option(metavar="SET...", help="[NAME=]PATH of .jsonl or .parquet, or Hub name; several"),
 ]
 Base = Annotated[
     Path | None,
