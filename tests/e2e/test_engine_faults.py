@@ -22,9 +22,9 @@ def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
     assert "no memory for blocks" in found["message"]
 
 
-def test_too_small_a_cache_is_one_line(tmp_path: Path) -> None:
-    """vLLM's own refusal when it finds too little memory for a single sequence."""
-    settings = ("parallel.tensor=1", "parallel.data=1", "rollout.engine.kv_cache_gib=1e-6")
+def test_too_large_a_cache_is_one_line(tmp_path: Path) -> None:
+    """vLLM's own refusal when it finds less memory than it shall take."""
+    settings = ("parallel.tensor=1", "parallel.data=1", "rollout.engine.kv_cache_gib=1e6")
     command = ("train", "configs/quickstart.yaml", f"output_dir={tmp_path}/run", *settings)
     done = subprocess.run(
         [sys.executable, "-m", "scope_megatron", *command],
