@@ -26,7 +26,10 @@ CORE = [
     "math-verify==0.9.0",  # grades answers: another version may give other rewards
     "matplotlib>=3.8",
     "tensorboard>=2.16",
-    "pyarrow>=15",
+    "pyarrow>=24",  # datasets 5's lower limit
+    "huggingface_hub>=2.4,<3",  # models and data by name; 2.4 knows whether a snapshot is whole
+    "datasets>=5,<6",
+    "filelock>=3.12",
     "megatron-core==0.16.1",  # parallel/platform.py stands in for CUDA names of this very version
 ]
 # torch comes with megatron-core; which build of it is what the first two extras decide.

@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.cluster import Cluster
 from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
+from scope_megatron.config.names import pinned
 
 LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
@@ -98,9 +99,13 @@ def _evaluation(request: LaunchRequest, train: PlannedJob, overrides: list[str])
             "--then evaluate: needs the exported student; remove checkpoint.export_hf=false"
         )
     student = f"model.student={train.config.output_dir / outputs.HF}"
+    names = pinned(train.config)  # the training's own: the hub may move meanwhile
     layout = [f"parallel.{name}={getattr(train.config.parallel, name)}" for name in LAYOUT]
     config = load_config(
-        request.config, [*overrides, student, *layout], check_files=False, command="evaluate"
+        request.config,
+        [*overrides, *names, student, *layout],
+        check_files=False,
+        command="evaluate",
     )
     return PlannedJob(f"{train.name}.evaluate", "evaluate", config, after=train.name)
 

@@ -17,10 +17,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import code, executors, options, scripts, status
+from launch import code, executors, hub, options, scripts, status
 from launch.plan import LaunchRequest, PlannedJob, plan
 from scope_megatron.config import ConfigError
 from scope_megatron.outputs import latest_pointer
@@ -53,6 +54,9 @@ def launch(request: LaunchRequest) -> int:
     """Validate, build scripts and executors, hand both to nemo-run; the exit status."""
     slurm = request.cluster.kind == "slurm"
     jobs = plan(request)
+    request = replace(
+        request, cluster=hub.with_caches(request.cluster, [job.config for job in jobs])
+    )
     for job in jobs:
         request.cluster.ranks_per_node(job.config.world_size)
     commit_and_tar = code.archive(request.allow_dirty) if request.package else None

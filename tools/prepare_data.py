@@ -17,7 +17,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from scope_megatron.rollout.prompts import READERS, Row, Table, read_rows
+from scope_megatron.data.readers import READERS, Table, read_rows
+from scope_megatron.data.rows import Row
 from scope_megatron.rollout.verify import verifier_for
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict, accepted

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.verifier import VerifierConfig
+from scope_megatron.hub import portable
 
 
 def _to_path(value: Any) -> Any:
@@ -27,15 +30,10 @@ def _to_path(value: Any) -> Any:
     return Path(value).expanduser()
 
 
-def _to_paths(value: Any) -> Any:
-    """One path or a list of paths -> a tuple of paths."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise ValueError("the list is empty; give at least one path")
-    return tuple(_to_path(item) for item in values)
-
-
 AnyPath = Annotated[Path, BeforeValidator(_to_path)]
+# A directory, or a Hub name until the loader puts the directory of its snapshot in its place. It is
+# written down as NAME@COMMIT, which another machine can read.
+ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
 TopK = Annotated[int, Field(ge=-1)]
 
 
@@ -63,19 +61,20 @@ class AlgorithmConfig(Section):
 class ModelConfig(Section):
     """The models and the tokenizer they share."""
 
-    student: AnyPath = Field(
-        description="Hugging Face directory of the model that is trained: config.json, "
-        "*.safetensors, tokenizer.json or tokenizer.model"
+    student: ModelPath = Field(
+        description="the model that is trained: a Hugging Face directory (config.json, "
+        "*.safetensors, tokenizer.json or tokenizer.model) or a Hub name, NAME or NAME@REVISION "
+        "(docs/hub.md)"
     )
-    teacher: AnyPath | None = Field(
+    teacher: ModelPath | None = Field(
         None,
-        description="Hugging Face directory of the frozen teacher, with the student's token map; "
+        description="the frozen teacher, a directory or a Hub name, with the student's token map; "
         "scope and opd need it, grpo and kd ignore it",
     )
-    tokenizer: AnyPath | None = Field(
+    tokenizer: ModelPath | None = Field(
         None,
-        description="Hugging Face directory or sentencepiece .model file of the tokenizer; "
-        "null: the student's directory",
+        description="the tokenizer, a directory, a Hub name or a sentencepiece .model file; "
+        "null: the student's",
     )
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "auto", description="parameters' type; auto: bfloat16 on CUDA, float32 on CPU"
@@ -116,24 +115,6 @@ class ParallelConfig(Section):
     )
 
 
-class DataConfig(Section):
-    """The prompts."""
-
-    train: Annotated[tuple[AnyPath, ...], BeforeValidator(_to_paths)] = Field(
-        description="training data, one path or a list: .jsonl or .parquet"
-    )
-    eval: AnyPath | None = Field(
-        None, description="evaluation data, .jsonl or .parquet; needed when evaluation is on"
-    )
-    max_prompt_tokens: int = Field(
-        ge=1, description="a longer prompt (chat template included) is left out"
-    )
-    shuffle: bool = Field(True, description="a new order of the training rows in every epoch")
-    system_prompt: str | None = Field(
-        None, description="system message put before every prompt; null: none"
-    )
-
-
 class EngineConfig(Section):
     """The vLLM engine that samples responses."""
 
@@ -163,7 +144,13 @@ class EngineConfig(Section):
         "and wrong weights make 1 or more",
     )
     check_samples: int = Field(
-        4, ge=0, description="responses re-scored after each weight transfer; 0: no check"
+        4, ge=0, description="responses re-scored after a weight transfer; 0: no check"
+    )
+    check_every: int = Field(
+        5,
+        ge=1,
+        description="transfers are checked after each of a process's first five steps, then after "
+        "every so many; the proof bit for bit at the first transfer is always made",
     )
     sleep: bool = Field(
         True, description="CUDA: the engine frees its weights and cache while the trainer works"
@@ -300,6 +287,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     faults: FaultsConfig = FaultsConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from scope_megatron.config import (
 )
 from scope_megatron.config.keys import choices
 from scope_megatron.config.modeldir import ModelDirError, check_weights, read_shape, tokenizer_file
-from scope_megatron.config.rules import DATA_SUFFIXES
+from scope_megatron.config.rules_data import source_problems
 from scope_megatron.config.rules_machine import engine_build_problems, full_gpu_problems
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.evaluation.source import architecture, read_context
@@ -160,13 +160,7 @@ def _sets(settings: EvaluationSettings) -> Refusals:
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"--data: two sets are called {name}; name them, as --data NAME=PATH"
     for entry in settings.sets:
-        path = entry.path
-        if not path.is_file():
-            yield f"--data: {path} is no file; give a {' or '.join(DATA_SUFFIXES)} file"
-        elif path.suffix not in DATA_SUFFIXES:
-            yield f"--data: {path} has an unknown format; use {' or '.join(DATA_SUFFIXES)}"
-        elif path.stat().st_size == 0:
-            yield f"--data: {path} is empty; give a file with at least one row"
+        yield from (f"--data: {problem}" for problem in source_problems(entry.source))
 
 
 def _model(settings: EvaluationSettings) -> Refusals:

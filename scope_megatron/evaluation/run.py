@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scope_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from scope_megatron.engine.vllm import Sampling, VLLMEngine
 from scope_megatron.evaluation.grader import Grader
 from scope_megatron.evaluation.output.report import report_results
@@ -23,7 +24,6 @@ from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.exits import TERMINATED
 from scope_megatron.job.lock import locked
 from scope_megatron.parallel import platform
-from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt
 
@@ -47,7 +47,9 @@ def run_evaluation(settings: EvaluationSettings) -> int:
 
 
 def _run(settings: EvaluationSettings, ranks: Ranks) -> None:
-    tokenizer = load_tokenizer(settings.tokenizer or settings.source.base)
+    tokenizer = load_tokenizer(
+        settings.tokenizer or settings.source.base, settings.chat_template_kwargs
+    )
     sets = load_problems(settings, tokenizer)
     store = SampleStore(settings.out)
     done = ranks.from_main(lambda: _begin(settings, store, sets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scope_megatron.config import Config
+from scope_megatron.hub import shown_path
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 
@@ -11,10 +12,10 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
     """Label and value of each line; ``skipped`` rows of the data could not be used."""
     facts: dict[str, object] = {
         "algorithm": config.algorithm.name,
-        "student": config.model.student,
+        "student": shown_path(config.model.student),
     }
     if config.needs_teacher:
-        facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+        facts["teacher"] = f"{shown_path(config.model.teacher)} (on the same ranks)"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:

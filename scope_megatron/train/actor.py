@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.engine.vllm import Sampling, request_seed
 from scope_megatron.learn.models import Student
@@ -13,12 +15,10 @@ from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import grade, sample
-from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
-from scope_megatron.train.evaluate import share_of_replica, summarize
+from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
 from scope_megatron.types import Prompt, Rollout
 
 # rollout.engine.logprob_tolerance null, by the parameters' type
@@ -99,8 +99,9 @@ class Actor:
             )
         return largest, mean
 
-    def evaluate(self, dataset: PromptDataset) -> dict[str, float]:
-        """``eval/avg@k`` and ``eval/pass@k`` in [0, 1] over the whole evaluation set.
+    def evaluate(self, sets: dict[str, PromptDataset]) -> dict[str, float]:
+        """``eval/avg@k`` and ``eval/pass@k`` in [0, 1]: means over the evaluation sets, and each
+        set's own as ``eval/NAME/avg@k`` where it has a name.
 
         The same problems and seeds at every call. A response that nobody could judge, or that was
         cut off, counts as wrong. Collective over all ranks.
@@ -115,10 +116,13 @@ class Actor:
             top_k=settings.top_k,
             seed=self.config.seed,
         )
-        prompts = share_of_replica(dataset, settings.limit, self.topology)
-        rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
-        self.grade(rollouts)
-        return summarize(rollouts, settings.samples, self.topology)
+        values: dict[str, dict[str, float]] = {}
+        for name, dataset in sets.items():
+            prompts = share_of_replica(dataset, settings.limit, self.topology)
+            rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
+            self.grade(rollouts)
+            values[name] = summarize(rollouts, settings.samples, self.topology)
+        return join_sets(values)
 
     def close(self) -> None:
         """End the verifiers' processes and the engine."""

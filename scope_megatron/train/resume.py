@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saving, resuming, and the identity that a resumed run must share."""
+"""Checkpoints of a run: saving and resuming."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from scope_megatron.checkpoint.saver import Saver
 from scope_megatron.checkpoint.state import (
@@ -20,6 +19,7 @@ from scope_megatron.checkpoint.state import (
 )
 from scope_megatron.config import Config
 from scope_megatron.outputs import checkpoint_dir
+from scope_megatron.train.identity import require_same
 from scope_megatron.train.trainer import Trainer
 
 Evaluations = dict[str, dict[str, float]]  # "before" and "after" the training
@@ -45,7 +45,7 @@ class RunCheckpoints:
         if directory is None:
             return 0, {}
         progress = load_checkpoint(self._state, directory)
-        _require_same(progress["identity"], self._identity(), directory)
+        require_same(progress["identity"], self._trainer.identity, directory)
         self._say(f"resumed from {directory} after step {progress['step']}")
         done = self._saver.saved_step = int(progress["step"])
         before = progress["evaluations"].get("before")
@@ -65,14 +65,6 @@ class RunCheckpoints:
         require_valid(directory)
         return directory
 
-    def _identity(self) -> dict[str, Any]:
-        """Seed and fingerprints of data and tokenizer: equal in all parts of one run."""
-        return {
-            "seed": self._config.seed,
-            "data.train": self._trainer.data.fingerprint(),
-            "model.tokenizer": self._trainer.token_map,
-        }
-
     def save(
         self, step: int, evaluations: Evaluations, rating: float | None, wait: bool
     ) -> Path | None:
@@ -85,7 +77,7 @@ class RunCheckpoints:
             self._saver.rate(rating)
         elif self._saver.saved_step != step:
             progress = {
-                "identity": self._identity(),
+                "identity": self._trainer.identity,
                 "evaluations": evaluations,
                 "config": self._config.to_yaml(),
                 **layout_progress(self._trainer.topology),
@@ -105,15 +97,6 @@ class RunCheckpoints:
     def close(self) -> None:
         """Give up a save in flight, as the run ends by an error."""
         self._saver.close()
-
-
-def _require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
-    for key, value in before.items():
-        if now[key] != value:
-            raise ValueError(
-                f"{key}: differs from the run that wrote {directory}; a resumed run needs the same "
-                "one (or use another output_dir)"
-            )
 
 
 def resume_command() -> str:

@@ -4,6 +4,7 @@ harness              a function on several processes that form one torch.distrib
 tiny_hf              tiny models of every family as Hugging Face directories
 config_run           a directory with everything a configuration names
 kd_run               a short supervised run in a process of its own, to be killed and resumed
+hub_server           a hub on the loopback address
 convert_tool         the conversion program, in this process and in one of its own
 checkpoint_tensors   every tensor of a checkpoint, by name
 steps                one step of a learner on given rollouts, without an engine

@@ -10,7 +10,9 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from scope_megatron.rollout.prompts import PromptDataset, PromptOrder, read_rows
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.data.order import PromptOrder
+from scope_megatron.data.readers import read_rows
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 from tools.prepare_data import app
@@ -37,8 +39,17 @@ class Characters:
             raise ValueError("the last message must be the user's")
         return self.encode("".join(f"{m['role'][0]}:{m['content']}|" for m in messages))
 
+    def parts(self):
+        return {"model.tokenizer": "characters"}
+
     def token_map_fingerprint(self):
         return "characters"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SCOPE_MEGATRON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def write_jsonl(path: Path, *rows: object) -> Path:
@@ -154,6 +165,25 @@ def test_several_files_and_fingerprint(tmp_path):
     assert load(a, system_prompt="x").fingerprint() not in prints
     write_jsonl(copy, {"prompt": "1", "answer": "01"})
     assert load(copy).fingerprint() not in prints
+
+
+def test_answers_may_be_lists_or_tests(tmp_path):
+    tests = {"inputs": ["1"], "outputs": ["2"]}
+    rows = read_rows(
+        write_jsonl(
+            tmp_path / "a.jsonl",
+            {"prompt": "p", "answer": ["1/2", 0.5, ""], "verifier": "exact"},
+            {"prompt": "p", "answer": ["1/2"]},
+            {"prompt": "p", "answer": tests},
+            {"prompt": "p", "answer": [{"input": "1", "output": "2"}]},
+            {"prompt": "p", "answer": []},
+        )
+    )
+    assert [row.answer for row in rows.usable[:2]] == [("1/2", "0.5"), "1/2"]
+    assert [row.verifier for row in rows.usable[:2]] == ["exact", ""]
+    assert json.loads(rows.usable[2].answer) == tests
+    assert json.loads(rows.usable[3].answer) == [{"input": "1", "output": "2"}]
+    assert len(rows.skipped) == 1 and "no ground truth" in rows.skipped[0]
 
 
 def test_deepmath_rows_verify_against_themselves():
