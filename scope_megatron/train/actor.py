@@ -56,7 +56,7 @@ class Actor:
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
-            seed=request_seed(self.config.seed, step),
+            seed=request_seed(self.config.seed, step - 1),  # from 0, as PromptOrder
         )
         rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
         self.engine.sleep()

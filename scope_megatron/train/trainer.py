@@ -58,7 +58,7 @@ class Trainer:
         return self._actor
 
     def step(self, step: int) -> dict[str, float]:
-        """One step (counted from 0); returns its metrics, the same on every rank."""
+        """Step number ``step``, from 1; returns its metrics, the same on every rank."""
         started = time.perf_counter()
         self.progress.step = step
         prompts = self.prompts(step)
@@ -76,7 +76,7 @@ class Trainer:
         with self.timer("score"):
             self.learner.score(batch)
         with self.timer("train"):
-            for number, part in enumerate(batch.parts(self.config.train.updates_per_batch)):
+            for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
         if self.config.on_policy:
@@ -86,7 +86,7 @@ class Trainer:
 
     def prompts(self, step: int) -> list[Prompt]:
         """This replica's share of the step's prompts."""
-        indices = self.order.batch(step, self.config.prompts_per_step)
+        indices = self.order.batch(step - 1, self.config.prompts_per_step)
         return [self.data[i] for i in indices[self.topology.dp_rank :: self.topology.dp_size]]
 
     def sync(self, rollouts: list[Rollout]) -> None:
@@ -103,7 +103,7 @@ class Trainer:
         """Each of this process's first transfers, then every n-th."""
         self._transfers += 1
         early = self._transfers <= CHECKED_FIRST
-        due = (self.progress.step + 1) % self.config.engine.check_every == 0
+        due = self.progress.step % self.config.engine.check_every == 0
         return self.config.engine.check_samples > 0 and (early or due)
 
     def send_parameters(self) -> None:
