@@ -93,7 +93,7 @@ class Run:
             self.console.message(f"skipped {reason}")
         done, self.evaluations = self.checkpoints.resume()
         with self._logger(done) as self.logger, closing(self.checkpoints):
-            self.trainer.send_parameters()
+            self.trainer.prepare_engine()
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
                 self._evaluate(0, "before")

@@ -14,6 +14,7 @@ from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.learner import Learner
 from scope_megatron.parallel import platform, topology
+from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import identity, setup
@@ -38,6 +39,10 @@ class Trainer:
         self.order = order_of(self.data.sizes, weights, config.seed, config.data.shuffle)
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
+        student = self.learner.student
+        offload = config.optimizer.offload == "rollout"
+        self.optimizer_place = OptimizerPlace(student.ddp, student.optimizer, offload)
+        self.optimizer_place.leave()  # before the engine looks for memory
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
         self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
@@ -75,7 +80,7 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
-        with self.timer("train"):
+        with self.timer("train"), self.optimizer_place.resident():
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
@@ -99,6 +104,14 @@ class Trainer:
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
+    def prepare_engine(self) -> None:
+        """Before the first step: an engine that samples gets the parameters, one that only
+        evaluates sleeps until then."""
+        if self.config.on_policy:
+            self.send_parameters()
+        elif self._actor is not None:
+            self._actor.rest()
+
     def _checks_transfer(self) -> bool:
         """Each of this process's first transfers, then every n-th."""
         self._transfers += 1
@@ -116,7 +129,10 @@ class Trainer:
         self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_parameters()
-        return self.actor.evaluate(self.eval_data)
+        values = self.actor.evaluate(self.eval_data)
+        if not self.config.on_policy:
+            self.actor.rest()
+        return values
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
         """The step's metrics, reduced once over the data-parallel ranks."""
