@@ -69,11 +69,18 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 MIXTURES = [
     name for name, (_, settings) in TINY_MODELS.items() if "num_experts_per_tok" in settings
 ]
-ONE_PER_FAMILY = {f"{kind}ForCausalLM": name for name, (kind, _) in reversed(TINY_MODELS.items())}
 ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-wide": ("Qwen2", {"hidden_size": 128}),  # heads of 32, the least it takes on a CPU
     "qwen3-moe-narrow": ("Qwen3Moe", NARROW),  # its experts are padded there
 }
+
+
+def architecture_of(model: str) -> str:
+    """Hugging Face's name of a tiny model's architecture."""
+    return (TINY_MODELS | ENGINE_ONLY)[model][0] + "ForCausalLM"
+
+
+ONE_PER_FAMILY = {architecture_of(name): name for name in reversed(TINY_MODELS)}  # the first
 
 
 def make_tiny_model(
@@ -82,7 +89,7 @@ def make_tiny_model(
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
 
-    architecture, settings = (TINY_MODELS | ENGINE_ONLY)[family]
+    kind, settings = (TINY_MODELS | ENGINE_ONLY)[family]
     shape = {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -93,10 +100,10 @@ def make_tiny_model(
         "max_position_embeddings": 256,
         "initializer_range": 0.1,
     }
-    kind = "Gemma3Text" if architecture == "Gemma3" else architecture
-    config = getattr(transformers, f"{kind}Config")(**(shape | settings))
+    text = "Text" if kind == "Gemma3" else ""  # others of the kind have images as well
+    config = getattr(transformers, f"{kind}{text}Config")(**(shape | settings))
     torch.manual_seed(sum(family.encode()) + seed)
-    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    model = getattr(transformers, architecture_of(family))(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

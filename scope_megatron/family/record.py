@@ -15,6 +15,7 @@ OFF = (
     "mlp_bias",
     "attention_bias",
 )
+FIXED = (("partial_rotary_factor", 1),)  # every dimension of a head is rotated
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Caps:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Names of parameters are those within a layer, without ``.weight``."""
+    """One architecture. Names of parameters are those within a layer, without ``.weight``.
+
+    One name for ``qkv`` or ``gate_up`` is a tensor that holds the parts one after the other.
+    """
 
     name: str  # in config.json's `architectures`
     title: str  # for people: docs/models.md
@@ -87,7 +91,7 @@ class Family:
     # config.json's settings that must be there, off, or at the one value that is implemented
     required: tuple[str, ...] = ()  # positive whole numbers
     off: tuple[str, ...] = OFF
-    fixed: tuple[tuple[str, object], ...] = ()
+    fixed: tuple[tuple[str, object], ...] = FIXED
     rope_types: tuple[str, ...] = ROPE_TYPES
 
     # the rollout engine

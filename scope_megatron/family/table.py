@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scope_megatron.family.record import OFF, ROPE_TYPES, Caps, Experts, Family, Norms, Windows
+from scope_megatron.family.record import (
+    FIXED,
+    OFF,
+    ROPE_TYPES,
+    Caps,
+    Experts,
+    Family,
+    Norms,
+    Windows,
+)
 
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _GEMMA2 = Family(
@@ -51,7 +60,7 @@ _RECORDS = (
             ffn_key="moe_intermediate_size",
         ),
         off=(*OFF, "mlp_only_layers"),
-        fixed=(("decoder_sparse_step", 1),),
+        fixed=(*FIXED, ("decoder_sparse_step", 1)),
     ),
     Family(
         "MixtralForCausalLM",
