@@ -65,6 +65,10 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"sliding_window_pattern": 3, "rope_theta": 1e5, "rope_local_base_freq": 100.0}
         | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     ),
+    "phi3": (
+        "Phi3",
+        {"head_dim": 32, "sliding_window": 8, "eos_token_id": None, "pad_token_id": None},
+    ),
 }
 MIXTURES = [
     name for name, (_, settings) in TINY_MODELS.items() if "num_experts_per_tok" in settings

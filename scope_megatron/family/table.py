@@ -88,5 +88,13 @@ _RECORDS = (
         window_rope_theta=10000.0,
         engine_output_layer=True,
     ),
+    Family(
+        "Phi3ForCausalLM",
+        "Phi 3, Phi 4 (not those with longrope)",
+        qkv=("self_attn.qkv_proj",),
+        gate_up=("mlp.gate_up_proj",),
+        windows=Windows(),
+        rope_types=("default",),
+    ),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _RECORDS}
