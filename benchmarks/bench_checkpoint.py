@@ -133,9 +133,9 @@ def computation() -> float:
 
 
 def slowest(seconds: float) -> float:
-    value = torch.tensor([seconds])
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return float(value)
+    from scope_megatron.parallel.agree import all_max
+
+    return all_max([seconds])[0]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.cluster import Cluster
+from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
 
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
@@ -92,7 +93,7 @@ def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
         raise ValueError(
             "--then evaluate: needs the exported student; remove checkpoint.export_hf=false"
         )
-    student = f"model.student={train.config.output_dir / 'hf'}"
+    student = f"model.student={train.config.output_dir / outputs.HF}"
     config = load_config(
         request.config, [*overrides, student], check_files=False, command="evaluate"
     )

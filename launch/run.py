@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from launch import code, executors, options, scripts, status
 from launch.plan import Job, Request, plan
 from scope_megatron.config import ConfigError
+from scope_megatron.outputs import latest_pointer
 
 if TYPE_CHECKING:
     from nemo_run import Experiment
@@ -103,7 +104,7 @@ def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
     ranks = cluster.ranks_per_node(job.config.world_size)
     python = "python3" if cluster.container else shlex.quote(sys.executable)
     # A job that went back into the queue goes on from its last checkpoint, once there is one.
-    latest = shlex.quote(str(scripts.latest_checkpoint(job.config.output_dir)))
+    latest = shlex.quote(str(latest_pointer(job.config.output_dir)))
     again = f"${{SLURM_RESTART_COUNT:+$([ ! -e {latest} ] || echo resume=auto)}}"
     resume = f" {again}" if job.verb == "train" else ""
     text = scripts.rank_script(

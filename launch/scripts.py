@@ -23,6 +23,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from scope_megatron import exits
+from scope_megatron.outputs import latest_pointer
+
 # Runs in the batch shell, after nemo-run has set head_node. The address is the one by which Slurm
 # itself reaches the node: a node's name need not be a host's name. Two jobs on one node get two
 # ports; 10000-29999 lies below those that Linux gives to outgoing connections (32768 and up).
@@ -52,16 +55,16 @@ srun() {{
         ranks=$((ranks + 1))
         case $word in
             0) ;;
-            143) asked=1 ;;
-            2) wrong=1 ;;
-            unsaved | 3 | 4 | 6 | 13[4-9]) died=1 ;;
+            {terminated}) asked=1 ;;
+            {usage}) wrong=1 ;;
+            {died}) died=1 ;;
             *) failed=1 ;;
         esac
     done
     [ "$ranks" -eq {ranks} ] || died=1
     if [ -n "$wrong" ]; then
         echo "launch: a setting is wrong: not restarted"
-        return 2
+        return {usage}
     elif [ -n "$died" ]; then
         echo "$code" >> "$job_dir/exits/$SLURM_JOB_ID.failures"
         if [ "$(wc -l < "$job_dir/exits/$SLURM_JOB_ID.failures")" -gt {max_restarts} ]; then
@@ -78,7 +81,7 @@ srun() {{
         return $code
     fi
     scontrol requeue "$SLURM_JOB_ID" || echo "launch: Slurm refused that; submit it again"
-    return 143
+    return {terminated}
 }}
 """.lstrip()
 
@@ -98,16 +101,27 @@ while again='' code=0; do
     wait "$python" || code=$?  # a signal ends the wait, not Python
     [ -n "$again" ] || break
 done
-if [ -n "$asked" ] && [ "$code" != 0 ] && [ "$code" != 2 ]; then code=143; fi
+if [ -n "$asked" ] && [ "$code" != 0 ] && [ "$code" != {usage} ]; then code={terminated}; fi
 word=$code
-if [ "$code" = 143 ]; then
+if [ "$code" = {terminated} ]; then
     code=0
-    [ -e {latest} ] || word=unsaved
+    [ -e {latest} ] || word={unsaved}
 fi
 echo "$word" > {job_dir}/exits/"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}/$RANK"
 exit "$code"
 """.lstrip()
 
+# What a rank's file says: its exit code, or UNSAVED when it was asked to stop before its first
+# checkpoint. 134 to 139 are signals that end a process, SIGABRT to SIGSEGV, SIGKILL among them.
+UNSAVED = "unsaved"
+SIGNALLED = "13[4-9]"
+RESTARTABLE = sorted(code for code in exits.RESTARTABLE if code != exits.KILLED)
+WORDS = {
+    "terminated": exits.TERMINATED,
+    "usage": exits.USAGE,
+    "unsaved": UNSAVED,
+    "died": " | ".join([UNSAVED, *map(str, RESTARTABLE), SIGNALLED]),
+}
 IN_CONTAINER = "/nemo_run"  # where pyxis mounts the job's directory
 
 
@@ -119,13 +133,8 @@ def head() -> str:
 def batch_setup(job_dir: Path, ranks: int, max_restarts: int) -> str:
     """Lines for the batch script of a job whose ``ranks`` tasks run :func:`rank_script`."""
     return RENDEZVOUS + RESTART.format(
-        job_dir=shlex.quote(str(job_dir)), ranks=ranks, max_restarts=max_restarts
+        job_dir=shlex.quote(str(job_dir)), ranks=ranks, max_restarts=max_restarts, **WORDS
     )
-
-
-def latest_checkpoint(output_dir: Path) -> Path:
-    """The file that a run has once it has saved."""
-    return output_dir / "checkpoints" / "latest"
 
 
 def rank_script(
@@ -136,11 +145,12 @@ def rank_script(
     ``job_dir`` is the job's directory as a rank sees it; ``setup`` is shell text before the
     command.
     """
-    latest = shlex.quote(str(latest_checkpoint(output_dir)))
+    latest = shlex.quote(str(latest_pointer(output_dir)))
     return head() + RANK.format(
         command=command,
         ranks_per_node=ranks_per_node,
         job_dir=shlex.quote(job_dir),
         latest=latest,
         setup=setup,
+        **WORDS,
     )

@@ -1,7 +1,12 @@
-"""A directory that is complete or absent: filled under another name, synced and renamed."""
+"""Files and directories that are complete or absent, and checksums.
+
+Both are filled under another name, synced and renamed, so that a kill leaves the old content or
+the new one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -39,6 +44,24 @@ def commit_directory(temporary: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def write_atomically(path: Path, content: str | bytes, temporary: Path | None = None) -> None:
+    """Give a file a new content; returns when it is on the disk.
+
+    ``temporary``: another place on the same file system to gather it in, where nothing else may
+    stand beside ``path``. Raises OSError, and then leaves ``path`` as it was.
+    """
+    temporary = temporary or temporary_path(path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync_to_disk(temporary)
+    except OSError:
+        if temporary.is_file():
+            temporary.unlink()
+        raise
+    os.replace(temporary, path)
+    sync_to_disk(path.parent)
+
+
 def sync_to_disk(path: Path) -> None:
     """fsync of a file, or of a directory's entries."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -46,3 +69,9 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits; its content is read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,8 +8,6 @@ Everything here is done by one rank.
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from pathlib import Path
 
@@ -21,41 +19,28 @@ from scope_megatron.checkpoint.manifest import (
     with_score,
     write_manifest,
 )
-from scope_megatron.disk import commit_directory, sync_to_disk
-
-LATEST = "latest"
-BEST = "best"
-_NAME = re.compile(r"step_\d{8,}")
-
-
-def checkpoints_dir(output_dir: Path) -> Path:
-    return output_dir / "checkpoints"
-
-
-def directory_of(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` steps stands."""
-    return checkpoints_dir(output_dir) / f"step_{step:08d}"
-
-
-def step_of(directory: Path) -> int:
-    return int(directory.name.removeprefix("step_"))
-
-
-def candidates(output_dir: Path) -> list[Path]:
-    """The run's checkpoints, whole or damaged, newest first."""
-    found = checkpoints_dir(output_dir).glob("step_*")
-    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+from scope_megatron.disk import commit_directory, temporary_path, write_atomically
+from scope_megatron.outputs import (
+    BEST,
+    LATEST,
+    checkpoint_name,
+    checkpoints,
+    checkpoints_dir,
+    is_checkpoint_name,
+    latest_pointer,
+    step_of,
+)
 
 
 def pointer_damage(output_dir: Path) -> str | None:
     """How ``latest`` differs from what is there: it is damaged, or a checkpoint is gone."""
-    pointer = checkpoints_dir(output_dir) / LATEST
-    found = candidates(output_dir)
+    pointer = latest_pointer(output_dir)
+    found = checkpoints(output_dir)
     if not pointer.exists():
         return None  # killed before it was written for the first time
     content = pointer.read_bytes()
     name = content.decode(errors="replace").strip()
-    if content != name.encode() + b"\n" or not _NAME.fullmatch(name):
+    if content != name.encode() + b"\n" or not is_checkpoint_name(name):
         return f"{pointer} is damaged"
     if not (pointer.parent / name).is_dir():
         return f"{pointer} names {name}, which is not there"
@@ -70,7 +55,7 @@ def newest_whole(output_dir: Path) -> tuple[Path | None, list[str]]:
     Raises ValueError when there are traces of checkpoints and none of them is whole.
     """
     wrong = [line] if (line := pointer_damage(output_dir)) else []
-    for directory in candidates(output_dir):
+    for directory in checkpoints(output_dir):
         damage = find_damage(directory)
         if damage is None:
             return directory, wrong
@@ -82,7 +67,7 @@ def newest_whole(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 def steps_done(output_dir: Path) -> int:
     """Steps of the newest checkpoint whose files are all there (contents unread), or 0."""
-    whole = (d for d in candidates(output_dir) if find_damage(d, contents=False) is None)
+    whole = (d for d in checkpoints(output_dir) if find_damage(d, contents=False) is None)
     return next((step_of(directory) for directory in whole), 0)
 
 
@@ -92,7 +77,7 @@ def make_room(output_dir: Path, step: int) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     for unfinished in root.glob(".*step_*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    temporary = root / f".tmp_step_{step:08d}"
+    temporary = root / f".tmp_{checkpoint_name(step)}"
     temporary.mkdir()
     return temporary
 
@@ -106,16 +91,13 @@ def commit(
     """Make a filled directory a checkpoint: manifest, fsync, rename, then ``latest``."""
     write_manifest(temporary, known, score)
     commit_directory(temporary, final)
-    _write_atomically(final.parent / LATEST, final.name)
+    write_atomically(final.parent / LATEST, f"{final.name}\n")
 
 
 def set_score(directory: Path, score: float) -> None:
     """Give a checkpoint that was saved before its evaluation the evaluation's Avg@k."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    temporary.write_text(with_score(directory, score))
-    sync_to_disk(temporary)
-    os.replace(temporary, directory / MANIFEST)
-    sync_to_disk(directory)
+    outside = temporary_path(directory)  # in the checkpoint it would be damage
+    write_atomically(directory / MANIFEST, with_score(directory, score), outside)
 
 
 def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:
@@ -125,7 +107,7 @@ def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:
     ``damaged_step_...`` so that it is never taken for one of the newest.
     """
     kept = []
-    for directory in candidates(output_dir):
+    for directory in checkpoints(output_dir):
         if step_of(directory) > step_of(newest):
             _set_aside(directory)
         else:
@@ -133,7 +115,7 @@ def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:
     scores = {d: score for d in kept if (score := read_score(d)) is not None}
     ranked = sorted(scores, key=lambda d: (scores[d], step_of(d)), reverse=True)
     if ranked and keep_best:
-        _write_atomically(newest.parent / BEST, ranked[0].name)
+        write_atomically(newest.parent / BEST, f"{ranked[0].name}\n")
     for directory in kept:
         if directory not in (newest, *kept[:keep], *ranked[:keep_best]):
             going = directory.with_name(f".old_{directory.name}")
@@ -145,11 +127,3 @@ def _set_aside(directory: Path) -> None:
     aside = directory.with_name(f"damaged_{directory.name}")
     shutil.rmtree(aside, ignore_errors=True)
     directory.rename(aside)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n")
-    sync_to_disk(temporary)
-    os.replace(temporary, path)
-    sync_to_disk(path.parent)

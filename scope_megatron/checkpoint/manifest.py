@@ -11,13 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scope_megatron.disk import sha256
+
 MANIFEST = "manifest.json"
 Entry = dict[str, int | str]
 
 
 def describe(path: Path) -> Entry:
     """What a manifest says of one file: its ``bytes`` and ``sha256``."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_manifest(
@@ -77,7 +79,7 @@ def _file_damage(path: Path, expected: Entry, contents: bool) -> str | None:
         return f"{path.name} is missing"
     if (size := path.stat().st_size) != expected["bytes"]:
         return f"{path.name} has {size} bytes instead of {expected['bytes']}"
-    if contents and _sha256(path) != expected["sha256"]:
+    if contents and sha256(path) != expected["sha256"]:
         return f"{path.name} has changed since it was written"
     return None
 
@@ -99,8 +101,3 @@ def _encode(files: dict[str, Entry], score: float | None) -> str:
     content: dict[str, Any] = {"files": files, "score": score}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({"sha256": digest, **content}, indent=1) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

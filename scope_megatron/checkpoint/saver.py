@@ -18,11 +18,13 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.storage import WriteResult
 
-from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint import folder
 from scope_megatron.checkpoint.manifest import Entry, describe
 from scope_megatron.checkpoint.snapshot import PendingWrite, Snapshots
 from scope_megatron.checkpoint.state import SHARDING, TrainingState, state_to_save
 from scope_megatron.config import CheckpointConfig
+from scope_megatron.outputs import checkpoint_dir, checkpoints_dir
+from scope_megatron.parallel.agree import from_all, from_main
 
 ABANDON_S = 10.0  # an ending run waits so long for a save that it has given up
 
@@ -72,12 +74,12 @@ class Saver:
         """
         self.wait()
         background = self._settings.asynchronous if background is None else background
-        error = self._agree(self._make_room(step) if self._state.topology.is_main else None)
+        error = from_main(lambda: self._make_room(step), self._group)
         if error is not None:
             self._outcome = (step, error)
             self._report()
             return
-        final = store.directory_of(self._output, step)
+        final = checkpoint_dir(self._output, step)
         temporary = final.with_name(f".tmp_{final.name}")
         state = state_to_save(self._state, step, progress)
         pending = self._snapshots.take(state, temporary, SHARDING, copied=background)
@@ -95,9 +97,9 @@ class Saver:
         if not self._state.topology.is_main:
             return
         try:
-            newest = store.directory_of(self._output, self.saved_step)
-            store.set_score(newest, score)
-            store.forget(self._output, newest, self._settings.keep, self._settings.keep_best)
+            newest = checkpoint_dir(self._output, self.saved_step)
+            folder.set_score(newest, score)
+            folder.forget(self._output, newest, self._settings.keep, self._settings.keep_best)
         except (OSError, ValueError) as error:
             self._say(f"the score of the last checkpoint was not recorded: {_reason(error)}")
 
@@ -141,8 +143,7 @@ class Saver:
         self, pending: PendingWrite, final: Path, score: float | None
     ) -> str | None:
         pending.plan(self._group)
-        shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, self._share(pending), group=self._group)
+        shares = from_all(self._share(pending), self._group)
         error = next((share.error for share in shares if share.error is not None), None)
         if self._state.topology.is_main:
             if error is None:
@@ -150,7 +151,7 @@ class Saver:
             if error is not None:
                 shutil.rmtree(pending.directory, ignore_errors=True)
                 error = f"{error}; {self._room(pending)}"
-        return self._agree(error)
+        return from_main(lambda: error, self._group)
 
     def _share(self, pending: PendingWrite) -> _Share:
         try:
@@ -168,30 +169,24 @@ class Saver:
         try:
             pending.finish([share.written for share in shares])
             known = {name: entry for share in shares for name, entry in share.files.items()}
-            store.commit(pending.directory, final, known, score)
+            folder.commit(pending.directory, final, known, score)
         except Exception as error:
             return _reason(error)
         try:
-            store.forget(self._output, final, self._settings.keep, self._settings.keep_best)
+            folder.forget(self._output, final, self._settings.keep, self._settings.keep_best)
         except OSError as error:  # the checkpoint is whole: only old ones take up room
             self._say(f"old checkpoints were not removed: {_reason(error)}")
         return None
 
     def _make_room(self, step: int) -> str | None:
         try:
-            store.make_room(self._output, step)
+            folder.make_room(self._output, step)
         except OSError as error:
-            return f"{_reason(error)}; {store.checkpoints_dir(self._output)} cannot be written to"
+            return f"{_reason(error)}; {checkpoints_dir(self._output)} cannot be written to"
         return None
 
-    def _agree(self, error: str | None) -> str | None:
-        """Rank 0's word, on every rank."""
-        word = [error]
-        dist.broadcast_object_list(word, src=0, group=self._group)
-        return word[0]
-
     def _room(self, pending: PendingWrite) -> str:
-        root = store.checkpoints_dir(self._output)
+        root = checkpoints_dir(self._output)
         try:
             free = shutil.disk_usage(root).free
         except OSError as error:

@@ -1,7 +1,7 @@
 """Save and resume: student, optimizer, schedule, random numbers, and the position in the data.
 
 A checkpoint is in megatron-core's distributed format (loadable at another TP, PP or DP size).
-`store.py` says how a run's checkpoints lie on disk, `saver.py` how one is written.
+`folder.py` says how a run's checkpoints lie on disk, `saver.py` how one is written.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.checkpoint import folder as store
+from scope_megatron.checkpoint.folder import newest_whole
 from scope_megatron.checkpoint.manifest import find_damage
+from scope_megatron.parallel.agree import from_main
 from scope_megatron.parallel.optimizer import after_loading, before_loading
 from scope_megatron.parallel.topology import Topology
 
@@ -46,24 +46,14 @@ def find_valid(output_dir: Path) -> tuple[Path | None, list[str]]:
 
     Raises ValueError when there are checkpoints and none of them is whole.
     """
-    found: list[Any] = [None, [], None]
-    if dist.get_rank() == 0:
-        try:
-            found[:2] = store.newest_whole(output_dir)
-        except ValueError as error:
-            found[2] = str(error)
-    dist.broadcast_object_list(found, src=0)
-    if found[2] is not None:
-        raise ValueError(found[2])
-    return found[0], found[1]
+    return from_main(lambda: newest_whole(output_dir))
 
 
 def require_valid(directory: Path) -> None:
     """Raise ValueError when the checkpoint is damaged (collective)."""
-    found = [find_damage(directory) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    if found[0] is not None:
-        raise ValueError(f"resume: {directory} is damaged: {found[0]}; give another checkpoint")
+    damage = from_main(lambda: find_damage(directory))
+    if damage is not None:
+        raise ValueError(f"resume: {directory} is damaged: {damage}; give another checkpoint")
 
 
 def state_to_save(state: TrainingState, step: int, progress: dict[str, Any]) -> dict[str, Any]:

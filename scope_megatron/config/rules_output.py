@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from scope_megatron import outputs
 from scope_megatron.config.modeldir import ModelDirError, count_parameters
 from scope_megatron.config.schema import Config
 
 ROOM = 1.2  # free space asked for, in sizes of a checkpoint
-_STEP = re.compile(r"step_\d{8,}")
 
 
 def checkpoint_bytes(config: Config, parameters: int, cuda: bool) -> int:
@@ -27,16 +26,15 @@ def checkpoint_bytes(config: Config, parameters: int, cuda: bool) -> int:
 def output_problems(config: Config) -> Iterator[str]:
     """What forbids a training to start in ``output_dir``, an existing or a future directory."""
     directory = config.output_dir
-    root = directory / "checkpoints"
-    held = sorted(path for path in root.glob("step_*") if _STEP.fullmatch(path.name))
+    held = outputs.checkpoints(directory)
     if config.resume == "never":
-        if held or (root / "latest").exists():
+        if held or outputs.latest_pointer(directory).exists():
             yield (
                 f"output_dir: {directory} holds checkpoints of a run; "
                 "set resume=auto to go on with it, or another output_dir"
             )
     elif config.resume != "auto" and held:
-        newest = max(held, key=lambda path: int(path.name.removeprefix("step_")))
+        newest = held[0]
         if Path(config.resume).expanduser().resolve() != newest.resolve():
             yield (
                 f"resume: goes on from {config.resume} but {directory} holds {newest.name}, which "

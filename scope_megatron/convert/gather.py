@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.convert.mapping import Mapping, expert_of, is_expert, with_expert
+from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
@@ -109,9 +110,7 @@ def of_all_stages(mine: list[Item], topology: Topology) -> list[Item]:
     """The stages' lists, one after the other, on every rank (a collective over the pipeline)."""
     if topology.pp_size == 1:
         return mine
-    stages: list[list[Item]] = [[] for _ in range(topology.pp_size)]
-    dist.all_gather_object(stages, mine, group=topology.pp_group)
-    return [item for stage in stages for item in stage]
+    return [item for stage in from_all(mine, topology.pp_group) for item in stage]
 
 
 def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:

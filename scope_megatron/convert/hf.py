@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from scope_megatron.convert.pickles import INDEX as PICKLE_INDEX
 from scope_megatron.convert.pickles import SINGLE as PICKLE_SINGLE
 from scope_megatron.convert.pickles import PickleFile
 from scope_megatron.disk import commit_directory, is_occupied, make_temporary
+from scope_megatron.parallel.agree import raise_together
 from scope_megatron.parallel.topology import Topology
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -221,7 +221,7 @@ def export_hf(
     refusal = None
     if topology.is_main and not overwrite and is_occupied(out_dir):
         refusal = ValueError(f"{out_dir} is not empty; choose another directory")
-    _raise_together(refusal)
+    raise_together(refusal)
     failure: Exception | None = None
     if topology.dp_rank == 0 or topology.ep_size > 1:
         writer = None
@@ -241,16 +241,7 @@ def export_hf(
                 failure = error
         if writer and failure:
             shutil.rmtree(writer.directory, ignore_errors=True)
-    _raise_together(OSError(f"cannot write {out_dir}: {failure}") if failure else None)
-
-
-def _raise_together(error: Exception | None) -> None:
-    """Raise on every rank the error that rank 0 passes (and come out together if there is none)."""
-    message = [error]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(message, src=0)
-    if message[0] is not None:
-        raise message[0]
+    raise_together(OSError(f"cannot write {out_dir}: {failure}") if failure else None)
 
 
 class _Writer:

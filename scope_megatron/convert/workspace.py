@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scope_megatron.disk import commit_directory, sync_to_disk, temporary_path
+from scope_megatron.disk import commit_directory, sha256, temporary_path, write_atomically
 
 _PROGRESS = "progress.json"
 
@@ -90,8 +90,7 @@ class Workspace:
         path = self.files / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]
+        return sha256(path) == str(entry["sha256"])
 
     def _remove_unrecorded(self) -> None:
         for path in self.files.iterdir():
@@ -131,10 +130,7 @@ class Workspace:
 
     def _store(self) -> None:
         content = {"identity": self._identity, "files": self._finished}
-        partial = self.root / f"{_PROGRESS}.partial"
-        partial.write_text(json.dumps(content))
-        sync_to_disk(partial)
-        os.replace(partial, self.root / _PROGRESS)
+        write_atomically(self.root / _PROGRESS, json.dumps(content))
 
     def commit(self) -> None:
         """Give the files the output's name and forget the progress."""

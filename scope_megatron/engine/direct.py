@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scope_megatron.engine.reshard import EngineLayout, PlanError, ReshardPlan, agree
+from scope_megatron.engine.reshard import EngineLayout, PlanError, ReshardPlan
 from scope_megatron.engine.source import ModelWeights
+from scope_megatron.parallel.agree import any_rank
 
 _log = logging.getLogger(__name__)
 
@@ -46,18 +47,18 @@ class DirectWeights:
     def _prove(
         self, engine: torch.nn.Module, weights: ModelWeights, reload: Callable[[ModelWeights], None]
     ) -> None:
-        topology, device = weights.topology, next(engine.parameters()).device
+        topology = weights.topology
         plan, reason = None, ""
         try:
             parameters = EngineParameters(engine, compare=True)
             plan = ReshardPlan(weights, parameters.layout(self._tensor))
         except (PlanError, ValueError) as error:
             reason = str(error)
-        if agree(plan is not None, topology, device):
+        if not any_rank(plan is None, topology.mp_group):
             assert plan is not None
             plan.run(weights.model, parameters.write)
             reason = parameters.finish()
-            if agree(not reason, topology, device):
+            if not any_rank(bool(reason), topology.mp_group):
                 self.plan = plan
                 return
             reload(weights)  # a packed layer may have been put together wrongly

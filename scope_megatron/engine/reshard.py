@@ -30,7 +30,6 @@ from scope_megatron.engine.placement import (
     uncovered,
 )
 from scope_megatron.engine.source import ModelWeights
-from scope_megatron.parallel.topology import Topology
 
 Shape = tuple[int, ...]
 Write = Callable[[str, int, int, Tensor], object]
@@ -304,10 +303,3 @@ def _held(weights: ModelWeights) -> list[_Held]:
         if not table.find(name)[0].duplicate
     ]
     return of_all_stages(mine, topology)
-
-
-def agree(ok: bool, topology: Topology, device: torch.device) -> bool:
-    """True where every rank of this copy of the model says so (collective)."""
-    votes = torch.tensor([int(ok)], device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=topology.mp_group)
-    return bool(votes.item())

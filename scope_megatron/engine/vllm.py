@@ -24,6 +24,7 @@ from scope_megatron.engine.direct import DirectWeights
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
 
 
@@ -268,11 +269,10 @@ def _name_shared_memory() -> None:
     """
     from vllm.distributed.device_communicators import cpu_communicator
 
-    job = [uuid.uuid4().hex[:12]]
-    dist.broadcast_object_list(job, src=0)
+    job = from_main(lambda: uuid.uuid4().hex[:12])
     named = cpu_communicator._CPUSHMDistributed
     original = named.make_group_name
-    named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job[0]}")
+    named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job}")
 
 
 def _prepare_environment(settings: EngineConfig) -> None:

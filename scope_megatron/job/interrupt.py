@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import signal
 
-import torch
-import torch.distributed as dist
-
-from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import all_max
 
 
 class Interrupt:
@@ -27,6 +24,4 @@ class Interrupt:
 
     def agreed(self) -> int:
         """The signal that any rank has received, 0 for none (collective over all ranks)."""
-        flag = torch.tensor([self._signum], device=platform.device())
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag)
+        return int(all_max([self._signum])[0])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-LOCK = "run.lock"
+from scope_megatron.outputs import LOCK
 
 
 @contextmanager

@@ -29,13 +29,13 @@ from typing import Protocol
 
 import torch.distributed as dist
 
+from scope_megatron import outputs
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
 from scope_megatron.job.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.meeting import start_name
 
-STACKS = "stacks"
 _ABORT, _SUSPECT = "abort", "suspect"
 
 
@@ -149,7 +149,7 @@ class Watchdog:
 
     def __init__(self, settings: FaultsConfig, output_dir: Path, progress: Progress) -> None:
         self.progress = progress
-        self._settings, self._stacks = settings, output_dir / STACKS
+        self._settings, self._stacks = settings, output_dir / outputs.STACKS
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
         self._judge = Judge(settings, self._interval_s, hangs=self._rank == 0)

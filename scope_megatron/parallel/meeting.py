@@ -35,14 +35,14 @@ def meet(timeout_s: float) -> None:
         dist.init_process_group(platform.backend(), timeout=limit)
         return
     store, rank, size = next(rendezvous("env://", timeout=limit))
-    _name = agree(dist.PrefixStore("scope_megatron/meeting", store), rank, size, timeout_s)
+    _name = agree_on_name(dist.PrefixStore("scope_megatron/meeting", store), rank, size, timeout_s)
     own = dist.PrefixStore(f"scope_megatron/{_name}", store)
     dist.init_process_group(
         platform.backend(), store=own, rank=rank, world_size=size, timeout=limit
     )
 
 
-def agree(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
+def agree_on_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
     """Rank 0's new name, on every rank, whatever an earlier start left in the store.
 
     Rank 0 shows its name with the nonce that it found of each rank. A rank that finds its own,

@@ -10,14 +10,16 @@ Colours are Okabe and Ito's, distinguishable with every common colour blindness.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scope_megatron.report.metrics import METRICS_FILE, NONFINITE_SUFFIX, parse_line
+from scope_megatron import outputs
+from scope_megatron.disk import write_atomically
+from scope_megatron.report.metrics import NONFINITE_SUFFIX, parse_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,21 +120,20 @@ def write_report(run_dir: Path) -> Path:
     ValueError when ``run_dir``/metrics.jsonl is missing or holds no metric.
     """
     run_dir = Path(run_dir)
-    history = read_history(run_dir / METRICS_FILE)
+    history = read_history(run_dir / outputs.METRICS)
 
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = run_dir / "report.png"
-    temporary = run_dir / "report.png.tmp"
+    path, image = run_dir / outputs.REPORT, io.BytesIO()
     style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # a user's matplotlibrc has no say
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(14, 9), dpi=100)
         FigureCanvasAgg(figure)
         draw(figure, history, run_dir.resolve().name)
-        figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+        figure.savefig(image, format="png")
+    write_atomically(path, image.getvalue())
     return path
 
 
@@ -234,7 +235,7 @@ def footnote(history: History, left_out: list[str]) -> str:
         notes.append("NaN or infinite: " + ", ".join(names[:4]) + more)
     if history.skipped:
         lines = "line" + "s" * (history.skipped != 1)
-        notes.append(f"{history.skipped} unreadable {lines} of {METRICS_FILE} skipped")
+        notes.append(f"{history.skipped} unreadable {lines} of {outputs.METRICS} skipped")
     return ".  ".join(notes)
 
 

@@ -22,11 +22,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scope_megatron import outputs
+from scope_megatron.disk import write_atomically
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-METRICS_FILE = "metrics.jsonl"
 NONFINITE_SUFFIX = ".nonfinite"
 
 
@@ -71,17 +73,7 @@ def rewind(path: Path, start_step: int) -> int:
     lines = path.read_bytes().splitlines()
     rows = [(line, parse_line(line)) for line in lines]
     kept = [line for line, row in rows if row is not None and row["step"] <= start_step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.writelines(line + b"\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_atomically(path, b"".join(line + b"\n" for line in kept))
     return len(lines) - len(kept)
 
 
@@ -118,7 +110,7 @@ class MetricLogger:
             self._wandb = _start_wandb(run_dir, wandb_project, config_dict, start_step)
         if tensorboard:
             self._board = _start_tensorboard(run_dir, start_step)
-        path = run_dir / METRICS_FILE
+        path = run_dir / outputs.METRICS
         if start_step == -1:
             _set_aside(path)
         elif start_step is not None:
@@ -197,7 +189,7 @@ def _start_tensorboard(run_dir: Path, start_step: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     purge_step = None if start_step is None else start_step + 1  # hides the steps done again
-    return SummaryWriter(log_dir=str(run_dir / "tensorboard"), purge_step=purge_step)
+    return SummaryWriter(log_dir=str(run_dir / outputs.TENSORBOARD), purge_step=purge_step)
 
 
 def _start_wandb(
@@ -210,7 +202,7 @@ def _start_wandb(
         )
     import wandb
 
-    id_file = run_dir / "wandb_run_id"  # a resumed run goes on in the same W&B run
+    id_file = run_dir / outputs.WANDB_ID  # a resumed run goes on in the same W&B run
     resumed = start_step is not None and id_file.exists()
     run_id = id_file.read_text().strip() if resumed else os.urandom(6).hex()
     id_file.write_text(run_id + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from scope_megatron.engine.vllm import Engine, Sampling
+from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifier
@@ -73,6 +74,4 @@ def _gather(value: Any, topology: Topology) -> list[Any]:
     Ranks of the group ascend with the tensor rank first and the pipeline rank second, which is the
     order of :class:`EnginePlace`.
     """
-    gathered: list[Any] = [None] * dist.get_world_size(topology.mp_group)
-    dist.all_gather_object(gathered, value, group=topology.mp_group)
-    return [item for item in gathered if item is not None]
+    return [item for item in from_all(value, topology.mp_group) if item is not None]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
-
+from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.train.accuracy import avg_at_k, pass_at_k
@@ -22,9 +21,7 @@ def summarize(rollouts: list[Rollout], k: int, topology: Topology) -> dict[str, 
         (r.finished and r.verdict is Verdict.CORRECT, len(r.token_ids), r.finished)
         for r in rollouts
     ]
-    gathered: list[list[tuple[bool, int, bool]]] = [[] for _ in range(topology.dp_size)]
-    dist.all_gather_object(gathered, mine, group=topology.dp_group)
-    rows = [row for replica in gathered for row in replica]
+    rows = [row for replica in from_all(mine, topology.dp_group) for row in replica]
     correct = [[row[0] for row in rows[i : i + k]] for i in range(0, len(rows), k)]
     return {
         f"eval/avg@{k}": avg_at_k(correct),

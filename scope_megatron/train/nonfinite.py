@@ -14,22 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
+from scope_megatron import outputs
 from scope_megatron.exits import NONFINITE, StopRun
-from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import any_rank
 from scope_megatron.parallel.optimizer import gradients_are_finite
 from scope_megatron.train.batch import Batch
-
-DIRECTORY = "nonfinite"
 
 
 class NonFiniteGuard:
     """Decides with all ranks whether an update may be applied, and counts those that may not."""
 
     def __init__(self, output_dir: Path, limit: int) -> None:
-        self._directory, self._limit = output_dir / DIRECTORY, limit
+        self._directory, self._limit = output_dir / outputs.NONFINITE, limit
         self._in_a_row = 0
 
     def accepts(
@@ -42,13 +40,9 @@ class NonFiniteGuard:
         """
         bad = nothing_left or not all(map(math.isfinite, terms.values()))
         bad = bad or not gradients_are_finite(ddp)
-        flag = torch.tensor(float(bad), device=platform.device())
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        if flag:
-            self._in_a_row += 1
-        else:
-            self._in_a_row = 0
-        return not flag
+        refused = any_rank(bad)
+        self._in_a_row = self._in_a_row + 1 if refused else 0
+        return not refused
 
     def record(
         self,

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from scope_megatron.checkpoint import folder as store
+from scope_megatron import outputs
 from scope_megatron.checkpoint import state as checkpoint
+from scope_megatron.checkpoint.folder import steps_done
 from scope_megatron.checkpoint.saver import Saver
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
@@ -36,7 +37,7 @@ MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 def run(config: Config) -> int:
     """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
     not be saved, 128 + signal when asked to stop before."""
-    if config.resume == "auto" and (done := store.steps_done(config.output_dir)):
+    if config.resume == "auto" and (done := steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
             return 0
@@ -198,7 +199,7 @@ class Run:
             }
             self.saver.save(step, progress, score, background=False if wait else None)
         saved = self.saver.saved_step == step
-        return store.directory_of(self.config.output_dir, step) if saved else None
+        return outputs.checkpoint_dir(self.config.output_dir, step) if saved else None
 
     def _stop(self, step: int, signum: int) -> int:
         path = self._save(step, {}, wait=True) if step else None
@@ -229,7 +230,7 @@ class Run:
 
     def _export(self) -> bool:
         """Whether the student is there as a Hugging Face directory; a failure is told."""
-        trainer, out = self.trainer, self.config.output_dir / "hf"
+        trainer, out = self.trainer, self.config.output_dir / outputs.HF
         try:
             export_hf(
                 trainer.learner.student.model,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 
 from scope_megatron.config import Config
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.engine.vllm import Engine
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.train.batch import Scorer
 from scope_megatron.train.setup import Student
@@ -49,10 +49,7 @@ def check_sync(
         gap = (ours[index] - engine_side).abs()
         largest = max(largest, float(gap.max()))
         total, count = total + float(gap.sum()), count + gap.numel()
-    worst = torch.tensor([largest, total / max(count, 1)], device=platform.device())
-    worst = worst.nan_to_num(nan=torch.inf)
-    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    largest, mean = worst.tolist()
+    largest, mean = all_max([largest, total / max(count, 1)])
     limit = config.engine.logprob_tolerance
     if mean > limit:
         raise WeightsOutOfSync(

@@ -55,7 +55,7 @@ def save_and_load(
     platform.initialize()
     from megatron.core import parallel_state
 
-    from scope_megatron.checkpoint import folder as store
+    from scope_megatron import outputs
     from scope_megatron.checkpoint import state as checkpoint
 
     output, results = root / "out", {}
@@ -68,15 +68,15 @@ def save_and_load(
     results["saved"] = weights(learner, topology)
     update(learner, topology)  # while the write of what was before it has not begun
     results["continued"] = weights(learner, topology)
-    assert not store.directory_of(output, 1).exists()
+    assert not outputs.checkpoint_dir(output, 1).exists()
     trained_on.set()
     saver.save(2, progress)
     saver.wait()
     assert saver.saved_step == 2
-    directory = store.directory_of(output, 1)
+    directory = outputs.checkpoint_dir(output, 1)
     dist.barrier()
     if rank == 0:
-        damage(store.directory_of(output, 2))
+        damage(outputs.checkpoint_dir(output, 2))
     found, lines = checkpoint.find_valid(output)
     assert found == directory
     results["skipped"] = [Path(line.split(" is damaged")[0]).name for line in lines]

@@ -161,11 +161,12 @@ def save(output: Path, step: int, counter: Counter | None = None) -> None:
 
 def content(output: Path, torn: list[int], number: int) -> int:
     """The one step that the newest whole checkpoint is of; else ``number`` is added to ``torn``."""
-    from scope_megatron.checkpoint import folder as store
+    from scope_megatron import outputs
+    from scope_megatron.checkpoint import folder
 
-    newest, _ = store.newest_whole(output)
+    newest, _ = folder.newest_whole(output)
     assert newest is not None
-    step = store.step_of(newest)
+    step = outputs.step_of(newest)
     values, common = read(newest)
     if values != {float(step)} or common != step:
         torn.append(number)
@@ -185,16 +186,17 @@ def read(directory: Path) -> tuple[set[float], int]:
 
 
 def damage_everything(directory: Path) -> dict[str, Any]:
-    from scope_megatron.checkpoint import folder as store
+    from scope_megatron import outputs
+    from scope_megatron.checkpoint import folder
 
     in_child(partial(save, directory, 1))
-    shutil.copytree(store.directory_of(directory, 1), directory / "one")
+    shutil.copytree(outputs.checkpoint_dir(directory, 1), directory / "one")
     in_child(partial(save, directory, 2))
-    (directory / "one").rename(store.directory_of(directory, 1))
-    newest = store.directory_of(directory, 2)
+    (directory / "one").rename(outputs.checkpoint_dir(directory, 1))
+    newest = outputs.checkpoint_dir(directory, 2)
     files = sorted(path.name for path in newest.iterdir())
     unnoticed = []
-    for path in [newest / name for name in files] + [newest.parent / store.LATEST]:
+    for path in [newest / name for name in files] + [newest.parent / outputs.LATEST]:
         whole = path.read_bytes()
         for kind, changed in damages(whole):
             if changed is None:
@@ -209,7 +211,7 @@ def damage_everything(directory: Path) -> dict[str, Any]:
         if not noticed(directory, newest / extra):
             unnoticed.append(f"{extra}: extra")
         (newest / extra).unlink()
-    assert store.newest_whole(directory) == (newest, []), "undone, nothing is wrong"
+    assert folder.newest_whole(directory) == (newest, []), "undone, nothing is wrong"
     return {"files": files, "unnoticed": unnoticed}
 
 
@@ -226,11 +228,12 @@ def damages(whole: bytes) -> list[tuple[str, bytes | None]]:
 
 def noticed(output: Path, path: Path) -> bool:
     """A damaged file of step 2: step 1 is used. A damaged `latest`: said, and step 2 is used."""
-    from scope_megatron.checkpoint import folder as store
+    from scope_megatron import outputs
+    from scope_megatron.checkpoint import folder
 
-    found, lines = store.newest_whole(output)
-    is_pointer = path.name == store.LATEST
-    expected = store.directory_of(output, 2 if is_pointer else 1)
+    found, lines = folder.newest_whole(output)
+    is_pointer = path.name == outputs.LATEST
+    expected = outputs.checkpoint_dir(output, 2 if is_pointer else 1)
     gone = is_pointer and not path.exists()  # nothing is lost without it
     return found == expected and (gone or any(path.name in line for line in lines))
 

@@ -12,27 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# family <- config, types, exits, disk, outputs <- parallel, report <- model, checkpoint, job
+# exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint, job
 # <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
-    "family": -1,
-    "config": 0,
-    "types": 0,
+    "family": 0,
     "exits": 0,
     "disk": 0,
     "outputs": 0,
-    "parallel": 1,
-    "report": 1,
-    "model": 2,
-    "checkpoint": 2,
-    "job": 2,
-    "convert": 3,
-    "engine": 4,
-    "doctor": 4,
-    "rollout": 5,
-    "train": 6,
-    "cli": 7,
-    "__main__": 8,
+    "config": 1,
+    "types": 1,
+    "parallel": 2,
+    "report": 2,
+    "model": 3,
+    "checkpoint": 3,
+    "job": 3,
+    "convert": 4,
+    "engine": 5,
+    "doctor": 5,
+    "rollout": 6,
+    "train": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 

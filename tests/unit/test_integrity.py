@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.checkpoint import folder as store
+from scope_megatron import outputs
+from scope_megatron.checkpoint import folder
 from scope_megatron.checkpoint.manifest import MANIFEST, find_damage, write_manifest
 
 FILES = {
@@ -72,65 +73,65 @@ def test_an_extra_file_is_found(directory: Path) -> None:
 
 def make_checkpoints(output: Path, scores: dict[int, float | None]) -> None:
     for step, score in scores.items():
-        directory = store.directory_of(output, step)
+        directory = outputs.checkpoint_dir(output, step)
         directory.mkdir(parents=True)
         (directory / "common.pt").write_bytes(b"common")
         write_manifest(directory, score=score)
 
 
 def steps_in(output: Path) -> list[int]:
-    return [store.step_of(path) for path in store.candidates(output)]
+    return [outputs.step_of(path) for path in outputs.checkpoints(output)]
 
 
 def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     scores = {10: 0.2, 20: 0.9, 30: 0.9, 40: 0.5, 50: None, 60: 0.1}
     make_checkpoints(tmp_path, scores)
-    newest = store.directory_of(tmp_path, 60)
-    store.forget(tmp_path, newest, keep=2, keep_best=2)
+    newest = outputs.checkpoint_dir(tmp_path, 60)
+    folder.forget(tmp_path, newest, keep=2, keep_best=2)
     assert steps_in(tmp_path) == [60, 50, 30, 20]
-    assert (newest.parent / store.BEST).read_text() == "step_00000030\n", "of equals the newer"
-    store.forget(tmp_path, newest, keep=1, keep_best=1)
+    assert (newest.parent / outputs.BEST).read_text() == "step_00000030\n", "of equals the newer"
+    folder.forget(tmp_path, newest, keep=1, keep_best=1)
     assert steps_in(tmp_path) == [60, 30]
-    store.forget(tmp_path, newest, keep=1, keep_best=0)
+    folder.forget(tmp_path, newest, keep=1, keep_best=0)
     assert steps_in(tmp_path) == [60]
 
 
 def test_a_score_that_comes_later(tmp_path: Path) -> None:
     make_checkpoints(tmp_path, {10: 0.2, 20: 0.3, 30: None})
-    newest = store.directory_of(tmp_path, 30)
-    store.set_score(newest, 0.4)
-    assert store.newest_whole(tmp_path) == (newest, [])
-    store.forget(tmp_path, newest, keep=1, keep_best=2)
+    newest = outputs.checkpoint_dir(tmp_path, 30)
+    folder.set_score(newest, 0.4)
+    assert folder.newest_whole(tmp_path) == (newest, [])
+    folder.forget(tmp_path, newest, keep=1, keep_best=2)
     assert steps_in(tmp_path) == [30, 20]
 
 
 def test_a_run_that_went_back_behind_damage_keeps_its_own_line(tmp_path: Path) -> None:
     make_checkpoints(tmp_path, {10: None, 20: None, 30: 0.9})
-    (store.directory_of(tmp_path, 30) / "common.pt").write_bytes(b"Common")
-    assert store.steps_done(tmp_path) == 30, "contents are not read for this"
-    found, lines = store.newest_whole(tmp_path)
-    assert found == store.directory_of(tmp_path, 20) and len(lines) == 1
+    (outputs.checkpoint_dir(tmp_path, 30) / "common.pt").write_bytes(b"Common")
+    assert folder.steps_done(tmp_path) == 30, "contents are not read for this"
+    found, lines = folder.newest_whole(tmp_path)
+    assert found == outputs.checkpoint_dir(tmp_path, 20) and len(lines) == 1
     make_checkpoints(tmp_path, {25: None})
-    store.forget(tmp_path, store.directory_of(tmp_path, 25), keep=2, keep_best=1)
+    folder.forget(tmp_path, outputs.checkpoint_dir(tmp_path, 25), keep=2, keep_best=1)
     assert steps_in(tmp_path) == [25, 20], "the damaged one is not the best of anything"
-    assert (store.checkpoints_dir(tmp_path) / "damaged_step_00000030").is_dir()
+    assert (outputs.checkpoints_dir(tmp_path) / "damaged_step_00000030").is_dir()
 
 
 def test_what_latest_says_is_compared_with_what_is_there(tmp_path: Path) -> None:
-    assert store.newest_whole(tmp_path) == (None, [])
+    assert folder.newest_whole(tmp_path) == (None, [])
     make_checkpoints(tmp_path, {3: None, 4: None})
-    pointer = store.checkpoints_dir(tmp_path) / store.LATEST
+    pointer = outputs.checkpoints_dir(tmp_path) / outputs.LATEST
     pointer.write_text("step_00000004\n")
-    newest = store.directory_of(tmp_path, 4)
-    assert store.newest_whole(tmp_path) == (newest, [])
+    newest = outputs.checkpoint_dir(tmp_path, 4)
+    assert folder.newest_whole(tmp_path) == (newest, [])
     whole = pointer.read_bytes()
     for bit in range(8 * len(whole)):
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         pointer.write_bytes(changed)
-        found, lines = store.newest_whole(tmp_path)
+        found, lines = folder.newest_whole(tmp_path)
         assert found == newest and len(lines) == 1, bit
-    for directory in store.candidates(tmp_path):
+    for directory in outputs.checkpoints(tmp_path):
         (directory / MANIFEST).unlink()
     with pytest.raises(ValueError, match="no whole checkpoint is left"):
-        store.newest_whole(tmp_path)
+        folder.newest_whole(tmp_path)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.job.lock import LOCK, locked, require_free
+from scope_megatron.job.lock import locked, require_free
+from scope_megatron.outputs import LOCK
 
 HOLD = """
 import os, sys, time

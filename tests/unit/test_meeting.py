@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from scope_megatron.parallel.meeting import agree
+from scope_megatron.parallel.meeting import agree_on_name
 
 RANKS = 3
 
@@ -21,7 +21,9 @@ def store_of(port: int, master: bool = False) -> dist.TCPStore:
 def meet(port: int, ranks: list[int], timeout_s: float = 5.0) -> list[str]:
     """Each rank in a thread, with a connection of its own."""
     with ThreadPoolExecutor(len(ranks)) as pool:
-        calls = [pool.submit(agree, store_of(port), rank, RANKS, timeout_s) for rank in ranks]
+        calls = [
+            pool.submit(agree_on_name, store_of(port), rank, RANKS, timeout_s) for rank in ranks
+        ]
         return [call.result() for call in calls]
 
 

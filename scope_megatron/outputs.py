@@ -1,0 +1,62 @@
+"""Names of everything in a run's ``output_dir``.
+
+metrics.jsonl, metrics.N.jsonl   one line per step; those of earlier attempts
+report.png                       the run's curves
+checkpoints/                     step_00000040/ per checkpoint, `latest`, `best`
+hf/                              the trained student as a Hugging Face directory
+tensorboard/, wandb_run_id       what the two loggers keep
+nonfinite/                       responses of updates with a loss that is not finite
+stacks/                          stacks of all threads of a rank, where a rank hung
+run.lock                         names the process of the live run
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+REPORT = "report.png"
+HF = "hf"
+TENSORBOARD = "tensorboard"
+WANDB_ID = "wandb_run_id"
+NONFINITE = "nonfinite"
+STACKS = "stacks"
+LOCK = "run.lock"
+CHECKPOINTS = "checkpoints"
+LATEST = "latest"  # inside checkpoints, as BEST
+BEST = "best"
+_STEP = re.compile(r"step_\d{8,}")
+
+
+def checkpoints_dir(output_dir: Path) -> Path:
+    return output_dir / CHECKPOINTS
+
+
+def latest_pointer(output_dir: Path) -> Path:
+    """The text file that names the newest checkpoint; there once a run has saved."""
+    return checkpoints_dir(output_dir) / LATEST
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    return _STEP.fullmatch(name) is not None
+
+
+def checkpoint_dir(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps stands."""
+    return checkpoints_dir(output_dir) / checkpoint_name(step)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps done when that checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The run's checkpoints, whole or damaged, newest first."""
+    found = checkpoints_dir(output_dir).glob("step_*")
+    return sorted((path for path in found if is_checkpoint_name(path.name)), key=step_of)[::-1]
