@@ -72,6 +72,7 @@ _RECORDS = (
             count_key="num_local_experts",
         ),
         windows=Windows(),
+        rope_theta=1000000.0,
     ),
     _GEMMA2,
     replace(
