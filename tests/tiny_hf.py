@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scope_megatron.family import FAMILIES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -85,6 +87,8 @@ def architecture_of(model: str) -> str:
 
 
 ONE_PER_FAMILY = {architecture_of(name): name for name in reversed(TINY_MODELS)}  # the first
+# one tensor for query, key and value
+STACKED = [ONE_PER_FAMILY[name] for name in FAMILIES if len(FAMILIES[name].qkv) == 1]
 
 
 def make_tiny_model(

@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.memory import peak_memory
-from scope_megatron.family import FAMILIES
 from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import ONE_PER_FAMILY, make_tiny_model
+from tests.tiny_hf import STACKED, make_tiny_model
 
-STACKED = [ONE_PER_FAMILY[name] for name in FAMILIES if len(FAMILIES[name].qkv) == 1]
 MODELS = ("llama-tied", "qwen2-bias", "qwen3-norms", *STACKED)
 LAYOUTS = [(2, 2, 1), (2, 2, 2), (2, 1, 1), (2, 1, 2), (4, 1, 2)]  # tensor, pipeline, engine
 BUCKET = 10_000  # the largest parameters are several times that
