@@ -37,6 +37,8 @@ class Experts:
     down: str
     count_key: str  # of config.json: experts per layer
     ffn_key: str = "intermediate_size"  # of config.json: width of an expert
+    per_token: int = 2  # experts that a token goes to, where config.json does not say
+    normalized: bool = True  # their weights sum to one, where config.json does not say
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Family:
     # mathematics
     activation: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     activation_key: str = "hidden_act"  # of config.json: may say ``activation`` and no other
+    norm_eps: float = 1e-6  # where config.json does not say
     zero_centered_norms: bool = False  # factors are 1 + weight
     scaled_embeddings: bool = False  # times sqrt(hidden size)
     scale_key: str | None = None  # of config.json: d of attention's 1 / sqrt(d); None: head size

@@ -45,7 +45,10 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
     shape = ModelShape.of(hf)
     written = ModelShape.of(config.to_dict() | {"architectures": hf["architectures"]})
     assert torch.equal(inverse_frequencies(shape), inverse_frequencies(written))
-    assert shape.tied == config.tie_word_embeddings
+    assert (shape.tied, shape.norm_eps) == (config.tie_word_embeddings, config.rms_norm_eps)
+    if shape.experts:
+        assert shape.experts_per_token == config.num_experts_per_tok
+        assert shape.experts_normalized == getattr(config, "norm_topk_prob", True)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * 14
     window = getattr(config, "sliding_window", None)
     windows = [window if kind == "sliding_attention" else None for kind in kinds]
