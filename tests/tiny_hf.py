@@ -97,7 +97,7 @@ def make_tiny_model(
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
 
-    kind, settings = (TINY_MODELS | ENGINE_ONLY)[family]
+    _, settings = (TINY_MODELS | ENGINE_ONLY)[family]
     shape = {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -108,10 +108,9 @@ def make_tiny_model(
         "max_position_embeddings": 256,
         "initializer_range": 0.1,
     }
-    text = "Text" if kind == "Gemma3" else ""  # others of the kind have images as well
-    config = getattr(transformers, f"{kind}{text}Config")(**(shape | settings))
+    architecture = getattr(transformers, architecture_of(family))
     torch.manual_seed(sum(family.encode()) + seed)
-    model = getattr(transformers, architecture_of(family))(config)
+    model = architecture(architecture.config_class(**(shape | settings)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

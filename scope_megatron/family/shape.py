@@ -65,7 +65,7 @@ class ModelShape:
             vocab=_size(hf, "vocab_size"),
             max_positions=_size(hf, "max_position_embeddings"),
             tied=is_tied(hf),
-            norm_eps=float(hf.get("rms_norm_eps", family.norm_eps)),
+            norm_eps=float(hf.get("rms_norm_eps") or family.norm_eps),
             **_experts(hf, family),
             windows=_windows(hf, family),
             attention_cap=caps(hf)["attn_logit_softcapping"],
