@@ -17,17 +17,27 @@ if TYPE_CHECKING:
     import torch
 
 
+# A row's reference answer: one text, or several of which each alone is correct.
+Answer = str | tuple[str, ...]
+
+
 class Verdict(StrEnum):
-    """What the verifier said of one response."""
+    """What the verifier said of one response. Only the first two train."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
     TIMEOUT = "timeout"  # the grader was stopped: nobody judged the response
     CRASH = "crash"  # the grader died: nobody judged the response
+    REFUSED = "refused"  # the grader would not judge: no isolation, or tests it cannot read
 
     @property
     def judged(self) -> bool:
         return self in (Verdict.CORRECT, Verdict.INCORRECT)
+
+
+def accepted(answer: Answer) -> tuple[str, ...]:
+    """The answers that are correct, one or more."""
+    return (answer,) if isinstance(answer, str) else answer
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,10 @@ class Prompt:
 
     index: int
     token_ids: tuple[int, ...]
-    answer: str
+    answer: Answer
     text: str = ""
     source: str = ""  # the row's data_source: picks the verifier when verifier.name is auto
+    verifier: str = ""  # the row's own choice of a verifier; comes before its source
     response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
 
 

@@ -116,7 +116,13 @@ def _write(rows: list[Row], target: Path, split: str) -> None:
 
 def _jsonl_record(row: Row) -> dict[str, object]:
     record = {"prompt": list(row.messages), "answer": row.answer, "data_source": row.source}
-    return record | ({"response": row.response} if row.response else {})
+    return record | _optional(row)
+
+
+def _optional(row: Row) -> dict[str, object]:
+    """The columns that not every file has."""
+    columns = {"response": row.response, "verifier": row.verifier}
+    return {name: value for name, value in columns.items() if value}
 
 
 def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
@@ -127,7 +133,7 @@ def _parquet_record(row: Row, index: int, split: str) -> dict[str, object]:
         "reward_model": {"ground_truth": row.answer, "style": "rule"},
         "extra_info": {"index": index, "split": split},
     }
-    return record | ({"response": row.response} if row.response else {})
+    return record | _optional(row)
 
 
 if __name__ == "__main__":

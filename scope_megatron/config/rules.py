@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ DATA_SUFFIXES = (".jsonl", ".parquet")
 
 def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
-    rules = (_algorithm, _objective, _evaluation, _parallel, _lengths)
+    rules = (_algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
@@ -81,6 +82,14 @@ def _objective(config: Config, command: Command) -> Problems:
             "objective.kernel: is triton but Triton is not installed; "
             "install triton, or set it to auto or torch"
         )
+
+
+def _verifier(config: Config, command: Command) -> Problems:
+    function = config.verifier.custom
+    if function is None and config.verifier.name == "custom":
+        yield "verifier.custom: is missing but verifier.name custom needs it; give module:function"
+    elif function is not None and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", function):
+        yield f"verifier.custom: {function} names no function; give module:function"
 
 
 def _evaluation(config: Config, command: Command) -> Problems:

@@ -27,6 +27,7 @@ def check_machine() -> Iterator[Finding]:
     yield _disk()
     yield _open_files()
     yield _compiler()
+    yield _sandbox()
     yield _host_name()
     yield _collectives()
 
@@ -125,6 +126,20 @@ def _compiler() -> Finding:
         "none; Triton kernels on a GPU need one",
         "Debian: apt-get install gcc; or objective.kernel=torch",
     )
+
+
+def _sandbox() -> Finding:
+    """Whether programs can be isolated: the code verifier's own trial, in a process of its own."""
+    code = (
+        "from scope_megatron.rollout.verify.sandbox.bubblewrap import *\n"
+        "try: require_isolation(); print('ok')\n"
+        "except NoIsolation as error: print(str(error).removeprefix('verifier.code: '))"
+    )
+    status, out, err = output_of([sys.executable, "-c", code], PROBE_TIMEOUT_S)
+    if status == 0 and out == "ok":
+        return Finding("sandbox", Level.OK, "bubblewrap isolates programs of the code verifier")
+    reason, _, fix = (last_line(out) if status == 0 else last_line(err)).partition("; ")
+    return Finding("sandbox", Level.NOTE, f"code data is refused: {reason}", fix)
 
 
 def _host_name() -> Finding:

@@ -2,9 +2,11 @@
 
 A row has
     prompt        text, or chat messages [{"role", "content"}, ...]
-    answer        reference answer; or ``reward_model.ground_truth``, as DeepMath's parquet has it
+    answer        reference answer, or a list of answers of which each is accepted; or
+                  ``reward_model.ground_truth``, as DeepMath's parquet has it
     response      a response to imitate (supervised training only; ``answer`` may then be missing)
     data_source   where the row comes from; picks the verifier (optional)
+    verifier      name of the verifier; comes before data_source (optional)
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from scope_megatron.rollout.tokenizer import Message, Tokenizer
-from scope_megatron.types import Prompt
+from scope_megatron.types import Answer, Prompt
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Row:
 
     where: str  # FILE:LINE (line or row number, from 1)
     messages: tuple[Message, ...]
-    answer: str
+    answer: Answer
     response: str = ""
     source: str = ""
+    verifier: str = ""
 
 
 @dataclass
@@ -88,6 +91,7 @@ class PromptDataset:
         digest = hashlib.sha256()
         for p in self._prompts:
             row = [p.token_ids, p.answer, p.response_ids, p.source]
+            row += [p.verifier] if p.verifier else []
             digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
@@ -192,14 +196,23 @@ def _row(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
         answer=answer,
         response=response,
         source=str(record.get("data_source") or ""),
+        verifier=str(record.get("verifier") or ""),
     )
 
 
-def _answer(record: Mapping[str, Any]) -> str:
-    """The reference answer, "" if the row has none. A number is taken as its text."""
+def _answer(record: Mapping[str, Any]) -> Answer:
+    """The reference answer, "" if the row has none. A number is taken as its text, a list as the
+    answers that are accepted."""
     answer = record.get("answer")
     if answer is None and isinstance(record.get("reward_model"), Mapping):
         answer = record["reward_model"].get("ground_truth")
+    if isinstance(answer, list | tuple):
+        answers = tuple(text for one in answer if (text := _answer_text(one)))
+        return answers if len(answers) > 1 else "".join(answers)
+    return _answer_text(answer)
+
+
+def _answer_text(answer: object) -> str:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return ""
     return str(answer).strip()
@@ -244,6 +257,7 @@ def _tokenise(
         answer=row.answer,
         text="\n".join(m["content"] for m in row.messages),
         source=row.source,
+        verifier=row.verifier,
         response_ids=tuple(response),
     )
 

@@ -15,7 +15,7 @@ from scope_megatron.engine.vllm import Engine, Sampling
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.tokenizer import Tokenizer
-from scope_megatron.rollout.verify import Verifier
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 
@@ -55,14 +55,14 @@ def sample(
 
 
 def grade(
-    rollouts: list[Rollout], verifier: Verifier, tokenizer: Tokenizer, topology: Topology
+    rollouts: list[Rollout], verifiers: Verifiers, tokenizer: Tokenizer, topology: Topology
 ) -> None:
     """Fill ``text`` and ``verdict`` of every rollout; each model-parallel rank grades its share."""
     rank, size = dist.get_rank(topology.mp_group), dist.get_world_size(topology.mp_group)
     for rollout in rollouts:
         rollout.text = tokenizer.decode(rollout.token_ids)
     share = rollouts[rank::size]
-    verdicts = verifier.grade([(rollout.text, rollout.prompt.answer) for rollout in share])
+    verdicts = verifiers.grade([(rollout.text, rollout.prompt) for rollout in share])
     for start, theirs in enumerate(_gather(verdicts, topology)):
         for rollout, verdict in zip(rollouts[start::size], theirs, strict=True):
             rollout.verdict = Verdict(verdict)

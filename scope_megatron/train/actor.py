@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from scope_megatron.config import Config
 from scope_megatron.engine.vllm import Sampling, request_seed
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import grade, sample
 from scope_megatron.rollout.tokenizer import Tokenizer
-from scope_megatron.rollout.verify import get_verifier
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
 from scope_megatron.train.batch import Scorer
 from scope_megatron.train.evaluate import share_of_replica, summarize
@@ -20,17 +18,14 @@ from scope_megatron.types import Prompt, Rollout
 
 
 class Actor:
-    """This rank's engine and verifier. Every method is collective over the model-parallel ranks."""
+    """This rank's engine and verifiers. Every method is collective over model-parallel ranks."""
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, topology: Topology, sources: Iterable[str]
+        self, config: Config, tokenizer: Tokenizer, topology: Topology, verifiers: Verifiers
     ) -> None:
         self.config, self.tokenizer, self.topology = config, tokenizer, topology
         self.engine, self.place = setup.build_engine(config, tokenizer, topology)
-        verifier = config.verifier
-        self.verifier = get_verifier(
-            verifier.name, verifier.timeout_s, verifier.workers, sorted(set(sources))
-        )
+        self.verifiers = verifiers
 
     def sample(self, prompts: list[Prompt], step: int) -> list[Rollout]:
         """A group of responses for each prompt, as ``rollout`` says; then the engine sleeps."""
@@ -50,7 +45,7 @@ class Actor:
 
     def grade(self, rollouts: list[Rollout]) -> None:
         """Fill in every rollout's text and verdict."""
-        grade(rollouts, self.verifier, self.tokenizer, self.topology)
+        grade(rollouts, self.verifiers, self.tokenizer, self.topology)
 
     def take_weights(self, student: Student) -> None:
         """The student's weights to the engine, in memory; the engine wakes."""
@@ -84,6 +79,6 @@ class Actor:
         return summarize(rollouts, settings.samples, self.topology)
 
     def close(self) -> None:
-        """End the verifier's processes and the engine."""
-        self.verifier.close()
+        """End the verifiers' processes and the engine."""
+        self.verifiers.close()
         self.engine.close()

@@ -27,6 +27,7 @@ from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
 from scope_megatron.report.metrics import MetricLogger
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.trainer import Trainer
@@ -75,8 +76,9 @@ def evaluate_only(config: Config) -> int:
     topology = setup.start_process(config)
     tokenizer = setup.build_tokenizer(config)
     dataset = setup.build_eval_data(config, tokenizer)
+    verifiers = Verifiers(config.verifier, (dataset[i] for i in range(len(dataset))))
     student = setup.build_student(config, topology)
-    actor = Actor(config, tokenizer, topology, {dataset[i].source for i in range(len(dataset))})
+    actor = Actor(config, tokenizer, topology, verifiers)
     try:
         actor.take_weights(student)
         values = actor.evaluate(dataset)

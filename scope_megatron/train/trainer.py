@@ -11,7 +11,7 @@ from scope_megatron.job.watchdog import Progress
 from scope_megatron.parallel import platform, topology
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.prompts import PromptOrder
-from scope_megatron.rollout.tokenizer import Tokenizer
+from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import observe, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.train.batch import Batch, make_batch
@@ -30,17 +30,20 @@ class Trainer:
         self.data = setup.build_train_data(config, tokenizer)
         self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else None
         self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
+        verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
-        self._actor = self._build_actor(tokenizer) if config.needs_engine else None
+        self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
         self.progress = Progress()
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
         self.timer = PhaseTimer(synchronize, self.progress.enter)
         self.metrics = observe.step_metrics()
         self._abandoned = False
 
-    def _build_actor(self, tokenizer: Tokenizer) -> Actor:
-        sources = {self.data[i].source for i in range(len(self.data))}
-        return Actor(self.config, tokenizer, self.topology, sources)
+    def _build_verifiers(self) -> Verifiers:
+        """Before any model is loaded: a row nobody can grade ends the run here."""
+        sets = [self.data if self.config.on_policy else None, self.eval_data]
+        prompts = (data[i] for data in sets if data is not None for i in range(len(data)))
+        return Verifiers(self.config.verifier, prompts)
 
     @property
     def actor(self) -> Actor:

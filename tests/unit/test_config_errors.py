@@ -109,6 +109,12 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "kernel_triton_on_cpu": (leave, ["objective.kernel=triton"]),
     "kernel_unknown": (leave, ["objective.kernel=cuda"]),
+    "verifier_unknown": (leave, ["verifier.name=maths"]),
+    "verifier_timeout_zero": (leave, ["verifier.timeout_s=0"]),
+    "verifier_custom_missing": (leave, ["verifier.name=custom"]),
+    "verifier_custom_no_function": (leave, ["verifier.custom=reward.py"]),
+    "verifier_memory": (leave, ["verifier.code.memory_mib=1"]),
+    "verifier_isolation_typo": (leave, ["verifier.code.run_without_isolatoin=true"]),
     "batch_without_kd": (leave, ["train.batch_sequences=4"]),
     "grpo_group_of_one": (leave, ["algorithm.name=grpo", "rollout.group_size=1"]),
     # sizes

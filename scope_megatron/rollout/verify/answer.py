@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 MAX_CHARACTERS = 4096  # of a response, counted from its end; of an answer
 MAX_DIGITS = 1_000_000  # of a power that may be worked out
 
-_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+MAX_BETWEEN = 70  # characters between two boxes of one statement
+
+_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?\d{1,4096}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
 _POWER = re.compile(r"(?<!\d)(\d++)(?:\^|\*\*)(?:\{([+-]?\d++)\}|\(([+-]?\d++)\)|(\d++))")
 _LOOSE_SPACE = re.compile(r"(?<!\w) | (?!\w)")
 _WORDS = frozenset({"yes", "no", "true", "false"})
+_LAYOUT = re.compile(  # what only sets the type: math delimiters, spaces, alignment, emphasis
+    r"\\\$|\$|\\[()\[\],;!: ]|\\q?quad(?![a-zA-Z])|\\\\|&|\*\*|\\(?:left|right)(?![a-zA-Z])"
+)
+_LABEL = re.compile(  # of the next box: x =, x_1 =, \alpha =, f(1) =
+    r"(?:(?<![a-zA-Z\\])[a-zA-Z]|\\[a-zA-Z]+)(?:_?\{?\w{1,3}\}?|'|\(\w\))?\s?=\s?$"
+)
+_SEPARATOR = re.compile(r"[,;]|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
+_TAKEN_BACK = re.compile(  # the later box replaces, repeats or follows from the one before
+    r"[.!?](?:\s|$)|[=<>≈→⇒:]|\\(?:approx|implies|iff|to|neq?|(?:Long)?[Rr]ightarrow|therefore)"
+    r"(?![a-zA-Z])|(?<![a-zA-Z])(?:no|not|wait|actually|instead|rather|so|thus|therefore|hence|"
+    r"which|that|but|then|now|because|since|equals?|simplif\w*|becomes?|gives?|means?|check\w*|"
+    r"confirm\w*|again|finally|final|answers?|results?|total|sum)(?![a-zA-Z])",
+    re.IGNORECASE,
+)
 _HUGE = 10**12  # stands for any larger number inside a tower
+
+
+@dataclass(frozen=True)
+class Box:
+    """A closed ``\\boxed{...}``: where it lies in its text, and what it holds."""
+
+    start: int
+    end: int
+    content: str
 
 
 def last_boxed(text: str) -> str | None:
@@ -23,22 +49,50 @@ def last_boxed(text: str) -> str | None:
     A box that holds nothing but another box gives the inner one's content. Escaped braces do not
     count, and a box that is never closed does not hide the ones before or inside it.
     """
-    opened: list[re.Match[str] | None] = []  # a box's opening; None for a plain brace
-    content = outer = (0, 0)  # where the last box's content lies, and all of the box
-    for token in _TOKEN.finditer(text):
-        if token[0].startswith("\\boxed"):
-            opened.append(token)
-        elif token[0] == "{":
-            opened.append(None)
-        elif token[0] == "}" and opened:
-            box = opened.pop()
-            if box is None:
-                continue
-            around = text[box.end() : outer[0]] + text[outer[1] : token.start()]
-            if outer[0] < box.end() or around.strip():
-                content = (box.end(), token.start())
-            outer = (box.start(), token.end())
-    return text[content[0] : content[1]].strip() if outer[1] else None
+    boxes = _boxes(text)
+    return boxes[-1].content if boxes else None
+
+
+def boxed_answers(text: str) -> list[str]:
+    r"""Contents of all boxes of the closing statement, in order, none twice; [] without a box.
+
+    The last box belongs to it, and every box before it that only a list joins to the next:
+    ``\boxed{1} and \boxed{2}``, ``x = \boxed{1}, y = \boxed{2}``, ``\boxed{1} \quad \boxed{2}``.
+    Not joined are ``\boxed{4}, no: \boxed{3}`` and ``\boxed{4}. ... \boxed{3}``: there the last
+    box takes back the one before. A box that holds boxes says what they say.
+    """
+    boxes = _boxes(text)
+    first = len(boxes) - 1
+    while first > 0 and _joins(text[boxes[first - 1].end : boxes[first].start]):
+        first -= 1
+    answers: dict[str, str] = {}
+    for box in boxes[max(first, 0) :]:
+        for answer in boxed_answers(box.content) or [box.content]:
+            answers.setdefault(_plain(answer), answer)
+    return list(answers.values())
+
+
+def pairs_to_compare(found: list[str], gold: list[str]) -> list[list[tuple[str, str]]]:
+    """Ways in which what was found may say the same as the reference answer.
+
+    A way is a list of pairs (found, reference) that all have to be equal. One text against one is
+    one pair; two tuples or intervals of the same kind go element by element, which reads faster.
+    Several boxes may be the elements of a set or a list, or of a tuple in its order, or all say
+    the same.
+    """
+    said, meant = ", ".join(found), ", ".join(gold)
+    if len(found) == 1:
+        brackets, elements = _elements(said)
+        gold_brackets, gold_elements = _elements(meant)
+        same = brackets and brackets == gold_brackets and len(elements) == len(gold_elements)
+        return [list(zip(elements, gold_elements, strict=True))] if same else [[(said, meant)]]
+    ways = [[(said, meant)]]
+    parts = gold if len(gold) > 1 else _elements(meant)[1]
+    if len(parts) == len(found):
+        ways.append(list(zip(found, parts, strict=True)))
+    if len(gold) == 1:
+        ways.append([(answer, meant) for answer in found])
+    return ways
 
 
 def equal_as_text(boxed: str, answer: str) -> bool | None:
@@ -68,6 +122,62 @@ def is_bomb(text: str) -> bool:
             value = min(base**exponent, _HUGE) if digits < 13 else _HUGE
         text = f"{text[: power.start()]}{value}{text[power.end() :]}"
     return False
+
+
+def _boxes(text: str) -> list[Box]:
+    """The outermost closed boxes, in order."""
+    opened: list[re.Match[str] | None] = []  # a box's opening; None for a plain brace
+    boxes: list[Box] = []
+    for token in _TOKEN.finditer(text):
+        if token[0].startswith(("\\boxed", "\\fbox")):
+            opened.append(token)
+        elif token[0] == "{":
+            opened.append(None)
+        elif token[0] == "}" and opened:
+            box = opened.pop()
+            if box is None:
+                continue
+            content = text[box.end() : token.start()].strip()
+            inner = [b for b in boxes if b.start > box.start()]
+            if len(inner) == 1:
+                around = text[box.end() : inner[0].start] + text[inner[0].end : token.start()]
+                content = content if around.strip() else inner[0].content
+            boxes = [b for b in boxes if b.start < box.start()]
+            boxes.append(Box(box.start(), token.end(), content))
+    return boxes
+
+
+def _joins(between: str) -> bool:
+    """Whether two boxes with this text between them are parts of one answer."""
+    if len(between) > MAX_BETWEEN:
+        return False
+    text = " ".join(_LAYOUT.sub(" ", _TEXT_COMMAND.sub(r" \1 ", between)).split())
+    text = _LABEL.sub("", text)
+    if not text:
+        return True
+    return bool(_SEPARATOR.search(text)) and not _TAKEN_BACK.search(text)
+
+
+def _elements(text: str) -> tuple[str, list[str]]:
+    """(brackets, elements) of ``(a, b)`` or ``[a, b)``; ("", elements) of a list without them."""
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[,;! ]", "", text).strip().strip("$").strip()
+    brackets = ""
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
+        inner, depth = text[1:-1], 0
+        for c in inner:
+            depth += (c in "([{") - (c in ")]}")
+            if depth < 0:
+                break
+        if depth == 0:
+            brackets, text = text[0] + text[-1], inner
+    elements, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            elements.append(text[start:i].strip())
+            start = i + 1
+    elements.append(text[start:].strip())
+    return (brackets if len(elements) > 1 else "", elements)
 
 
 def _plain(text: str) -> str:

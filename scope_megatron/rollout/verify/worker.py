@@ -4,7 +4,8 @@ It is run with ``python -P``: a plain run would put this folder first on the mod
 ``math.py`` hides the standard library's. Its only imports from outside are Math-Verify's.
 
 One JSON object per line. First it says {"ready": true} or {"error": reason}. Then, for each
-{"id", "response", "answer", "algebra_only"} it answers {"id", "correct"}.
+{"id", "ways", "algebra_only"} it answers {"id", "correct"}. A way is a list of pairs [response,
+answer], both LaTeX in a box; the request is correct if in one way all pairs are equal.
 
 It has no clock of its own: sympy can stay inside one big-integer operation for hours, where no
 alarm or thread gets a turn. The parent kills it; and should the parent die first, the kernel does,
@@ -22,6 +23,9 @@ from typing import Any, TextIO
 
 MEMORY_BYTES = 4 << 30
 PARENT_CHECK_S = 2.0
+CACHED = 1024  # parsed answers
+
+_parsed: dict[tuple[str, str], list[Any]] = {}
 
 
 def main(search_path: str, timeout_s: float) -> None:
@@ -54,11 +58,23 @@ def _grade(math_verify: Any, request: dict[str, Any]) -> bool:
     """Math-Verify's own timeouts are off: they do not stop what hangs. What it cannot read as
     mathematics it compares as text, unless the request is for ``algebra_only``."""
     fallback = "no_fallback" if request["algebra_only"] else "first_match"
-    gold, found = (
-        math_verify.parse(request[key], fallback_mode=fallback, parsing_timeout=None)
-        for key in ("answer", "response")
-    )
-    return bool(math_verify.verify(gold, found, timeout_seconds=None))
+
+    def equal(pair: list[str]) -> bool:
+        found, gold = (_parse(math_verify, text, fallback) for text in pair)
+        return bool(math_verify.verify(gold, found, timeout_seconds=None))
+
+    return any(all(equal(pair) for pair in way) for way in request["ways"])
+
+
+def _parse(math_verify: Any, text: str, fallback: str) -> list[Any]:
+    """Parsing costs more than comparing, and a group's reference answer comes with each response.
+    Texts are at most a few thousand characters, so the cache stays small."""
+    key = (text, fallback)
+    if key not in _parsed:
+        if len(_parsed) >= CACHED:
+            _parsed.pop(next(iter(_parsed)))
+        _parsed[key] = math_verify.parse(text, fallback_mode=fallback, parsing_timeout=None)
+    return _parsed[key]
 
 
 def _say(replies: TextIO, message: dict[str, Any]) -> None:

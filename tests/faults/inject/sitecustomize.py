@@ -147,7 +147,9 @@ def on_engine(fault: Fault, module: ModuleType) -> None:
 
 def on_verifier(fault: Fault, module: ModuleType) -> None:
     """A verifier process is killed or stopped while it works. Every response needs one."""
-    original = module._Child.send
+    from scope_megatron.rollout.verify.children import Child
+
+    original = Child.send
     signum = signal.SIGKILL if fault.action == "verifier kill" else signal.SIGSTOP
 
     def send(child: Any, *args: Any) -> bool:
@@ -156,7 +158,7 @@ def on_verifier(fault: Fault, module: ModuleType) -> None:
             os.kill(child.pid, signum)
         return sent
 
-    module._Child.send = send
+    Child.send = send
     module.equal_as_text = lambda *texts: None
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.rollout.verify import get_verifier, verifier_for
-from scope_megatron.rollout.verify.answer import equal_as_text, is_bomb, last_boxed
+from scope_megatron.rollout.verify.answer import (
+    boxed_answers,
+    equal_as_text,
+    is_bomb,
+    last_boxed,
+)
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 
 C, W, T = Verdict.CORRECT, Verdict.INCORRECT, Verdict.TIMEOUT
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SLOW = r"(x+1)^{100000}"  # no tower of powers, so only the clock stops it
 
 
@@ -73,6 +77,39 @@ GRADED = [
 ]  # fmt: skip
 
 
+SEVERAL = [
+    (r"The integers are $\boxed{-2}$ and $\boxed{1}$.", "1, -2", C),
+    (r"\[ \boxed{-2} \quad \text{and} \quad \boxed{1}. \]", r"\{1, -2\}", C),
+    (r"\boxed{1}, \boxed{2}, and \boxed{3}", r"\boxed{1}\boxed{2}\boxed{3}", C),
+    (r"$x = \boxed{1}$, $y = \boxed{\tfrac{4}{2}}$", "(1, 2)", C),
+    (r"$x_1 = \boxed{\sqrt{12}}$ or $x_2 = \boxed{-2\sqrt3}$", r"\pm 2\sqrt{3}", C),
+    (r"\boxed{k = 45} and \boxed{n = 2}", "k = 45, n = 2", C),
+    (r"\boxed{0.5} or \boxed{\frac{1}{2}}", r"\frac12", C),  # one value in two spellings
+    (r"\boxed{\boxed{1} and \boxed{2}}", "1, 2", C),
+    (r"\boxed{1} and \boxed{2}", "2", W),  # a guess at both is not the one
+    (r"\boxed{1} or \boxed{2}", "1", W),
+    (r"\boxed{1} and \boxed{2}", "1, 2, 3", W),
+    (r"\boxed{1} and \boxed{3}", "1, 2", W),
+    (r"$x = \boxed{2}$, $y = \boxed{1}$", "(1, 2)", W),
+    (r"we get \boxed{4}, so the answer is \boxed{5}", "5", C),
+    (r"we get \boxed{4}, so the answer is \boxed{5}", "4, 5", W),
+    (r"\boxed{4}. Wait, I forgot one and must say \boxed{5}", "5", C),
+    (r"\boxed{4} = \boxed{5}", "5", C),
+    (r"The answer is \boxed{7}. To repeat, \boxed{7}", "7", C),
+]
+
+
+@pytest.mark.parametrize(("response", "answer", "expected"), SEVERAL)
+def test_several_boxes_of_one_statement(verifier, response, answer, expected):
+    assert verifier.grade([(response, answer)]) == [expected]
+
+
+def test_each_accepted_answer_is_enough(verifier):
+    answers = ("1/2", "50\\%", "one half")
+    said = [box("0.5"), box(r"\frac{2}{4}"), box(r"\text{one half}"), box("2")]
+    assert verifier.grade([(text, answers) for text in said]) == [C, C, C, W]
+
+
 @pytest.mark.parametrize(("response", "answer", "expected"), GRADED)
 def test_verdicts(verifier, response, answer, expected):
     assert verifier.grade([(response, answer)]) == [expected]
@@ -113,7 +150,7 @@ def test_a_killed_child_costs_only_its_item():
         items = [(box("0.5"), "1/2"), (box(SLOW), "4"), (box("0.25"), "1/4")]
         grading = threading.Thread(target=lambda: result.extend(v.grade(items)))
         grading.start()
-        busy = lambda: [c for c in v._children if c.request and c.request.id == 1]  # noqa: E731
+        busy = lambda: [c for c in v.processes.children if c.request and c.request["id"] == 1]  # noqa: E731
         assert wait_until(busy, 20.0)
         os.kill(busy()[0].pid, signal.SIGKILL)
         grading.join(20.0)
@@ -123,7 +160,7 @@ def test_a_killed_child_costs_only_its_item():
 def test_a_child_that_dies_idle_costs_nothing():
     with MathVerifier(timeout_s=10.0) as v:
         assert v.grade([(box("0.5"), "1/2")]) == [C]
-        pid = v._children[0].pid
+        pid = v.processes.children[0].pid
         os.kill(pid, signal.SIGKILL)
         assert wait_until(lambda: not alive(pid), 5.0)
         assert v.grade([(box("0.5"), "1/2")]) == [C]
@@ -132,7 +169,7 @@ def test_a_child_that_dies_idle_costs_nothing():
 def test_no_child_is_left_after_close():
     with MathVerifier(timeout_s=10.0, workers=2) as v:
         v.grade([(box("0.5"), "1/2"), (box("0.25"), "1/4")])
-        pids = [c.pid for c in v._children]
+        pids = [c.pid for c in v.processes.children]
         assert pids and all(alive(p) for p in pids)
     assert not any(alive(p) for p in pids)
 
@@ -145,9 +182,9 @@ import threading, time
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 v = MathVerifier(timeout_s=1.5)
 threading.Thread(target=v.grade, args=([(r"{work}", "1/2")],), daemon=True).start()
-while not any(c.ready for c in v._children): time.sleep(0.01)
+while not any(c.ready for c in v.processes.children): time.sleep(0.01)
 time.sleep(0.3)
-print(v._children[0].pid, flush=True)
+print(v.processes.children[0].pid, flush=True)
 time.sleep(60)
 """
     parent = subprocess.Popen(
@@ -173,7 +210,7 @@ def test_the_child_sees_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     with MathVerifier(timeout_s=10.0) as v:
         v.grade([(box("0.5"), "1/2")])
-        assert b"secret" not in Path(f"/proc/{v._children[0].pid}/environ").read_bytes()
+        assert b"secret" not in Path(f"/proc/{v.processes.children[0].pid}/environ").read_bytes()
 
 
 def test_text_rules():
@@ -181,20 +218,11 @@ def test_text_rules():
     assert last_boxed(r"\boxed{\left\{ 1 \right\}}") == r"\left\{ 1 \right\}"
     assert last_boxed(r"\boxed{3 \boxed{4}") == "4"
     assert last_boxed("boxed{3}") is None
+    assert boxed_answers(r"\boxed{1}, \fbox{2} and \boxed{1}") == ["1", "2"]
+    assert boxed_answers(r"\boxed{3} \implies \boxed{4}") == ["4"]
+    assert boxed_answers("3") == []
     assert equal_as_text("2\\pi  i", "2 \\pi i") is True
     assert equal_as_text("1 2", "12") is None
     assert equal_as_text("8", "9") is False
     assert not is_bomb(r"101^{99}") and not is_bomb(r"10^{10^{-10}}")
     assert is_bomb(r"9^{9^{9}}") and is_bomb("2^(10^(9))")
-
-
-def test_registry():
-    with pytest.raises(ValueError, match=r"verifier\.name.*'maths'.*auto, math"):
-        get_verifier("maths")
-    with get_verifier("auto", sources=["deepmath_new", ""]) as v:
-        assert isinstance(v, MathVerifier)
-    assert verifier_for("zwhe99/DeepMath-103K") == "math"
-    with pytest.raises(ValueError, match="livecodebench"):
-        get_verifier("auto", sources=["livecodebench/v6"])
-    with pytest.raises(ValueError, match=r"verifier\.timeout_s"):
-        get_verifier("math", timeout_s=0)

@@ -1,0 +1,204 @@
+"""Programs: the code in a response passes the tests of its row, in a sandbox."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import time
+from collections.abc import Generator
+
+from scope_megatron.rollout.verify.code_tests import CodeTests, read_tests
+from scope_megatron.rollout.verify.sandbox import Exchange, Limits, Pool, Reply
+from scope_megatron.rollout.verify.sandbox.pool import Job, framed
+from scope_megatron.types import Answer, Verdict, accepted
+
+MAX_SOURCE = 1 << 16  # characters of a program
+
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
+)
+_PYTHON = frozenset({"", "python", "python3", "py", "py3", "python2"})
+KILLED = 128 + 9
+
+
+class CodeVerifier:
+    """Runs the program of each response against its row's tests (``code_tests``).
+
+    A response is CORRECT if its program passes all tests. INCORRECT: no program, an exception, an
+    exit code that is not 0, output that is wrong, incomplete or endless. TIMEOUT: one test took
+    longer than ``limits.timeout_s`` seconds, or all of them longer than ``total_timeout_s``.
+    CRASH: the program was killed from outside, by the system for want of memory, say. REFUSED: the
+    row's tests cannot be read, or the program has more than ``MAX_SOURCE`` characters.
+
+    Every test on standard input runs in a fresh process; tests that call functions have one
+    process for the program and one for the tests. What a test expects never enters the first.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        workers: int = 1,
+        total_timeout_s: float = 60.0,
+        isolated: bool = True,
+    ) -> None:
+        """Raises NoIsolation where programs cannot be isolated (and ``isolated`` is not False)."""
+        self.total_timeout_s = total_timeout_s
+        self.pool = Pool(limits or Limits(), workers, isolated)
+
+    def __enter__(self) -> CodeVerifier:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        self.pool.close()
+
+    def grade(self, items: list[tuple[str, Answer]]) -> list[Verdict]:
+        """One verdict per (response text, tests as JSON text), in order. Of several accepted
+        answers the first counts: a program has one set of tests."""
+        jobs = [self.job(response, accepted(answer)[0]) for response, answer in items]
+        return self.pool.run(jobs)
+
+    def job(self, response: str, answer: str) -> Job:
+        """What the pool runs for one response."""
+        source = program(response)
+        try:
+            tests = read_tests(answer)
+        except ValueError:
+            return _decided(Verdict.REFUSED)
+        if source is None:
+            return _decided(Verdict.INCORRECT)
+        if len(source) > MAX_SOURCE:
+            return _decided(Verdict.REFUSED)
+        source = f"{tests.setup}\n{source}" if tests.setup else source
+        clock = _Clock(self.pool.limits.timeout_s, self.total_timeout_s)
+        if tests.kind == "stdin":
+            return _stdin_job(source, tests, clock)
+        return _referee_job(source, tests, clock)
+
+
+def program(response: str) -> str | None:
+    """The program in a response: its last block of Python code, after any thinking; the whole
+    text where there is no block and it is Python. None without one."""
+    text = response.rpartition("</think>")[2]
+    blocks = [body for language, body in _FENCE.findall(text) if language.lower() in _PYTHON]
+    if blocks:
+        return str(blocks[-1])
+    if "```" in text or not text.strip() or len(text) > MAX_SOURCE:
+        return None
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return text
+
+
+class _Clock:
+    """Seconds that the next exchange may take."""
+
+    def __init__(self, each_s: float, total_s: float) -> None:
+        self.each_s, self.total_s = each_s, total_s
+        self._end: float | None = None
+
+    def left(self) -> float:
+        if self._end is None:  # the job starts now, not when it was made
+            self._end = time.monotonic() + self.total_s
+        return min(self.each_s, self._end - time.monotonic())
+
+
+def _decided(verdict: Verdict) -> Job:
+    return verdict
+    yield Exchange("", b"", 0.0)  # never reached: it makes this a generator
+
+
+def _stdin_job(source: str, tests: CodeTests, clock: _Clock) -> Job:
+    """A fresh process for each test; the first that fails decides."""
+    header = framed({"mode": "script", "source": source})
+    for given, expected in zip(tests.inputs, tests.outputs, strict=True):
+        seconds = clock.left()
+        if seconds <= 0:
+            return Verdict.TIMEOUT
+        data = header + given.encode("utf-8", "surrogatepass")
+        reply = yield Exchange("program", data, seconds, whole=True, fresh=True)
+        if reply.how != "end" or reply.status != 0:
+            return _failure(reply)
+        if not same_output(reply.data.decode("utf-8", "replace"), expected):
+            return Verdict.INCORRECT
+    return Verdict.CORRECT
+
+
+def _referee_job(source: str, tests: CodeTests, clock: _Clock) -> Job:
+    """The tests ask, the program answers, and neither sees the other's memory."""
+    said = framed(_referee_header(tests))
+    while True:
+        reply = yield Exchange("referee", said, clock.each_s)
+        if reply.how != "line":  # the tests themselves hang or die, on what the program gave them
+            return Verdict.TIMEOUT if reply.how == "timeout" else Verdict.INCORRECT
+        kind, content = reply.data[:1], reply.data[1:]
+        if kind == b"D":
+            verdict = json.loads(content)
+            if verdict == "unreadable":
+                return Verdict.REFUSED
+            return Verdict.CORRECT if verdict == "passed" else Verdict.INCORRECT
+        reply = yield from _ask(source, content, clock)
+        if reply.how != "line":
+            return _failure(reply)
+        said, source = reply.data, ""
+
+
+def _ask(source: str, question: bytes, clock: _Clock) -> Generator[Exchange, Reply, Reply]:
+    """The program's reply; ``source`` goes before the first question."""
+    data = framed({"mode": "calls", "source": source}) + question if source else question
+    seconds = clock.left()
+    if seconds <= 0:
+        return Reply("timeout", b"")
+    reply = yield Exchange("program", data, seconds)
+    return reply
+
+
+def _referee_header(tests: CodeTests) -> dict[str, object]:
+    header: dict[str, object] = {"mode": "referee", "source": "", "entry_point": tests.entry_point}
+    if tests.kind == "call":
+        return header | {"inputs": tests.inputs, "outputs": tests.outputs}
+    return header | {"setup": tests.test_setup, "tests": tests.tests}
+
+
+def _failure(reply: Reply) -> Verdict:
+    """What an exchange means that did not end well."""
+    if reply.how == "timeout":
+        return Verdict.TIMEOUT
+    killed = reply.how == "end" and (reply.status < 0 or reply.status == KILLED)
+    return Verdict.CRASH if killed else Verdict.INCORRECT
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Whether a program printed what was expected: the same words in the same lines, white space
+    at the ends of lines and of the output aside. Numbers with a fractional part may differ by
+    1e-6, absolute or relative."""
+    one = [line.split() for line in printed.strip().splitlines()]
+    other = [line.split() for line in expected.strip().splitlines()]
+    if one == other:
+        return True
+    return len(one) == len(other) and all(
+        len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(one, other, strict=True)
+    )
+
+
+_DECIMAL = re.compile(r"[+-]?\d{0,40}\.?\d{0,40}(?:[eE][+-]?\d{1,3})?")
+
+
+def _same_word(printed: str, expected: str) -> bool:
+    if printed == expected:
+        return True
+    if not set(expected) & set(".eE"):
+        return False
+    if not (_DECIMAL.fullmatch(printed) and _DECIMAL.fullmatch(expected)):
+        return False
+    try:
+        a, b = float(printed), float(expected)
+    except ValueError:
+        return False
+    return abs(a - b) <= 1e-6 * max(1.0, abs(b))

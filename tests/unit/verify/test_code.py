@@ -1,0 +1,175 @@
+"""Programs against tests in the forms that datasets publish, and what each end of one means."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scope_megatron.config import VerifierConfig
+from scope_megatron.rollout.verify import Verifiers
+from scope_megatron.rollout.verify.code_tests import read_tests
+from scope_megatron.rollout.verify.programs import CodeVerifier, program, same_output
+from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation, bubblewrap
+from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
+from scope_megatron.types import Prompt, Verdict
+
+C, W = Verdict.CORRECT, Verdict.INCORRECT
+DOUBLE = {"inputs": ["3\n", "-4\n"], "outputs": ["6\n", "-8\n"]}
+HUMANEVAL = {
+    "prompt": "import math\nfrom typing import List\n\n\ndef half(x):\n    return x / 2\n\n\n"
+    'def mean(xs: List[float]) -> float:\n    """The mean."""\n',
+    "entry_point": "mean",
+    "test": "METADATA = {}\n\n\ndef check(candidate):\n"
+    "    assert abs(candidate([1.0, 2.0]) - half(3.0)) < 1e-6\n"
+    "    for i in range(3):\n        assert math.isclose(candidate([i, i]), i)\n"
+    "    try:\n        candidate([])\n        assert False\n    except ZeroDivisionError:\n"
+    "        pass\n",
+}
+MBPP = {
+    "test_setup_code": "root = Node(1)\nroot.next = Node(2)",
+    "test_list": [
+        "assert length(root) == 2",
+        "assert set(pair(3, 4)) == {3, 4}",
+        "assert list(count(2)) == [0, 1]",
+    ],
+}
+NODE = """
+class Node:
+    def __init__(self, value): self.value, self.next = value, None
+def length(node): return 1 + length(node.next) if node else 0
+def pair(a, b): return (a, b)
+def count(n): yield from range(n)
+"""
+REVERSED = {"entry_point": "f", "tests": ["a = [1, 2]\nf(a)\nassert a == [2, 1]"]}
+LEETCODE = {"fn_name": "find", "inputs": [[[2, 7], 9]], "outputs": [[[0, 1]]]}
+LIVECODEBENCH = [
+    {"input": "1 2\n", "output": "3", "testtype": "stdin"},
+    {"input": "5 5\n", "output": "10", "testtype": "stdin"},
+]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with CodeVerifier(Limits(timeout_s=4.0)) as v:
+        yield v
+
+
+@pytest.mark.parametrize(
+    ("code", "tests", "expected"),
+    [
+        ("print(2 * int(input()))", DOUBLE, C),
+        ("if __name__ == '__main__':\n    print(2 * int(input()))\n    exit()", DOUBLE, C),
+        ("print(6)", DOUBLE, W),
+        ("print(2 * int(input()), end=' ')\nprint()", DOUBLE, C),
+        ("print(2 * int(input()))\nraise SystemExit(1)", DOUBLE, W),
+        ("print(2 * int(input()))\n1 / 0", DOUBLE, W),
+        ("def (", DOUBLE, W),
+        ("", DOUBLE, W),
+        ("def mean(xs: List[float]): return half(sum(xs)) / len(xs) * 2", HUMANEVAL, C),
+        ("def mean(xs): return sum(xs) / max(1, len(xs))", HUMANEVAL, W),
+        ("def average(xs): return sum(xs) / len(xs)", HUMANEVAL, W),
+        (NODE, MBPP, C),
+        (NODE.replace("range(n)", "range(n + 1)"), MBPP, W),
+        ("def f(a):\n    print('noise')\n    a.reverse()", REVERSED, C),
+        ("def f(a): return a[::-1]", REVERSED, W),
+        ("class Solution:\n    def find(self, a, t): return (0, 1)", LEETCODE, C),
+        ("def find(a, t): return [0, 1]", LEETCODE, C),
+        ("def find(a, t): return [1, 0]", LEETCODE, W),
+        ("print(sum(map(int, input().split())))", LIVECODEBENCH, C),
+        ("import time\ntime.sleep(60)", DOUBLE, Verdict.TIMEOUT),
+        ("def find(a, t):\n    while True: pass", LEETCODE, Verdict.TIMEOUT),
+        ("import os\nos.kill(os.getpid(), 9)", DOUBLE, Verdict.CRASH),
+        ("#" * 100_000, DOUBLE, Verdict.REFUSED),
+    ],
+)  # fmt: skip
+def test_graded(verifier, code, tests, expected):
+    assert verifier.grade([(f"Here:\n```python\n{code}\n```", json.dumps(tests))]) == [expected]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "no JSON",
+        "3",
+        "{}",
+        "[]",
+        json.dumps({"inputs": ["1"], "outputs": []}),
+        json.dumps({"tests": ["assert ("]}),
+        json.dumps([{"input": "1", "output": "1", "testtype": "functional"}]),
+    ],
+)
+def test_tests_that_cannot_be_read_are_refused(verifier, tests):
+    assert verifier.grade([("```python\ndef f(): pass\n```", tests)]) == [Verdict.REFUSED]
+
+
+def test_large_input_and_output(verifier):
+    numbers = "\n".join(map(str, range(100_000)))
+    tests = json.dumps({"inputs": [numbers], "outputs": [numbers]})
+    code = "```python\nimport sys\nsys.stdout.write(sys.stdin.read())\n```"
+    assert verifier.grade([(code, tests)]) == [C]
+
+
+def test_all_tests_together_have_a_limit():
+    tests = json.dumps({"inputs": [""] * 20, "outputs": [""] * 20})
+    code = "```python\nimport time\ntime.sleep(0.3)\n```"
+    with CodeVerifier(Limits(timeout_s=4.0), total_timeout_s=1.0) as v:
+        assert v.grade([(code, tests)]) == [Verdict.TIMEOUT]
+
+
+def test_the_program_in_a_response():
+    assert program("```python\na\n```\nor\n```py\nb\n```") == "b\n"
+    assert program("<think>```python\na\n```</think>\n```\nb\n```") == "b\n"
+    assert program("```python\na\n```\nprints\n```text\n1\n```") == "a\n"
+    assert program("```python\ncut = off") == "cut = off"
+    assert program("print(1)") == "print(1)"
+    assert program("It cannot be done.") is None
+    assert program("```cpp\nint main() {}\n```") is None
+
+
+def test_what_counts_as_the_same_output():
+    assert same_output("1  2 \n3\n\n", "1 2\n3")
+    assert same_output("0.33333333", "0.333333333333")
+    assert same_output("1e-3", "0.001")
+    assert not same_output("1 2 3", "1 2\n3")
+    assert not same_output("1", "1.5")
+    assert not same_output("1000001", "1000002")
+    assert not same_output("yes", "YES")
+    assert not same_output("", "1")
+
+
+def test_published_forms_are_read():
+    assert read_tests(json.dumps(LIVECODEBENCH)).inputs == ("1 2\n", "5 5\n")
+    assert read_tests(json.dumps(LEETCODE)).kind == "call"
+    assert read_tests(json.dumps(HUMANEVAL)).setup.startswith("import math")
+    assert read_tests(json.dumps(["assert f(1) == 2"])).kind == "assert"
+
+
+def test_without_isolation_code_is_refused(monkeypatch, tmp_path):
+    """No bwrap, or one that isolates nothing: the run ends before it starts, with the fix."""
+    rows = [Prompt(0, (1,), json.dumps(DOUBLE), source="mbpp")]
+    fake = tmp_path / "bwrap"
+    fake.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -I ]; do python="$1"; shift; done\nfor last; do :; done\n'
+        f'exec "$python" -I -S -B -X utf8 {bubblewrap.INSIDE} "$last"\n'
+    )
+    fake.chmod(0o755)
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    for path, reason in ((nothing, "not installed"), (tmp_path, "it sees files of this machine")):
+        monkeypatch.setenv("PATH", str(path))
+        bubblewrap.require_isolation.cache_clear()
+        with pytest.raises(NoIsolation, match=f"{reason}.*run_without_isolation=true"):
+            Verifiers(VerifierConfig(), rows)
+        allowed = VerifierConfig(code={"run_without_isolation": True})
+        with Verifiers(allowed, rows) as verifiers:
+            code = "```python\nprint(2 * int(input()))\n```"
+            assert verifiers.grade([(code, rows[0])]) == [C]
+    monkeypatch.undo()
+    bubblewrap.require_isolation.cache_clear()
+
+
+def test_filters_of_system_calls():
+    assert len(filter_program("x86_64")) % 8 == 0 and filter_program("aarch64")
+    with pytest.raises(NotImplementedError, match="riscv64"):
+        filter_program("riscv64")
