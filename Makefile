@@ -2,6 +2,7 @@
 
 VENV   ?= .venv
 PYTHON ?=
+DEVICE ?=
 ARGS   ?=
 
 BIN := $(VENV)/bin
@@ -15,10 +16,10 @@ export OMP_NUM_THREADS ?= 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  VENV=$(VENV)  PYTHON=$(or $(PYTHON),(python3.11 or python3.12))  ARGS=$(or $(ARGS),(none: key=value ...))"
+	@echo "  VENV=$(VENV)  PYTHON=$(or $(PYTHON),(python3.11 or python3.12))  DEVICE=$(or $(DEVICE),(cuda with a GPU whose driver is new enough, else cpu))  ARGS=$(or $(ARGS),(none: key=value ...))"
 
 env:  ## make the Python environment in VENV, or do nothing if it is there
-	@PYTHON=$(PYTHON) bash tools/setup_env.sh $(VENV)
+	@PYTHON=$(PYTHON) DEVICE=$(DEVICE) bash tools/setup_env.sh $(VENV)
 
 # resume=auto continues an unfinished run of the same configuration, and starts one otherwise.
 quickstart: env  ## train the small example on this machine (ARGS: key=value overrides)

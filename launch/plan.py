@@ -11,6 +11,7 @@ from launch.cluster import Cluster
 from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
 
+LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
 
 
@@ -43,11 +44,14 @@ class Job:
 def plan(request: Request) -> list[Job]:
     """The jobs, each after the one that it needs. Raises ConfigError or ValueError.
 
-    A job with GPUs is checked as for a machine that has some: a login node has none.
+    Settings are checked, and sizes that are `auto` chosen, for the nodes that are asked for: a
+    login node has no GPUs, or others.
     """
-    if request.cluster.kind == "local" or not request.cluster.gpus_per_node:
+    cluster = request.cluster
+    if cluster.kind == "local":
         return _plan(request)
-    with validating_for(gpus=True):
+    gpus, nodes = max(cluster.gpus_per_node, 0), max(cluster.nodes, 1)  # executors refuses less
+    with validating_for(gpus, nodes, packages=cluster.container is None):
         return _plan(request)
 
 
@@ -94,8 +98,9 @@ def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
             "--then evaluate: needs the exported student; remove checkpoint.export_hf=false"
         )
     student = f"model.student={train.config.output_dir / outputs.HF}"
+    layout = [f"parallel.{name}={getattr(train.config.parallel, name)}" for name in LAYOUT]
     config = load_config(
-        request.config, [*overrides, student], check_files=False, command="evaluate"
+        request.config, [*overrides, student, *layout], check_files=False, command="evaluate"
     )
     return Job(f"{train.name}.evaluate", "evaluate", config, after=train.name)
 

@@ -115,7 +115,7 @@ exit "$code"
 # checkpoint. 134 to 139 are signals that end a process, SIGABRT to SIGSEGV, SIGKILL among them.
 UNSAVED = "unsaved"
 SIGNALLED = "13[4-9]"
-RESTARTABLE = sorted(code for code in exits.RESTARTABLE if code != exits.KILLED)
+RESTARTABLE = sorted(code for code in exits.RESTARTABLE if code < 128)
 WORDS = {
     "terminated": exits.TERMINATED,
     "usage": exits.USAGE,

@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from scope_megatron.config import Config, ConfigError, load_config
+from scope_megatron.config import Config, ConfigError, load_config, validating_for
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
+from scope_megatron.job import LAUNCHER_VARIABLE
 from scope_megatron.job.lock import require_free
+from scope_megatron.machine import choose, settle
 
 PACKAGE = Path(__file__).parent
 
@@ -43,6 +45,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         settings = load_config(config, overrides or [])
         if "RANK" not in os.environ:  # a rank would find its own run's lock
             require_free(settings.output_dir)
+        _settle(settings)
         if _must_launch(settings):
             _launch("train", config, overrides, settings)
         from scope_megatron.train.run import run
@@ -55,6 +58,7 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Avg@k and Pass@k of the student on data.eval."""
     with user_errors():
         settings = load_config(config, overrides or [], command="evaluate")
+        _settle(settings, sys.stderr)  # the result alone goes to stdout
         if _must_launch(settings):
             _launch("evaluate", config, overrides, settings)
         from scope_megatron.train.run import evaluate_only as run
@@ -63,14 +67,35 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="validate for machines of N GPUs (0: none), not for this",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, metavar="M", help="so many of them; with --gpus-per-node")
+    ] = 1,
+) -> None:
     """Validate a configuration, list every problem, print the resolved settings."""
+    if nodes > 1 and gpus_per_node is None:
+        print("error: --nodes: needs --gpus-per-node; add --gpus-per-node N", file=sys.stderr)
+        sys.exit(USAGE)
+    elsewhere = nullcontext() if gpus_per_node is None else validating_for(gpus_per_node, nodes)
     try:
-        settings = load_config(config, overrides or [])
+        with elsewhere:
+            settings = load_config(config, overrides or [])
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(USAGE)
+    if gpus_per_node is None:
+        print(choose(settings.platform.device).line(), file=sys.stderr)
     print(settings.to_yaml(), end="")
 
 
@@ -123,6 +148,13 @@ def main() -> None:
     """Entry point of the installed `scope-megatron` command."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch loads
     app(prog_name="scope-megatron")
+
+
+def _settle(settings: Config, file: TextIO | None = None) -> None:
+    """Follow the chosen device from here on, and say once which it is and why."""
+    if os.environ.get("RANK", "0") == "0" and LAUNCHER_VARIABLE not in os.environ:
+        print(choose(settings.platform.device).line(), file=file, flush=True)
+    settle(settings.platform.device, settings.parallel.tensor)
 
 
 def _must_launch(settings: Config) -> bool:

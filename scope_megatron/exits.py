@@ -11,6 +11,7 @@
 | 6 | the rollout engine failed twice, or the memory of the device did not suffice | yes |
 | 7 | the last checkpoint, or the export, could not be written | no |
 | 130, 143 | stopped by SIGINT or SIGTERM; the state is saved | yes |
+| 134 | a rank aborted itself (SIGABRT): a collective of NCCL timed out, a library's check | yes |
 | 137 | a rank was killed (SIGKILL; by the system when memory runs out) | yes |
 """
 
@@ -24,12 +25,13 @@ NONFINITE = 5
 ENGINE = 6
 UNSAVED = 7
 INTERRUPTED = 130
+ABORTED = 134
 TERMINATED = 143
 KILLED = 137
 
 # What `faults.restarts` of the local launcher, and a requeued Slurm job, start again after.
 # A stop that was asked for is one for Slurm (preemption), but not for a person at a terminal.
-RESTARTABLE = frozenset({LOST_RANK, HUNG, ENGINE, KILLED})
+RESTARTABLE = frozenset({LOST_RANK, HUNG, ENGINE, ABORTED, KILLED})
 
 
 class StopRun(Exception):

@@ -92,6 +92,7 @@ class PackedBatch:
     response: torch.Tensor  # [T] bool
     sequence: torch.Tensor  # [T] int64
     cu_seqlens: torch.Tensor  # [S+1] int32
+    bounds: list[int]  # cu_seqlens on the host: layers loop over it without asking the device
     max_seqlen: int
     members: list[int] = field(default_factory=list)  # indices of the sequences in it, in order
 
@@ -100,9 +101,13 @@ class PackedBatch:
         return int(self.tokens.numel())
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same pack with its tensors on ``device``."""
+        """The same pack with its tensors on ``device``.
+
+        The caller does not wait for a copy to a GPU. A copy to the host is waited for: without
+        that torch returns before the numbers are there, and whoever reads them reads old memory.
+        """
         moved = {
-            name: value.to(device, non_blocking=True)
+            name: value.to(device, non_blocking=device.type == "cuda")
             for name, value in vars(self).items()
             if hasattr(value, "device")
         }

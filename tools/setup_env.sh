@@ -2,7 +2,9 @@
 # Makes the project's Python environment: tools/setup_env.sh [VENV]   (default: .venv)
 #
 # Without an NVIDIA GPU: the exact CPU set of requirements/, never a CUDA package.
-# With one (nvidia-smi lists it): the ranges of setup.py, extras cuda and dev, and launch's needs.
+# With one (nvidia-smi lists it) whose driver is new enough: the ranges of setup.py, extras cuda and
+# dev, and launch's needs. DEVICE=cpu or DEVICE=cuda decides it instead; `tools/setup_env.sh
+# --device` says which it would be, and stops.
 # A second call finds the stamp it left and returns at once, without the network. PYTHON names the
 # interpreter to use; without it the first of python3.11, python3.12, python3 that fits is taken.
 set -euo pipefail
@@ -17,11 +19,37 @@ die() {
     exit 1
 }
 
-# The stamp's name: what the environment was made from.
-device=cpu
-if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
-    device=cuda
+# The first driver for CUDA 13, which torch 2.13 is built for, which vLLM 0.32 asks for.
+OLDEST_DRIVER=580
+
+# Sets device and why.
+choose_device() {
+    local listed driver
+    device=cpu
+    if [[ -n ${DEVICE:-} ]]; then
+        [[ $DEVICE == cpu || $DEVICE == cuda ]] || die "DEVICE is '$DEVICE'; set it to cpu or cuda"
+        device=$DEVICE why="DEVICE=$DEVICE"
+        return
+    fi
+    # Into a variable: in a pipe a `grep -q` that is done early would make nvidia-smi fail.
+    listed=$(nvidia-smi --query-gpu=driver_version,name --format=csv,noheader 2>/dev/null) || listed=
+    read -r driver why <<<"${listed/,/ }"
+    if [[ ! $driver =~ ^[0-9]+\. ]]; then
+        why="nvidia-smi lists no GPU"
+    elif ((${driver%%.*} < OLDEST_DRIVER)); then
+        why="$why, but its driver $driver is older than $OLDEST_DRIVER; DEVICE=cuda insists"
+    else
+        device=cuda why="$why, driver $driver"
+    fi
+}
+
+choose_device
+if [[ ${1:-} == --device ]]; then
+    echo "$device ($why)"
+    exit 0
 fi
+
+# The stamp's name: what the environment was made from.
 hash=$({ echo "$device"; cat requirements/*.txt setup.py tools/setup_env.sh; } | sha256sum | cut -c1-16)
 stamp=$VENV/.scope-megatron-$hash
 if [[ -e $stamp && -x $VENV/bin/python ]]; then
@@ -81,12 +109,12 @@ no_cuda_packages() {
 if [[ ! -x $VENV/bin/python ]]; then
     python=$(find_python) || die "no Python 3.11 or 3.12 with venv (PYTHON=${PYTHON:-unset};" \
         "Debian: apt-get install python3-venv)"
-    say "making $VENV with $("$python" --version) for $device"
+    say "making $VENV with $("$python" --version) for $device ($why)"
     mkdir -p "$VENV"
     : >"$log"
     phase "virtual environment" "$python" -m venv "$VENV"
 else
-    say "bringing $VENV up to date for $device"
+    say "bringing $VENV up to date for $device ($why)"
     : >"$log"
 fi
 
@@ -110,3 +138,8 @@ fi
 rm -f "$VENV"/.scope-megatron-*
 touch "$stamp"
 say "ready: $VENV/bin/scope-megatron"
+if [[ $device == cuda ]] && ! "$VENV/bin/python" -c 'import transformer_engine.pytorch' 2>/dev/null; then
+    say "optional: Transformer Engine brings fused layers (attention over packed sequences, norms,"
+    say "  linears) and a fused optimizer; it is compiled here for minutes, with nvcc and cuDNN:"
+    say "  $VENV/bin/pip install --no-build-isolation 'transformer-engine[pytorch]>=2.0,<3'"
+fi

@@ -5,4 +5,7 @@ saver       when a run saves, in the background or not; ratings, retention
 folder      output_dir/checkpoints: names, the newest, the best, what may be removed
 manifest    SHA-256 of every file, written last and checked first
 snapshot    copies on the host of what a background save writes while training goes on
+arena       the host memory of those copies: one piece, which stays
 """
+
+import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

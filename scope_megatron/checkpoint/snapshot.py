@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import queue
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.storage import WriteResult
 
+from scope_megatron.checkpoint.arena import Arena
 from scope_megatron.parallel import platform
 
 COMMON = "common.pt"
@@ -87,7 +89,8 @@ class PendingWrite:
     def write(self) -> list[WriteResult]:
         """Write and fsync this rank's file; no other rank is asked. Raises what writing raised."""
         written: list[WriteResult] = []
-        buckets = FileSystemWriterAsync.preload_tensors(self._buckets)
+        # waiting for the device would be for device 0 in a thread, and make a context on it
+        buckets = FileSystemWriterAsync.preload_tensors(self._buckets, non_blocking=False)
         transforms = [t] if (t := getattr(self.writer, "transforms", None)) else []
         for bucket in buckets:
             results: queue.Queue[tuple[int, Any]] = queue.Queue()
@@ -113,7 +116,7 @@ class Snapshots:
     """Takes snapshots of a state whose structure does not change between them."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[object, ...], torch.Tensor] = {}
+        self._arena = Arena()  # memory that was touched before is several times faster to write to
         self._validated = False
 
     def take(
@@ -138,19 +141,15 @@ class Snapshots:
 
     def _copy(self, state: dict[str, Any]) -> None:
         """Put copies in the place of objects and of the tensors that this rank will write."""
+        written: list[tuple[Hashable, ShardedTensor]] = []
         for entry in nested_values(state):
             if isinstance(entry, ShardedObject):
                 entry.data = copy.deepcopy(entry.data)
-            if not isinstance(entry, ShardedTensor) or not is_main_replica(entry.replica_id):
-                continue
-            data = entry.data
-            key = (entry.key, entry.global_offset, data.shape, data.dtype)
-            if key not in self._buffers:
-                # memory that was touched before is several times faster to write to
-                self._buffers[key] = torch.empty(
-                    data.shape, dtype=data.dtype, device="cpu", pin_memory=platform.has_cuda()
-                )
-            self._buffers[key].copy_(data, non_blocking=True)
-            entry.data = self._buffers[key]
+            if isinstance(entry, ShardedTensor) and is_main_replica(entry.replica_id):
+                data = entry.data
+                written.append(((entry.key, entry.global_offset, data.shape, data.dtype), entry))
+        copies = self._arena.like({key: entry.data for key, entry in written})
+        for name, entry in written:
+            entry.data = copies[name].copy_(entry.data, non_blocking=True)
         if platform.has_cuda():
             torch.cuda.synchronize()  # the optimizer may change the tensors from here on

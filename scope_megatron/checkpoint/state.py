@@ -21,7 +21,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.checkpoint.folder import newest_whole
 from scope_megatron.checkpoint.manifest import find_damage
 from scope_megatron.parallel.agree import from_main
-from scope_megatron.parallel.optimizer import after_loading, before_loading
+from scope_megatron.parallel.optimizer import after_loading, before_loading, translate
 from scope_megatron.parallel.topology import Topology
 
 FORMAT = 1
@@ -79,6 +79,7 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     sharded = _sharded_state(state, is_loading=True, with_rng=same_layout)
     loaded = dist_checkpointing.load(sharded, str(directory))
     state.model.load_state_dict(loaded["model"], strict=False)
+    translate(state.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     after_loading(state.optimizer)
     state.scheduler.load_state_dict(loaded["scheduler"])
@@ -97,7 +98,7 @@ def _layout(topology: Topology) -> list[int]:
 
 
 def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
-    model = state.model.sharded_state_dict()
+    model = _without_extra_state(state.model.sharded_state_dict())
     sharded = {
         "model": model,
         "optimizer": state.optimizer.sharded_state_dict(
@@ -107,6 +108,15 @@ def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True
     if with_rng:
         sharded["rng"] = _sharded_rng_state(state.topology)
     return sharded
+
+
+def _without_extra_state(sharded: dict[str, Any]) -> dict[str, Any]:
+    """Transformer Engine's layers describe their FP8 scaling in an ``_extra_state`` each.
+
+    There is nothing in it in other precisions, and layers without TE have none: with it, a
+    checkpoint could only be loaded where the same layers are used.
+    """
+    return {name: part for name, part in sharded.items() if not name.endswith("_extra_state")}
 
 
 def _sharded_rng_state(topology: Topology) -> ShardedObject:

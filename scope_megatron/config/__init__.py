@@ -8,7 +8,8 @@ rules           rules that join several settings, or settings and files
 rules_models    rules that read the models' directories
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
-machine         which machine the settings are for
+rules_machine   rules on device, ranks, GPUs and packages
+layout          sizes of parallel that are auto
 errors          ConfigError: one line per problem
 reference       the table of every key, as Markdown
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
-from scope_megatron.config.machine import cuda_visible, validating_for
 from scope_megatron.config.modeldir import CPU_HEAD_DIMS
 from scope_megatron.config.reference import reference_markdown
 from scope_megatron.config.schema import (
@@ -33,10 +33,12 @@ from scope_megatron.config.schema import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    PlatformConfig,
     RolloutConfig,
     TrainConfig,
     VerifierConfig,
 )
+from scope_megatron.machine import validating_for
 
 __all__ = [
     "CPU_HEAD_DIMS",
@@ -53,10 +55,10 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PlatformConfig",
     "RolloutConfig",
     "TrainConfig",
     "VerifierConfig",
-    "cuda_visible",
     "load_config",
     "reference_markdown",
     "validating_for",

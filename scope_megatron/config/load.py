@@ -20,8 +20,11 @@ from scope_megatron.config.keys import (
     walk,
     yaml_text,
 )
+from scope_megatron.config.layout import AUTO_SIZES, resolve_auto
 from scope_megatron.config.rules import Command, file_problems, setting_problems
 from scope_megatron.config.schema import Config, Section
+from scope_megatron.machine import choose
+from scope_megatron.machine.device import SETTINGS
 
 WRONG_TYPE = {
     "int_type": "an integer",
@@ -72,7 +75,7 @@ def load_config(
     check_files: bool = True,
     command: Command = "train",
 ) -> Config:
-    """Read, override, validate.
+    """Read, override, resolve what is `auto` for the machine, validate.
 
     ``check_files=False`` leaves out every rule that looks at models, data or the output
     directory. ``command="evaluate"`` asks for data.eval and does not mind a finished run.
@@ -82,13 +85,24 @@ def load_config(
     for override in overrides:
         _apply(values, override)
     values = _fill_empty_sections(values, Config)
-    config = _validate(values)
+    config = _validate(_for_this_machine(values))
     problems = setting_problems(config, command)
     if check_files:
         problems += file_problems(config, command)
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def _for_this_machine(values: dict[str, Any]) -> dict[str, Any]:
+    """``platform.device`` and the sizes of ``parallel`` that are `auto` get their values."""
+    platform = values.get("platform", {})
+    if not isinstance(platform, dict) or platform.get("device", "auto") not in SETTINGS:
+        return values  # refused by the schema
+    machine = choose(platform.get("device", "auto"))
+    if not machine.problem:
+        values = values | {"platform": platform | {"device": machine.device}}
+    return resolve_auto(values, machine)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -206,7 +220,8 @@ def _translate(item: dict[str, Any]) -> str:
         limit = f"{sign} {item['ctx'][name]:g}"
         return f"{key}: is {shown(value)} but must be {limit}; {_default(key)}"
     if kind in WRONG_TYPE:
-        return f"{key}: {shown(value)} is not {WRONG_TYPE[kind]}; {_default(key)}"
+        auto = " or auto" if key in AUTO_SIZES else ""
+        return f"{key}: {shown(value)} is not {WRONG_TYPE[kind]}{auto}; {_default(key)}"
     return f"{key}: {shown(value)}: {item['msg']}; {_default(key)}"
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
-from scope_megatron.config.machine import cuda_visible
+from scope_megatron.config.rules_machine import (
+    machine_problems,
+    memory_problems,
+    package_problems,
+)
 from scope_megatron.config.rules_models import (
     Command,
     Problems,
@@ -24,14 +27,25 @@ DATA_SUFFIXES = (".jsonl", ".parquet")
 
 def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
-    rules = (_algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
+    rules = (_machine, _algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
 def file_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings and what is on disk."""
-    rules = (_output, _data, model_problems)
+    rules = (_output, _data, model_problems, _memory)
     return [problem for rule in rules for problem in rule(config, command)]
+
+
+def _machine(config: Config, command: Command) -> Problems:
+    sampling = config.needs_engine or command == "evaluate"
+    yield from machine_problems(config, sampling)
+    yield from package_problems(config, sampling)
+
+
+def _memory(config: Config, command: Command) -> Problems:
+    if config.needs_engine or command == "evaluate":
+        yield from memory_problems(config)
 
 
 def _algorithm(config: Config, command: Command) -> Problems:
@@ -72,15 +86,10 @@ def _objective(config: Config, command: Command) -> Problems:
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
         )
-    if objective.kernel == "triton" and not cuda_visible():
+    if objective.kernel == "triton" and config.platform.device == "cpu":
         yield (
             "objective.kernel: is triton but this machine has no CUDA device; "
             "set it to auto or torch"
-        )
-    elif objective.kernel == "triton" and find_spec("triton") is None:
-        yield (
-            "objective.kernel: is triton but Triton is not installed; "
-            "install triton, or set it to auto or torch"
         )
 
 
@@ -179,7 +188,7 @@ def _output(config: Config, command: Command) -> Problems:
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"output_dir: {existing} is not writable; give another directory"
     elif command == "train":
-        yield from room_problems(config, existing, cuda_visible())
+        yield from room_problems(config, existing, config.platform.device == "cuda")
     if command == "train":
         yield from output_problems(config)
     if config.resume not in ("never", "auto") and not Path(config.resume).expanduser().is_dir():

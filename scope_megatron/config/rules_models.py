@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from scope_megatron.config.machine import cuda_visible
 from scope_megatron.config.modeldir import (
     CPU_HEAD_DIMS,
     ModelDirError,
@@ -128,7 +127,7 @@ def _fits(config: Config, key: str, shape: ModelShape) -> Problems:
 
 def _served(config: Config, shape: ModelShape) -> Problems:
     """What the engine asks of the student."""
-    if not cuda_visible() and shape.head_dim not in CPU_HEAD_DIMS:
+    if config.platform.device == "cpu" and shape.head_dim not in CPU_HEAD_DIMS:
         allowed = ", ".join(str(size) for size in CPU_HEAD_DIMS)
         yield (
             f"model.student: has head_dim {shape.head_dim}, which the CPU engine cannot serve; "

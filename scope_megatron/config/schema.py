@@ -80,12 +80,29 @@ class ModelConfig(Section):
     )
 
 
-class ParallelConfig(Section):
-    """How the models are cut; the product of the three sizes is the number of ranks."""
+class PlatformConfig(Section):
+    """What the run computes on."""
 
-    tensor: int = Field(1, ge=1, description="tensor-parallel size (ranks that share a layer)")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: CUDA when GPU, driver and the builds of torch and vLLM agree, else the "
+        "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
+        "may say cpu or cuda",
+    )
+
+
+class ParallelConfig(Section):
+    """How the models are cut; the product of the three sizes is the number of ranks.
+
+    ``auto`` sizes become numbers when the file is loaded: together with the others they fill the
+    GPUs (two ranks on a CPU) as far as the models' heads and the batch divide, tensor first.
+    """
+
+    tensor: int = Field(
+        1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
+    )
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
-    data: int = Field(1, ge=1, description="data-parallel replicas")
+    data: int = Field(1, ge=1, description="data-parallel replicas, or auto")
     expert: int = Field(
         1,
         ge=1,
@@ -135,11 +152,13 @@ class EngineConfig(Section):
     bucket_mib: int = Field(
         64, ge=1, description="weights travel to the engine in buckets of this size, MiB"
     )
-    logprob_tolerance: float = Field(
-        0.02,
+    logprob_tolerance: float | None = Field(
+        None,
         gt=0,
         description="largest mean absolute difference between the engine's and the trainer's "
-        "log-probabilities; above it the run stops: the weights are out of step",
+        "log-probabilities; above it the run stops: the weights are out of step. null: 0.02 for "
+        "float32 and 0.1 for bfloat16 parameters, where honest rounding alone makes 0.01 to 0.04 "
+        "and wrong weights make 1 or more",
     )
     check_samples: int = Field(
         4, ge=0, description="responses re-scored after each weight transfer; 0: no check"
@@ -338,6 +357,7 @@ class Config(Section):
     )
     algorithm: AlgorithmConfig = AlgorithmConfig()
     model: ModelConfig
+    platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
     rollout: RolloutConfig | None = None

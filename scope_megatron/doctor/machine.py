@@ -9,7 +9,11 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from scope_megatron.config import EngineConfig
 from scope_megatron.doctor.finding import Finding, Level, last_line, output_of
+from scope_megatron.machine import Gpu, choose
+from scope_megatron.machine.builds import vllm_is_for_cpu, vllm_version
+from scope_megatron.machine.gpus import installed_gpus
 
 GIB = 2**30
 PROBE_TIMEOUT_S = 120.0
@@ -17,6 +21,7 @@ OPEN_FILES = 4096  # ranks, sockets and memory-mapped weights of one node
 SHARED_MEMORY_GIB = 1.0  # NCCL and vLLM's worker queues
 MEMORY_GIB = 8.0  # two ranks of the quickstart, each with an engine: 5 GiB measured
 DISK_GIB = 5.0
+ENGINE_SHARE = EngineConfig().gpu_memory_utilization
 
 
 def check_machine() -> Iterator[Finding]:
@@ -33,47 +38,57 @@ def check_machine() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    """What the driver lists against what torch can use."""
-    listed = _listed_gpus()
+    """What the driver lists, and what a run's `platform.device: auto` makes of it."""
+    for gpu in installed_gpus():
+        yield _gpu(gpu)
+    machine = choose("auto")
+    if machine.problem:  # SCOPE_DEVICE wants what cannot be had
+        yield Finding("device", Level.ERROR, f"platform.device {machine.problem}")
+    elif machine.device == "cuda":
+        yield Finding("device", Level.OK, f"CUDA; {machine.why}")
+        yield from _usable()
+    elif vllm_version() and not vllm_is_for_cpu():
+        fix = "`DEVICE=cpu make env VENV=.venv-cpu` makes an environment that works here"
+        detail = f"CPU ({machine.why}), but vLLM {vllm_version()} is built for GPUs"
+        yield Finding("device", Level.ERROR, detail, fix)
+    else:
+        what, _, fix = machine.why.partition("; to use it, ")
+        level = Level.WARNING if fix else Level.NOTE
+        yield Finding("device", level, f"CPU, with gloo; {what}", fix)
+
+
+def _gpu(gpu: Gpu) -> Finding:
+    if gpu.total_mib is None or gpu.free_mib is None:
+        return Finding("GPU", Level.OK, f"{gpu.name}, driver {gpu.driver}")
+    total, free = gpu.total_mib / 1024, gpu.free_mib / 1024
+    detail = f"{gpu.name}, {free:.1f} of {total:.1f} GiB free, driver {gpu.driver}"
+    if free >= ENGINE_SHARE * total:
+        return Finding("GPU", Level.OK, detail)
+    fix = "end what uses it, choose others with CUDA_VISIBLE_DEVICES, or lower "
+    return Finding("GPU", Level.WARNING, detail, f"{fix}rollout.engine.gpu_memory_utilization")
+
+
+def _usable() -> Iterator[Finding]:
+    """torch's own word, in a process of its own."""
     code = (
         "import torch; c = torch.cuda\n"
         "n = c.device_count() if c.is_available() else 0\n"
-        "print(n, torch.version.cuda, '.'.join(map(str, c.nccl.version())) if n else '-', "
+        "print(n, '.'.join(map(str, c.nccl.version())) if n else '-', "
         "c.is_bf16_supported() if n else '-')"
     )
     status, out, err = output_of([sys.executable, "-c", code], PROBE_TIMEOUT_S)
     if status != 0:
-        yield Finding("GPU", Level.ERROR, f"torch does not answer: {last_line(err)}")
+        yield Finding("NCCL", Level.ERROR, f"torch does not answer: {last_line(err)}")
         return
-    usable, cuda, nccl, bf16 = last_line(out).split()
-    if not listed:
-        yield Finding("GPU", Level.NOTE, "none; training runs on the CPU with gloo")
-    elif cuda == "None":
-        yield Finding(
-            "GPU",
-            Level.ERROR,
-            f"{listed[0]}, but this torch is a CPU build",
-            "remove the environment and run `make env` on this machine",
-        )
-    elif usable == "0":
-        yield Finding(
-            "GPU",
-            Level.ERROR,
-            f"{listed[0]}, but torch (CUDA {cuda}) cannot use it: {last_line(err)}",
-            "a driver that is too old for this CUDA, or CUDA_VISIBLE_DEVICES hides it",
-        )
-    else:
-        for line in listed:
-            yield Finding("GPU", Level.OK, line)
-        yield Finding("NCCL", Level.OK, f"{nccl}, {usable} usable devices")
-        if bf16 == "False":
-            yield Finding("bfloat16", Level.ERROR, "not supported", "set model.dtype=float32")
-
-
-def _listed_gpus() -> list[str]:
-    query = "--query-gpu=name,memory.total,driver_version"
-    status, out, _ = output_of(["nvidia-smi", query, "--format=csv,noheader"])
-    return out.splitlines() if status == 0 else []
+    usable, nccl, bf16 = last_line(out).split()
+    if usable == "0":
+        detail = f"torch cannot use the GPU: {last_line(err)}"
+        fix = "look at `dmesg` and nvidia-fabricmanager; SCOPE_DEVICE=cpu trains without it"
+        yield Finding("NCCL", Level.ERROR, detail, fix)
+        return
+    yield Finding("NCCL", Level.OK, f"{nccl}, {usable} usable devices")
+    if bf16 == "False":
+        yield Finding("bfloat16", Level.ERROR, "not supported", "set model.dtype=float32")
 
 
 def _memory() -> Finding:
@@ -84,7 +99,7 @@ def _memory() -> Finding:
     detail = f"{free:.1f} of {total:.1f} GiB available, {cores} cores"
     if free >= MEMORY_GIB:
         return Finding("memory", Level.OK, detail)
-    fix = "the quickstart needs about 5 GiB: end other programs, or parallel.tensor=1"
+    fix = "the quickstart needs about 5 GiB: end other programs, or set parallel.tensor=1"
     return Finding("memory", Level.WARNING, detail, fix)
 
 

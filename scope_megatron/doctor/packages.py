@@ -34,6 +34,7 @@ class Package:
     show: str = "getattr(m, '__version__', '?')"
     missing: Level = Level.ERROR
     fix: str = SETUP
+    before: str = "sys"  # a module imported first
 
 
 PACKAGES = (
@@ -42,7 +43,8 @@ PACKAGES = (
         "torch",
         "m.__version__ + (', CUDA ' + m.version.cuda if m.version.cuda else ', CPU build')",
     ),
-    Package("megatron-core", "megatron.core"),
+    # as every run does: without half an installation of the optional ones
+    Package("megatron-core", "megatron.core", before="scope_megatron.parallel"),
     Package("vLLM", "vllm"),
     Package("transformers", "transformers"),
     Package("math-verify", "math_verify", f"{_VERSION_OF}('math-verify')"),
@@ -58,20 +60,28 @@ PACKAGES = (
         "transformer_engine.pytorch",
         "__import__('transformer_engine').__version__",
         Level.NOTE,
-        "CUDA only, never required: pip install --no-build-isolation 'transformer-engine[pytorch]'",
+        "CUDA only, never required: pip install --no-build-isolation 'transformer-engine[pytorch]' "
+        "(fused layers and optimizer; compiles for minutes, docs/gpu.md)",
     ),
     Package(
         "Apex",
         "apex.optimizers",
-        "'imports'",
+        "(__import__('amp_C'), __import__('fused_layer_norm_cuda'), 'imports')[-1]",
         Level.NOTE,
-        "CUDA only, never required: build github.com/NVIDIA/apex (PyPI's apex is another project)",
+        "CUDA only, never required: build github.com/NVIDIA/apex with its CUDA extensions (PyPI's "
+        "apex is another project)",
     ),
     Package(
         "Triton",
         "triton",
         missing=Level.NOTE,
         fix="CUDA only: comes with torch's CUDA build",
+    ),
+    Package(
+        "wandb",
+        "wandb",
+        missing=Level.NOTE,
+        fix="only logging.wandb_project needs it: pip install 'wandb>=0.18'",
     ),
 )
 
@@ -98,6 +108,7 @@ def _imports(package: Package) -> Finding:
     code = (
         "import importlib.metadata, importlib.util, json\n"
         f"name = {package.module!r}\n"
+        f"importlib.import_module({package.before!r})\n"
         "try:\n"
         "    there = importlib.util.find_spec(name.partition('.')[0]) is not None\n"
         "    m = importlib.import_module(name)\n"
@@ -115,8 +126,11 @@ def _imports(package: Package) -> Finding:
         return Finding(package.name, Level.OK, detail)
     if kind == "missing":
         return Finding(package.name, package.missing, "not installed", package.fix)
-    broken = Level.ERROR if package.missing is Level.ERROR else Level.WARNING
-    return Finding(package.name, broken, f"does not import: {last_line(detail)}", package.fix)
+    if package.missing is Level.ERROR:
+        level, what = Level.ERROR, "does not import"
+    else:
+        level, what = Level.WARNING, "does not import, and is not used"
+    return Finding(package.name, level, f"{what}: {last_line(detail)}", package.fix)
 
 
 def _fit() -> Iterator[Finding]:

@@ -7,11 +7,13 @@ replica makes the same calls with the same arguments (vLLM's external launcher).
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ from scope_megatron.config import EngineConfig
 from scope_megatron.engine.direct import DirectWeights
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.exits import ENGINE, StopRun
+from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
@@ -85,35 +88,40 @@ class VLLMEngine:
         dtype: torch.dtype,
         eos_ids: Iterable[int],
         seed: int,
+        head_dtype: torch.dtype | None = None,
     ) -> None:
+        """``head_dtype``: of the logits; None: of the parameters."""
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         self._ranks = settings.tensor
         self._direct = DirectWeights(settings.tensor)
-        _prepare_environment(settings)
+        _prepare_environment(settings, model_dir)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
         from vllm import LLM
 
         if settings.tensor > 1 and not platform.has_cuda():
             _name_shared_memory()
-        self._llm = LLM(
-            model=str(model_dir),
-            skip_tokenizer_init=True,
-            load_format="dummy",  # the trainer's weights arrive before the first request
-            dtype=str(dtype).removeprefix("torch."),
-            tensor_parallel_size=settings.tensor,
-            distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
-            max_model_len=max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-            generation_config="vllm",  # never defaults from the model's own files
-            enforce_eager=not platform.has_cuda(),
-            disable_log_stats=True,
-            seed=seed,
-            **_platform_arguments(settings, self._sleeps, max_model_len),
-        )
+        with _memory_shortage():
+            self._llm = LLM(
+                model=str(model_dir),
+                skip_tokenizer_init=True,
+                load_format="dummy",  # the trainer's weights arrive before the first request
+                dtype=str(dtype).removeprefix("torch."),
+                tensor_parallel_size=settings.tensor,
+                distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                max_model_len=max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+                generation_config="vllm",  # never defaults from the model's own files
+                enforce_eager=not platform.has_cuda(),
+                disable_log_stats=True,
+                seed=seed,
+                hf_overrides=_overrides(head_dtype),
+                **_platform_arguments(settings, self._sleeps, max_model_len),
+            )
+        platform.restore_allocator_options()
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """One request per response, so that each has its own seed.
@@ -137,6 +145,7 @@ class VLLMEngine:
                 stop_token_ids=self._eos_ids,
                 seed=request_seed(sampling.seed, prompt.index, k),
                 logprobs=0,
+                flat_logprobs=True,
                 detokenize=False,
             )
             for prompt, k in members
@@ -156,16 +165,16 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         parameters = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
         )
         requests = [{"prompt_token_ids": ids} for ids in sequences]
         outputs = self._run(requests, parameters)
         return [
-            [
-                output.prompt_logprobs[position][token].logprob
-                for position, token in enumerate(ids)
-                if position > 0
-            ]
+            _logprobs_of(ids[1:], output.prompt_logprobs, first=1)
             for ids, output in zip(sequences, outputs, strict=True)
         ]
 
@@ -238,16 +247,45 @@ class VLLMEngine:
 
 def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
     token_ids = list(completion.token_ids)
-    logprobs = [
-        step[token].logprob for token, step in zip(token_ids, completion.logprobs, strict=True)
-    ]
     return Rollout(
         prompt=prompt,
         sample=sample,
         token_ids=token_ids,
-        engine_logprobs=logprobs,
+        engine_logprobs=_logprobs_of(token_ids, completion.logprobs),
         finished=completion.finish_reason == "stop",
     )
+
+
+def _logprobs_of(token_ids: list[int], flat: Any, first: int = 0) -> list[float]:
+    """The log-probability of each token, from vLLM's flat lists (a few objects per response, where
+    a dictionary per token would keep Python's garbage collector busy).
+
+    ``first``: the position of the first of the tokens; a prompt's first token has no entry.
+    """
+    starts = flat.start_indices[first:]
+    if [flat.token_ids[start] for start in starts] != token_ids:  # what was asked for comes first
+        raise ValueError("vLLM gave log-probabilities of other tokens than those asked for")
+    return [flat.logprobs[start] for start in starts]
+
+
+@contextmanager
+def _memory_shortage() -> Iterator[None]:
+    """An engine that finds too little memory when it is built ends the run in one line.
+
+    vLLM raises a ValueError for it, while the other ranks go on to wait in its collectives.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        if "memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        setting = "gpu_memory_utilization" if platform.has_cuda() else "kv_cache_gib"
+        raise StopRun(
+            ENGINE,
+            f"rollout.engine.{setting}: vLLM could not start: {reason}; give it more or less, "
+            "or lower rollout.engine.max_model_len or max_num_seqs",
+        ) from None
 
 
 def _forget_packed_experts(worker: Any) -> None:
@@ -275,14 +313,27 @@ def _name_shared_memory() -> None:
     named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job}")
 
 
-def _prepare_environment(settings: EngineConfig) -> None:
+def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
+    """What vLLM is to read in place of the model's own ``config.json``."""
+    if head_dtype is None:
+        return {}
+    return {"head_dtype": str(head_dtype).removeprefix("torch.")}
+
+
+def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
     """What vLLM reads from the environment when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # With 1 vLLM asks of the default group what ours need not have: gloo and NCCL in one.
+    os.environ["VLLM_DISTRIBUTED_USE_SPLIT_GROUP"] = "0"
     if not platform.has_cuda():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    elif family_of(json.loads((model_dir / "config.json").read_text())).experts:
+        # versions before 0.32 would run a mixture by their first runner, which holds a random
+        # generator per request and the whole prompt's logits when it scores
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
 
 
 def _platform_arguments(settings: EngineConfig, sleeps: bool, longest: int) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from scope_megatron.exits import RESTARTABLE
+from scope_megatron.job import LAUNCHER_VARIABLE
 
 _EXIT_GRACE_S = 15.0  # after one rank failed, how long the others may take to notice
 _POLL_S = 0.1
-_LAUNCHER = "SCOPE_MEGATRON_LAUNCHER"  # its process id, for the ranks
 LOST_KEY = "scope_megatron/lost"  # in its store: the rank that it saw end by a signal
 _PR_SET_PDEATHSIG = 1
 
@@ -46,12 +46,12 @@ def launch(module_args: list[str], nproc: int, restarts: int = 0) -> int:
 
 def started_by_launcher() -> bool:
     """Whether this rank was started here, and not by torchrun or Slurm."""
-    return _LAUNCHER in os.environ
+    return LAUNCHER_VARIABLE in os.environ
 
 
 def end_with_launcher() -> None:
     """In a rank: ask the kernel for a SIGTERM when the launcher dies, even by SIGKILL."""
-    launcher = os.environ.get(_LAUNCHER)
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
     if launcher is None or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -126,5 +126,5 @@ def _rank_environment(rank: int, nproc: int, port: int, attempt: int) -> dict[st
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the launcher's, instead of one of rank 0
         "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        _LAUNCHER: str(os.getpid()),
+        LAUNCHER_VARIABLE: str(os.getpid()),
     }

@@ -6,3 +6,5 @@ norm         RMSNorm that knows sequence parallelism; norms around residuals
 rope         inverse frequencies of every supported rope type
 head         what lies between the last hidden states and the logits
 """
+
+import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

@@ -1,23 +1,32 @@
 """Causal attention over packed sequences, for the layer spec without Transformer Engine.
 
-megatron-core's local ``DotProductAttention`` refuses packed sequences; this one takes them. Each
-sequence runs through torch's scaled_dot_product_attention on its own, so no token ever pays for
-padding or for another sequence.
+megatron-core's local ``DotProductAttention`` refuses packed sequences; this one takes them. No
+token ever pays for padding or for another sequence: in half precision on a GPU a pack is one launch
+of torch's variable-length FlashAttention, elsewhere each sequence runs through torch's
+scaled_dot_product_attention on its own.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+from scope_megatron.model.rope import rotate
+from scope_megatron.parallel.packed import PackedSequences
+
+_HALF = (torch.bfloat16, torch.float16)
+# torch 2.11's varlen_attn knows no grouped queries: there the loop does it
+_HAS_VARLEN = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 class PackedCausalAttention(MegatronModule):
@@ -54,15 +63,45 @@ class PackedCausalAttention(MegatronModule):
         *,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
         """query [T, heads/tp, d], key and value [T, groups/tp, d] -> [T, heads/tp * d]."""
         assert packed_seq_params is not None, "the trainer always packs its sequences"
-        bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in pairwise(bounds)]
+        if self._takes_varlen(query):
+            return self._attend_varlen(query, key, value, packed_seq_params)
+        lengths = [end - start for start, end in pairwise(packed_seq_params.bounds)]
         parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
         outputs = [self._attend(q, k, v).transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
         return torch.cat(outputs).reshape(query.size(0), -1)
+
+    def _takes_varlen(self, query: Tensor) -> bool:
+        width = query.size(-1)
+        return (
+            _HAS_VARLEN
+            and query.is_cuda
+            and query.dtype in _HALF
+            and self.softcap is None
+            and (width <= 256 and width % 8 == 0)  # what FlashAttention's kernels take
+        )
+
+    def _attend_varlen(
+        self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequences
+    ) -> Tensor:
+        """The whole pack in one launch, without asking the device for the lengths."""
+        output = varlen_attn(
+            query,
+            key,
+            value,
+            pack.cu_seqlens_q,
+            pack.cu_seqlens_kv,
+            pack.max_seqlen_q,
+            pack.max_seqlen_kv,
+            scale=self.softmax_scale,
+            # (left, right): tokens seen on both sides of a token's own
+            window_size=(-1 if self.window is None else self.window - 1, 0),
+            enable_gqa=query.size(1) != key.size(1),
+        )
+        return output.reshape(query.size(0), -1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One sequence: query [heads, L, d], key and value [groups, L, d] -> [heads, L, d]."""
@@ -95,18 +134,30 @@ class PackedCausalAttention(MegatronModule):
         return seen if self.window is None else seen.triu(1 - self.window)
 
 
-class TwoRopeAttention(SelfAttention):
-    """Self-attention of a model whose layers with and without a window have other frequencies.
+class RotatedAttention(SelfAttention):
+    """Self-attention that turns queries and keys by a rotation of every token of the pack.
 
-    The model's rotary embedding then holds both side by side (see
-    :func:`scope_megatron.model.rope.inverse_frequencies`); ``core_attention`` knows which kind
-    of layer this is.
+    ``rotary_pos_emb`` is what :class:`~scope_megatron.model.rope.PackedRope` gives. Where layers
+    with and without a window turn differently, ``core_attention`` knows which kind this is.
     """
 
+    _rotation: Tensor | None = None
+
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
-        """As megatron-core's, with ``rotary_pos_emb`` [S, 1, 1, 2 d] of both kinds."""
-        both = kwargs.get("rotary_pos_emb")
-        assert isinstance(both, Tensor)
-        kind = 0 if self.core_attention.window is None else 1
-        kwargs["rotary_pos_emb"] = both.unflatten(-1, (2, 2, -1))[..., kind, :].flatten(-2)
-        return super().forward(hidden_states, *args, **kwargs)
+        """As megatron-core's, with ``rotary_pos_emb`` [kinds, 2, T, d]."""
+        rotations = kwargs.pop("rotary_pos_emb")
+        assert isinstance(rotations, Tensor)
+        second = len(rotations) > 1 and self.core_attention.window is not None
+        self._rotation = rotations[int(second)]
+        try:
+            return super().forward(hidden_states, *args, **kwargs)
+        finally:
+            self._rotation = None
+
+    def get_query_key_value_tensors(
+        self, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [T, 1, heads/tp, d], key and value [T, 1, groups/tp, d]; the first two turned."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
+        assert self._rotation is not None, "called by forward"
+        return rotate(query, self._rotation), rotate(key, self._rotation), value

@@ -6,6 +6,7 @@ import json
 import math
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from scope_megatron.family import ModelShape, is_tied
-from scope_megatron.model.attention import PackedCausalAttention, TwoRopeAttention
+from scope_megatron.model.attention import PackedCausalAttention, RotatedAttention
 from scope_megatron.model.norm import NormedResidual, RMSNorm
-from scope_megatron.model.rope import inverse_frequencies, yarn_attributes
+from scope_megatron.model.rope import PackedRope, inverse_frequencies, yarn_scale
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology
 
@@ -83,18 +84,34 @@ def transformer_config(
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters
         persist_layer_norm=bf16 and platform.has_transformer_engine(),
-        bias_activation_fusion=False,
+        bias_activation_fusion=fuses_activation(shape),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
+        # its kernel knows no scale of cosines and sines, which YaRN wants
+        apply_rope_fusion=_takes_engine_layers(shape, dtype) and yarn_scale(shape) == 1.0,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         **_expert_settings(shape, topology),
     )
-    for name, value in yarn_attributes(shape).items():
-        setattr(config, name, value)
     config.logit_softcap = shape.logits_cap
     return config
+
+
+def _takes_engine_layers(shape: ModelShape, dtype: torch.dtype) -> bool:
+    """Whether the layers are Transformer Engine's.
+
+    Its packed attention is half precision, and has no softcap.
+    """
+    norms = shape.family.norms
+    ours = any(shape.windows) or shape.attention_cap or norms.after_attention or norms.after_mlp
+    return dtype == torch.bfloat16 and platform.has_transformer_engine() and not ours
+
+
+def fuses_activation(shape: ModelShape) -> bool:
+    """Whether SwiGLU is one compiled kernel: the same numbers with fewer roundings, and half of the
+    activations kept. On CUDA, for the MLPs that are SwiGLU (Gemma's are not)."""
+    compiles = platform.has_cuda() and find_spec("triton") is not None
+    return compiles and shape.family.activation == "silu"
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -152,7 +169,13 @@ def build_model(
             position_embedding_type="rope",
             rotary_base=shape.ropes[0]["rope_theta"],
         )
-    model.rotary_pos_emb.inv_freq = inverse_frequencies(shape).to(platform.device())
+    model.rotary_pos_emb = PackedRope(
+        inverse_frequencies(shape).to(platform.device()),
+        kinds=len(shape.ropes),
+        dtype=dtype,
+        scale=yarn_scale(shape),
+        fused=config.apply_rope_fusion,
+    )
     _add_hooks(model, shape, dtype)
     model.to(device)
     if dtype == torch.bfloat16:
@@ -176,10 +199,7 @@ def _add_hooks(model: GPTModel, shape: ModelShape, dtype: torch.dtype) -> None:
 
 
 def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
-    norms = shape.family.norms
-    ours = any(shape.windows) or shape.attention_cap or norms.after_attention or norms.after_mlp
-    # Transformer Engine's packed attention is half precision, and has no softcap
-    if config.bf16 and platform.has_transformer_engine() and not ours:
+    if _takes_engine_layers(shape, config.params_dtype):
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(
@@ -189,6 +209,8 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
     else:
         layer = _local_layer_spec(config, shape)
         norm = RMSNorm
+    if not config.apply_rope_fusion:
+        layer.submodules.self_attention.module = RotatedAttention
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
     )
@@ -214,8 +236,6 @@ def _local_layer_spec(config: TransformerConfig, shape: ModelShape) -> ModuleSpe
     )
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if len(shape.ropes) > 1:
-        layer.submodules.self_attention.module = TwoRopeAttention
     sizes = {"hidden_size": config.hidden_size, "eps": config.layernorm_epsilon}
     normed = ModuleSpec(NormedResidual, params={"config": config, **sizes})
     if shape.family.norms.after_attention:

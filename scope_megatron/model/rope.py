@@ -1,4 +1,4 @@
-"""Rotary embeddings: the frequencies and scalings that a ``config.json`` asks for."""
+"""Rotary embeddings: frequencies and scalings of a ``config.json``, and how a pack is turned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 from scope_megatron.family import ModelShape
 from scope_megatron.family.record import ROPE_TYPES
 from scope_megatron.family.shape import Rope
+from scope_megatron.parallel.packed import PackedSequences
+
+TABLE_MULTIPLE = 1024  # rows of a table of positions: it is made anew only every so many
 
 
 def inverse_frequencies(shape: ModelShape) -> Tensor:
@@ -65,25 +68,86 @@ def _yarn_frequencies(inv: Tensor, rope: Rope) -> Tensor:
     return inv * (1.0 - ramp) + inv / rope["factor"] * ramp
 
 
-def yarn_attributes(shape: ModelShape) -> dict[str, float]:
-    """What megatron-core's attention reads from its config to scale YaRN's cosines and sines.
+def yarn_scale(shape: ModelShape) -> float:
+    """What YaRN multiplies cosines and sines by; 1 for other scalings.
 
-    It computes m(s, a) / m(s, b) with m(s, x) = 1 + x ln(s) / 10 for s > 1. The wanted scale is
-    ``attention_factor`` where given, else that quotient of ``mscale`` and ``mscale_all_dim``, else
-    m(s, 1). Empty for other scalings.
+    ``attention_factor`` where given, else m(mscale) / m(mscale_all_dim) where both are there, else
+    m(1), with m(x) = 1 + x ln(factor) / 10 for a factor above 1.
     """
     rope = shape.ropes[0]
     if rope["rope_type"] != "yarn":
-        return {}
+        return 1.0
     factor, given = float(rope["factor"]), rope.get("attention_factor")
     mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+
+    def m(x: float) -> float:
+        return 1.0 + 0.1 * x * math.log(factor) if factor > 1 else 1.0
+
     if given is not None:
-        # m(e, x) is the scale itself for x = 10 (scale - 1), and m(e, 0) = 1
-        factor, mscale, all_dim = math.e, 10.0 * (given - 1.0), 0.0
-    elif not (mscale and all_dim):
-        mscale, all_dim = 1.0, 0.0
-    return {
-        "yarn_rotary_scaling_factor": factor,
-        "yarn_mscale": float(mscale),
-        "yarn_mscale_all_dim": float(all_dim),
-    }
+        return float(given)
+    return m(mscale) / m(all_dim) if mscale and all_dim else m(1.0)
+
+
+class PackedRope(torch.nn.Module):
+    """Rotations of a pack's tokens, in the place of megatron-core's ``RotaryEmbedding``.
+
+    megatron-core's own cuts a table of frequencies by sequence in every layer, for which it reads
+    the sequences' lengths from the device four times. Here cosines and sines are looked up by
+    ``position_ids``, once per pack, for all layers.
+
+    ``frequencies`` [d / 2], or [d] for two kinds of layers (see :func:`inverse_frequencies`);
+    ``scale`` multiplies cosines and sines. ``fused``: give Transformer Engine's kernel the table of
+    angles that it asks for.
+    """
+
+    def __init__(
+        self, frequencies: Tensor, kinds: int, dtype: torch.dtype, scale: float, fused: bool
+    ) -> None:
+        super().__init__()
+        self.inv_freq = frequencies.unflatten(0, (kinds, -1))  # float32: no buffer, so never cast
+        self.dtype, self.scale, self.fused = dtype, scale, fused
+        self._table = torch.empty(0)
+
+    def get_rotary_seq_len(self, *args: object) -> PackedSequences:
+        """The pack: megatron-core gives to :meth:`forward` what it is told here."""
+        pack = args[-1]
+        assert isinstance(pack, PackedSequences)
+        return pack
+
+    def forward(self, pack: PackedSequences, **_: object) -> Tensor:
+        """[kinds, 2, T, d] cosines and sines of the pack's tokens, in the parameters' type.
+
+        ``fused``: [S, 1, 1, d] angles of the positions up to at least the longest sequence's.
+        """
+        assert pack.position_ids is not None
+        if self.fused:
+            return self.table(pack.max_seqlen_q)[: _round_up(pack.max_seqlen_q)]
+        return self.table(pack.max_seqlen_q)[:, :, pack.position_ids]
+
+    def table(self, length: int) -> Tensor:
+        """Of all positions up to ``length`` and more: one table, which grows with need."""
+        rows = self._table.size(0 if self.fused else -2) if self._table.numel() else 0
+        if rows < length:
+            self._table = self._of_positions(_round_up(length))
+        return self._table
+
+    def _of_positions(self, count: int) -> Tensor:
+        positions = torch.arange(count, device=self.inv_freq.device, dtype=torch.float32)
+        angles = torch.stack([torch.outer(positions, kind) for kind in self.inv_freq])
+        angles = torch.cat((angles, angles), dim=-1)
+        if self.fused:
+            return angles[0][:, None, None]
+        both = torch.stack((angles.cos() * self.scale, angles.sin() * self.scale), dim=1)
+        return both.to(self.dtype)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // TABLE_MULTIPLE) * TABLE_MULTIPLE
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x [T, 1, heads, d] with each of its tokens turned by ``rotation`` [2, T, d]."""
+    cos, sin = rotation[:, :, None, None]
+    half = x.size(-1) // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin

@@ -125,6 +125,7 @@ def build(
         response=(position >= prompt.repeat_interleave(length) - 1) & ~last,
         sequence=label.repeat_interleave(length),
         cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32),
+        bounds=[0, *ends.tolist()],
         max_seqlen=int(length.max()),
         members=list(members),
     )

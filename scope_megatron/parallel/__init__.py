@@ -3,13 +3,18 @@
 platform     the one place that knows CUDA/NCCL from CPU/gloo
 topology     process groups and ranks, as one frozen object
 meeting      how the ranks of a job meet
+packed       one pack as the layers get it
 agree        numbers, values and errors that all ranks share: all_max, from_main, raise_together
 optimizer    gradient buffers, optimizer, learning-rate schedule
+optional     Transformer Engine and Apex: used, or hidden from megatron-core
 pipeline     the only caller of megatron-core's schedules
 """
 
 import warnings
 
+from scope_megatron.parallel import optional, platform
+
+optional.hide_unusable(cuda=platform.has_cuda())
 # megatron-core announces on import, several times a rank, that optional packages are missing.
 warnings.filterwarnings("ignore", module=r"megatron\.core.*")
 warnings.filterwarnings("ignore", message=r".*all_gather_into_tensor.*", category=FutureWarning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.distributed import (
@@ -55,7 +56,7 @@ def build_optimizer(
     model: DistributedDataParallel, settings: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Adam with decoupled weight decay (fused by TE or Apex when they import)."""
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
             lr=settings.lr,
@@ -71,6 +72,21 @@ def build_optimizer(
         ),
         [model],
     )
+    _choose_kernels(optimizer)
+    return optimizer
+
+
+def _choose_kernels(optimizer: MegatronOptimizer) -> None:
+    """One kernel for torch's Adam on CUDA, where its default makes up to 8 bytes of temporaries per
+    parameter. A checkpoint's groups bring what the machine that wrote it had."""
+    for _, adam in _torch_adams(optimizer):
+        for group in adam.param_groups:
+            fused = bool(group["params"]) and all(p.is_cuda for p in group["params"])
+            group["fused"], group["foreach"] = (True, False) if fused else (None, None)
+            for state in (adam.state[p] for p in group["params"] if p in adam.state):
+                # where the kernel looks for it: beside the parameter; else on the host
+                device = state["exp_avg"].device if fused else torch.device("cpu")
+                state["step"] = state["step"].to(device)
 
 
 def build_scheduler(
@@ -129,20 +145,61 @@ def before_loading(optimizer: MegatronOptimizer) -> None:
                 }
 
 
+def translate(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Make this optimizer's own what a checkpoint holds of another kind of Adam.
+
+    torch's has the count of updates in the parameters' states (``common_step`` in a checkpoint),
+    TE's and Apex's in the parameter groups; each has settings in its groups that the others lack.
+    ``loaded``, what a checkpoint holds of the optimizer, is changed. The distributed optimizer's
+    parts, which have no states, carry the count in their groups in any case.
+    """
+    inner = next((part.optimizer for part in _chain(optimizer) if part.optimizer), None)
+    has_torch_adam = isinstance(inner, torch.optim.AdamW)
+    for part in _parts(loaded):
+        states, groups = part.get("state"), part["param_groups"]
+        for group in groups:
+            for name, value in (inner.defaults if inner else {}).items():
+                group.setdefault(name, value)
+        if states is None:
+            continue
+        in_groups = {float(group.pop("step")) for group in groups if "step" in group}
+        step = float(states.pop("common_step", max(in_groups, default=0.0)))
+        if step and has_torch_adam:
+            states["common_step"] = torch.tensor(step)
+        for group in groups if step and not has_torch_adam else ():
+            group["step"] = int(step)
+
+
+def _parts(loaded: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """The groups, with states or not, of each optimizer in a chain, however it is nested."""
+    if "param_groups" in loaded:
+        yield loaded
+        return
+    for value in loaded.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
+
+
 def after_loading(optimizer: MegatronOptimizer) -> None:
     """Give every parameter a step of its own: megatron-core loads one tensor for all of them, and
     torch's Adam would then count every update once per parameter."""
     for _, adam in _torch_adams(optimizer):
         for state in adam.state.values():
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).clone()
+    _choose_kernels(optimizer)
 
 
 def _torch_adams(
     optimizer: MegatronOptimizer,
 ) -> Iterator[tuple[MegatronOptimizer, torch.optim.AdamW]]:
-    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for inner in _chain(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner, inner.optimizer
+
+
+def _chain(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """A mixture's experts have an optimizer of their own."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _set_states_but_step(

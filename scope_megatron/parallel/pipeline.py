@@ -12,11 +12,11 @@ from functools import partial
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from scope_megatron.parallel.packed import PackedSequences
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.types import PackedBatch
 
@@ -92,18 +92,11 @@ def forward_backward(
 
 def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
     """Run one pack. The last stage returns logits [T, V/tp], the others hidden states."""
-    params = PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=batch.cu_seqlens,
-        cu_seqlens_kv=batch.cu_seqlens,
-        max_seqlen_q=batch.max_seqlen,
-        max_seqlen_kv=batch.max_seqlen,
-    )
     return model(
         input_ids=batch.tokens[None],
         position_ids=batch.position_ids[None],
         attention_mask=None,
-        packed_seq_params=params,
+        packed_seq_params=PackedSequences.of(batch),
     )
 
 

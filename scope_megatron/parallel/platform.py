@@ -17,6 +17,8 @@ import types
 
 import torch
 
+from scope_megatron.machine import DEVICE_VARIABLE
+
 _CUDA_WORDS = {
     "cuda": "cpu",
     "torch.cuda.FloatTensor": "torch.FloatTensor",
@@ -37,26 +39,21 @@ _MODULES_NAMING_CUDA = (
 
 
 def has_cuda() -> bool:
-    """True when the job runs on CUDA devices."""
-    return torch.cuda.is_available()
+    """True when the job runs on CUDA devices (``platform.device``; chosen in machine/device.py)."""
+    return os.environ.get(DEVICE_VARIABLE) != "cpu" and torch.cuda.is_available()
 
 
 def has_transformer_engine() -> bool:
-    """True when Transformer Engine can be used (CUDA only; never a requirement)."""
-    return has_cuda() and _imports("transformer_engine.pytorch")
+    """True when Transformer Engine is used (CUDA only; never a requirement): when megatron-core
+    says so, which also asks for parts of it that may go one day."""
+    from megatron.core.extensions import transformer_engine
+
+    return has_cuda() and bool(transformer_engine.HAVE_TE)
 
 
 def has_apex() -> bool:
-    """True when NVIDIA's Apex imports (PyPI's ``apex``, another project, has no optimizers)."""
-    return has_cuda() and _imports("apex.optimizers")
-
-
-def _imports(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except Exception:  # a broken extension raises OSError, RuntimeError, ...: same as missing
-        return False
-    return True
+    """True when NVIDIA's Apex is used (see :mod:`scope_megatron.parallel.optional`)."""
+    return has_cuda() and "apex" in sys.modules and sys.modules["apex"] is not None
 
 
 def device() -> torch.device:
@@ -64,6 +61,14 @@ def device() -> torch.device:
     if has_cuda():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def device_name() -> str:
+    """This rank's device for people: `CPU`, or the GPU's name and memory."""
+    if not has_cuda():
+        return "CPU"
+    properties = torch.cuda.get_device_properties(device())
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
 _CONNECTION_ERRORS = (
@@ -99,14 +104,43 @@ def initialize() -> None:
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _adapt_router()
     if has_cuda():
+        _require_device()
         torch.cuda.set_device(device())
         return
+    if os.environ.get(DEVICE_VARIABLE) == "cuda":
+        raise ValueError(
+            "platform.device: is cuda, and driver and torch fit each other, but torch cannot use "
+            "the GPU; `scope-megatron doctor` says why, or set it to cpu"
+        )
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     _adapt_torch_cuda()
     _adapt_rng_tracker()
     _adapt_expert_dispatcher()
     for name in _MODULES_NAMING_CUDA:
         _substitute_words(importlib.import_module(name))
+
+
+def _require_device() -> None:
+    """Every rank sees all GPUs of its node: torch and vLLM both take the one of LOCAL_RANK.
+
+    Raises ValueError.
+    """
+    number, seen = device().index or 0, torch.cuda.device_count()
+    if number >= seen:
+        raise ValueError(
+            f"parallel: rank {number} of this node sees {seen} GPU{'s' * (seen != 1)}; start no "
+            "more ranks than GPUs, and let every rank see all of them (Slurm: --gpus-per-node, "
+            "without --gpus-per-task and --gpu-bind)"
+        )
+
+
+def restore_allocator_options() -> None:
+    """Set the user's options of torch's CUDA allocator again: vLLM 0.26 resets all of them, for
+    the whole process, when an engine is built."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    options = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    if options and has_cuda():
+        torch.cuda.memory._set_allocator_settings(options)
 
 
 def memory_in_use() -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -67,7 +68,10 @@ class Topology:
 
 
 def initialize_distributed(timeout_s: float = 1800.0) -> None:
-    """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; alone without them."""
+    """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; alone without them.
+
+    ``timeout_s`` is that of the default group's collectives, and of the meeting.
+    """
     if dist.is_initialized():
         return
     os.environ.setdefault("RANK", "0")
@@ -94,11 +98,13 @@ def create_topology(
     seed: int = 1234,
     *,
     expert: int = 1,
+    timeout_s: float = 1800.0,
 ) -> Topology:
     """Build Megatron's process groups over the world (collective over all ranks).
 
     With ``expert`` > 1 that many neighbouring tensor x data ranks of a stage share the experts of
     its layers, each holding whole ones; otherwise tensor parallelism cuts them like other weights.
+    ``timeout_s`` is that of a collective in these groups, rounded up to minutes.
     Raises ValueError when the world does not divide into tensor x pipeline, or a stage's ranks
     not into groups of ``expert``.
     """
@@ -119,6 +125,7 @@ def create_topology(
             pipeline_model_parallel_size=pipeline,
             expert_model_parallel_size=expert,
             expert_tensor_parallel_size=tensor if expert == 1 else 1,
+            distributed_timeout_minutes=math.ceil(timeout_s / 60),
             create_gloo_process_groups=True,  # the optimizer and its checkpoint ask for them
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -11,3 +11,5 @@ evaluate      an evaluation set over the replicas; accuracy is Avg@k and Pass@k
 observe       the numbers of one step
 nonfinite     losses and gradients that are not finite: no update
 """
+
+import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

@@ -116,7 +116,11 @@ class Scorer:
         return cls(topology, config.train.microbatch_tokens, fused, config.objective.kernel)
 
     def pack(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
-        """The chosen responses in microbatches of bounded size, on this rank's device.
+        """The chosen responses in microbatches of bounded size, on this rank's device."""
+        return [packed.to(platform.device()) for packed in self._lay_out(rollouts, members)]
+
+    def _lay_out(self, rollouts: list[Rollout], members: list[int]) -> list[PackedBatch]:
+        """:meth:`pack` in host memory.
 
         With expert parallelism, collective: every replica gets the same number of microbatches,
         since they pass through every layer together.
@@ -127,7 +131,7 @@ class Scorer:
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
         if self.topology.ep_size > 1:
             packs += [filler(multiple)] * (self._most(len(packs)) - len(packs))
-        return [packed.to(platform.device()) for packed in packs]
+        return packs
 
     def _most(self, count: int) -> int:
         """The largest of the replicas' counts."""
@@ -145,7 +149,8 @@ class Scorer:
         vocab_size: int,
     ) -> dict[int, Tensor]:
         """log pi(token) of the chosen responses' tokens under ``model``, from a forward pass."""
-        packs = self.pack(rollouts, members)
+        on_host = self._lay_out(rollouts, members)
+        packs = [packed.to(platform.device()) for packed in on_host]
 
         def rows(output: Tensor, index: int) -> Tensor:
             targets, group = packs[index].targets, self.topology.tp_group
@@ -170,6 +175,6 @@ class Scorer:
 
         scores: dict[int, Tensor] = {}
         scored = pipeline.score(model, packs, rows, self.topology, project=not self.fused)
-        for values, packed in zip(scored, packs, strict=True):
-            scores.update(scatter_to_sequences(values.cpu(), packed.to(torch.device("cpu"))))
+        for values, packed in zip(scored, on_host, strict=True):
+            scores.update(scatter_to_sequences(values.cpu(), packed))
         return scores

@@ -23,6 +23,7 @@ from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
@@ -277,6 +278,7 @@ class Run:
         }
         if config.needs_teacher:
             facts["teacher"] = f"{config.model.teacher} (on the same ranks)"
+        facts["device"] = platform.device_name()
         layout = (
             f"{topo.world_size} ranks: tensor {topo.tp_size}, pipeline {topo.pp_size}, "
             f"data {topo.dp_size}"

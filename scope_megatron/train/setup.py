@@ -12,9 +12,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.config import Config
+from scope_megatron.config import Config, FaultsConfig
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.engine.vllm import Engine, VLLMEngine
+from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
@@ -23,6 +24,8 @@ from scope_megatron.parallel.topology import Topology, create_topology, initiali
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
+
+WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def start_process(config: Config) -> Topology:
     """Join the job and lay the ranks out (collective)."""
     end_with_launcher()
     platform.initialize()
-    initialize_distributed()
+    timeout_s = collective_timeout_s(config.faults)
+    initialize_distributed(timeout_s)
     parallel = config.parallel
     return create_topology(
         parallel.tensor,
@@ -60,7 +64,16 @@ def start_process(config: Config) -> Topology:
         parallel.sequence,
         config.seed,
         expert=parallel.expert,
+        timeout_s=timeout_s,
     )
+
+
+def collective_timeout_s(faults: FaultsConfig) -> float:
+    """Seconds after which a collective gives up: later than the watchdog, which names the rank.
+
+    NCCL aborts the process then, with SIGABRT and without a word on who is missing.
+    """
+    return faults.hang_timeout_s + WATCHDOG_FIRST_S
 
 
 def build_student(config: Config, topology: Topology) -> Student:
@@ -123,8 +136,27 @@ def build_engine(
         dtype=platform.resolve_dtype(config.model.dtype),
         eos_ids=tokenizer.eos_ids,
         seed=config.seed,
+        head_dtype=engine_head(config),
     )
     return engine, EnginePlace.of(topology, settings.tensor)
+
+
+def engine_head(config: Config) -> torch.dtype | None:
+    """The type of the engine's logits; None: of its parameters.
+
+    On CUDA the trainer's fused head makes float32 logits from half-precision parameters; an engine
+    that rounds its own would sample from, and report, another distribution. Where the trainer's
+    are rounded too (objective.head is logits, or a cap lies behind them) both stay as they are.
+    """
+    models = [config.model.student, *([config.model.teacher] if config.needs_teacher else [])]
+    capped = any(
+        ModelShape.of(read_hf_config(directory)).logits_cap is not None
+        for directory in models
+        if directory is not None
+    )
+    rounded = config.objective.head == "logits" or capped
+    half = platform.resolve_dtype(config.model.dtype) != torch.float32
+    return torch.float32 if platform.has_cuda() and half and not rounded else None
 
 
 def build_tokenizer(config: Config) -> Tokenizer:

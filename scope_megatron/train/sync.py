@@ -14,6 +14,9 @@ from scope_megatron.train.batch import Scorer
 from scope_megatron.train.setup import Student
 from scope_megatron.types import Rollout
 
+# rollout.engine.logprob_tolerance null, by the parameters' type
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1}
+
 
 class WeightsOutOfSync(ValueError):
     """The engine does not compute with the trainer's weights."""
@@ -24,6 +27,14 @@ def sync_weights(student: Student, engine: Engine, config: Config, topology: Top
     platform.release_cached_memory()
     bucket = config.engine.bucket_mib * 2**20
     engine.load_weights(ModelWeights(student.model, student.hf, topology, bucket))
+
+
+def tolerance(config: Config) -> float:
+    """The largest mean difference of log-probabilities at which the weights count as the same."""
+    given = config.engine.logprob_tolerance
+    if given is not None:
+        return given
+    return TOLERANCE[platform.resolve_dtype(config.model.dtype)]
 
 
 def check_sync(
@@ -50,7 +61,7 @@ def check_sync(
         largest = max(largest, float(gap.max()))
         total, count = total + float(gap.sum()), count + gap.numel()
     largest, mean = all_max([largest, total / max(count, 1)])
-    limit = config.engine.logprob_tolerance
+    limit = tolerance(config)
     if mean > limit:
         raise WeightsOutOfSync(
             f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "

@@ -19,7 +19,7 @@ from scope_megatron.objective.head.logits import (
 from scope_megatron.objective.head.shard import Kernel
 from scope_megatron.objective.loss import TokenStreams, policy_terms
 from scope_megatron.objective.packing import gather_from_sequences
-from scope_megatron.parallel import pipeline
+from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.train.algorithms import SequenceStreams
 from scope_megatron.train.batch import Batch, Scorer
@@ -83,9 +83,12 @@ class LossSettings:
 
 
 def _fuses(config: Config, vocab: int) -> bool:
+    """Large logits are never made whole, nor half-precision ones: on CUDA the fused head has them
+    in float32, as the engine does (see ``setup.engine_head``)."""
     logits = config.train.microbatch_tokens * vocab // config.parallel.tensor
+    half = platform.resolve_dtype(config.model.dtype) != torch.float32
     head = config.objective.head
-    return head == "fused" or (head == "auto" and logits > _MANY_LOGITS)
+    return head == "fused" or (head == "auto" and (half or logits > _MANY_LOGITS))
 
 
 def accumulate_gradients(

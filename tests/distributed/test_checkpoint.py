@@ -90,6 +90,85 @@ def save_and_load(
     return results
 
 
+def test_layers_with_an_extra_state_load_what_layers_without_wrote(tmp_path: Path) -> None:
+    """Transformer Engine's layers have one, and a checkpoint may go from and to such layers."""
+    make_tiny_model("llama-tied", tmp_path / "student")
+    make_tiny_model("llama", tmp_path / "teacher")
+    (result,) = run_distributed_test(save_and_load_extra_state, 1, tmp_path, timeout=120)
+    assert result["offered"] and not result["saved"]
+    assert result["steps"] == {"without": 1, "with": 1}
+
+
+def save_and_load_extra_state(rank: int, world_size: int, root: Path) -> dict[str, Any]:
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    from megatron.core import parallel_state
+    from torch.distributed.checkpoint import FileSystemReader
+
+    from scope_megatron import outputs
+    from scope_megatron.checkpoint import state as checkpoint
+
+    steps, offered, saved = {}, [], []
+    for name in ("without", "with"):  # the layers that save; the others load
+        parallel_state.destroy_model_parallel()
+        output = root / name
+        learner, topology = learner_at(root, {}, False)
+        if name == "with":
+            offered = add_extra_state(learner.student.model)
+        update(learner, topology)
+        forbid_waiting_for_the_device()
+        saver = saver_of(learner, topology, output, asynchronous=False)
+        saver.save(1, checkpoint.layout_progress(topology))
+        directory = outputs.checkpoint_dir(output, 1)
+        entries = FileSystemReader(directory).read_metadata().state_dict_metadata
+        saved += [key for key in entries if "_extra_state" in key]
+        parallel_state.destroy_model_parallel()
+        learner, topology = learner_at(root, {}, False)
+        if name == "without":
+            add_extra_state(learner.student.model)
+        steps[name] = checkpoint.load_checkpoint(state_of(learner, topology), directory)["step"]
+    return {"offered": offered, "saved": saved, "steps": steps}
+
+
+def forbid_waiting_for_the_device() -> None:
+    """Writing is for a thread, which would wait for GPU 0 and make a context on it."""
+    from scope_megatron.checkpoint.snapshot import PendingWrite
+
+    def fail(device: Any = None) -> None:
+        raise AssertionError("writing a checkpoint waited for a device")
+
+    def write(pending: PendingWrite) -> Any:
+        before, torch.cuda.synchronize = torch.cuda.synchronize, fail
+        try:
+            return original(pending)
+        finally:
+            torch.cuda.synchronize = before
+
+    original, PendingWrite.write = PendingWrite.write, write  # type: ignore[method-assign]
+
+
+def add_extra_state(model: Any) -> list[str]:
+    """What Transformer Engine's linear layers add to a model's sharded state. Returns the names."""
+    from io import BytesIO
+
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    original = model.sharded_state_dict
+    names = [
+        f"{name.removesuffix('weight')}_extra_state"
+        for name in original()
+        if name.endswith(("linear_qkv.weight", "linear_fc1.weight"))
+    ]
+
+    def with_extra_state(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        extra = {name: ShardedObject(name, BytesIO(), (1,), (0,)) for name in names}
+        return original(*args, **kwargs) | extra
+
+    model.sharded_state_dict = with_extra_state
+    return names
+
+
 def hold_the_next_write() -> threading.Event:
     """The next write begins when this event is set."""
     from scope_megatron.checkpoint.snapshot import PendingWrite

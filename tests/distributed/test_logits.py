@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ def full_logits(model: torch.nn.Module, topology: object) -> torch.Tensor:
         response=zeros.bool(),
         sequence=zeros,
         cu_seqlens=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        bounds=[0, *accumulate(lengths)],
         max_seqlen=max(LENGTHS),
     )
     if not topology.is_first_stage:

@@ -77,7 +77,12 @@ def rollouts() -> list[Rollout]:
 def settings(root: Path, changes: dict[str, Any]) -> Config:
     raw: dict[str, Any] = {
         "output_dir": str(root / "out"),
-        "model": {"student": str(root / "student"), "teacher": str(root / "teacher")},
+        # float32 on CUDA too, where auto would be bfloat16
+        "model": {
+            "student": str(root / "student"),
+            "teacher": str(root / "teacher"),
+            "dtype": "float32",
+        },
         "data": {"train": "unused.jsonl", "max_prompt_tokens": 16},
         "rollout": {
             "prompts_per_step": GROUPS,

@@ -117,7 +117,9 @@ def generate(
         dtype=torch.float32,
         eos_ids=[],
         seed=0,
+        head_dtype=torch.float32,
     )
+    assert engine._llm.llm_engine.model_config.hf_config.head_dtype == "float32"
     requests = [Prompt(index, tuple(ids), "") for index, ids in enumerate(prompts())]
     sampling = Sampling(samples=1, max_tokens=TOKENS, temperature=0.0)
     answers: Answers = []

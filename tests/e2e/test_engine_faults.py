@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from tests.distributed.harness import run_distributed_test
 from tests.tiny_hf import make_tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
@@ -16,6 +20,25 @@ def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
     assert found["after one fault"] == found["undisturbed"]
     assert found["code"] == 6
     assert "no memory for blocks" in found["message"]
+
+
+def test_too_small_a_cache_is_one_line(tmp_path: Path) -> None:
+    """vLLM's own refusal when it finds too little memory for a single sequence."""
+    settings = ("parallel.tensor=1", "parallel.data=1", "rollout.engine.kv_cache_gib=1e-6")
+    command = ("train", "configs/quickstart.yaml", f"output_dir={tmp_path}/run", *settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "scope_megatron", *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 6, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rollout.engine.kv_cache_gib: vLLM could not start: ")
+    assert "Traceback" not in done.stderr
 
 
 def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, Any]:

@@ -51,15 +51,13 @@ def test_update_equals_transformers_on_nccl(tmp_path: Path, family: str, layout:
         assert ours[layout, name]["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
+@pytest.mark.timeout(900)  # vLLM compiles: minutes when its cache is cold
 def test_the_quickstart_learns_on_one_gpu(tmp_path: Path) -> None:
     """Megatron and vLLM share the device; bfloat16; the engine sleeps while the trainer works."""
     command = [sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml"]
     overrides = [
         f"output_dir={tmp_path}",
-        "parallel.tensor=1",
-        "model.dtype=bfloat16",
         "train.steps=20",
-        "rollout.engine.gpu_memory_utilization=0.3",
     ]
     result = subprocess.run(
         [*command, *overrides],
@@ -67,7 +65,7 @@ def test_the_quickstart_learns_on_one_gpu(tmp_path: Path) -> None:
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

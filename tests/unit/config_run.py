@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,8 +59,12 @@ def write_model(directory: str, *, hidden: int, heads: int, vocab: int) -> None:
 def make_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Fill the directory and make it the current one; rules are those of a machine without GPU."""
     monkeypatch.chdir(directory)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed, for who looks
+    Path("bin").mkdir()
+    Path("bin/nvidia-smi").write_text("#!/bin/sh\nexit 0\n")  # no GPU is listed
+    Path("bin/nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}/bin:{os.environ['PATH']}")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "SCOPE_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     write_model("student", hidden=64, heads=2, vocab=64)
     write_model("teacher", hidden=128, heads=4, vocab=128)

@@ -37,7 +37,7 @@ def test_bad_setting_is_quick_and_needs_no_torch(name: str, run: Path) -> None:
         f"sys.argv = ['scope-megatron', 'train', 'run.yaml', *{overrides!r}]\n"
         "runpy.run_module('scope_megatron', run_name='__main__')\n"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60

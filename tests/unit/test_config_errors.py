@@ -71,6 +71,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "algorithm_typo": (leave, ["algorithm.name=scpoe"]),
     "kl_unknown": (leave, ["objective.kl=l2"]),
     "dtype_unknown": (leave, ["model.dtype=int4"]),
+    "tensor_text": (leave, ["parallel.tensor=many"]),
+    "pipeline_auto": (leave, ["parallel.pipeline=auto"]),
+    "device_unknown": (leave, ["platform.device=gpu"]),
+    "device_without_gpu": (leave, ["platform.device=cuda"]),
+    "wandb_missing": (leave, ["logging.wandb_project=mine"]),
     # bounds
     "tau_zero": (leave, ["objective.tau=0"]),
     "lr_negative": (leave, ["optimizer.lr=-1e-4"]),

@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def doctor(*arguments: str, before: Callable[[], None] | None = None) -> tuple[int, str]:
+    """Of this machine as it is, its GPUs not hidden."""
     command = [sys.executable, "-m", "scope_megatron", "doctor", *arguments]
+    hidden = ("SCOPE_DEVICE", "CUDA_VISIBLE_DEVICES")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, preexec_fn=before
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200, preexec_fn=before
     )
     return done.returncode, done.stdout
 
@@ -82,11 +85,22 @@ def test_gpu_that_torch_was_not_built_for(tmp_path: Path, monkeypatch: pytest.Mo
     torch = pytest.importorskip("torch")
     if torch.version.cuda is not None:
         pytest.skip("this torch is a CUDA build")
-    program(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB, 570.1'")
+    program(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, GPU-1, 143771, 20000, 570.1'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (finding,) = machine._gpus()
-    assert finding.level is Level.ERROR
-    assert "H200" in finding.detail and "CPU build" in finding.detail
+    for name in ("SCOPE_DEVICE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    gpu, device = machine._gpus()
+    assert gpu.level is Level.WARNING, "too full for an engine"
+    assert gpu.detail == "NVIDIA H200, 19.5 of 140.4 GiB free, driver 570.1"
+    assert device.level is Level.WARNING
+    assert device.detail.startswith("CPU, with gloo; 1 x NVIDIA H200: torch 2")
+    assert device.fix == "remove the environment and run `make env` on this machine"
+    monkeypatch.setattr(machine, "vllm_is_for_cpu", lambda: False)
+    _, device = machine._gpus()
+    assert device.level is Level.ERROR and "is built for GPUs" in device.detail
+    monkeypatch.setenv("SCOPE_DEVICE", "cuda")
+    _, device = machine._gpus()
+    assert device.level is Level.ERROR and "is cuda by SCOPE_DEVICE but 1 x NVID" in device.detail
 
 
 def test_slurm_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint, job
-# <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# machine, exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint,
+# job <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
 RANK = {
+    "machine": 0,
     "family": 0,
     "exits": 0,
     "disk": 0,

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from launch.cluster import Cluster
+from launch.plan import Request, plan
 from launch.run import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -198,3 +200,21 @@ def test_wrong_usage_is_one_line_and_exit_2(
     assert len(lines) == 1 and message in lines[0]
     assert "abc" not in captured.err, "an error does not repeat a secret"
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "device", "layout"),
+    [(8, 1, "cuda", (2, 4)), (8, 2, "cuda", (2, 8)), (1, 1, "cuda", (1, 1)), (0, 2, "cpu", (2, 1))],
+)
+def test_auto_sizes_are_those_of_the_nodes_asked_for(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, nodes: int, device: str, layout: tuple[int, int]
+) -> None:
+    """In the configuration that the job gets, and in that of the evaluation after it."""
+    monkeypatch.chdir(ROOT)
+    cluster = Cluster(gpus_per_node=gpus, nodes=nodes)
+    request = Request(config="configs/quickstart.yaml", cluster=cluster, then="evaluate")
+    request.overrides.append("output_dir=/tmp/never-written")
+    for job in plan(request):
+        assert job.config.platform.device == device
+        assert (job.config.parallel.tensor, job.config.parallel.data) == layout
+        assert cluster.ranks_per_node(job.config.world_size) == layout[0] * layout[1] // nodes

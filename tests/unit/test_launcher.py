@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from scope_megatron.exits import KILLED, LOST_RANK, USAGE
+from scope_megatron.exits import ABORTED, KILLED, LOST_RANK, USAGE
 from scope_megatron.job import launcher
 
 
@@ -15,6 +15,7 @@ from scope_megatron.job import launcher
     [
         ([KILLED, LOST_RANK, 0], 0, 3, 0),
         ([KILLED, KILLED, KILLED], 0, 3, KILLED),
+        ([ABORTED, 0], 0, 2, 0),
         ([USAGE], 0, 1, USAGE),
         ([KILLED], 1, 1, KILLED),  # it was asked to end, and a rank did not live to do so
     ],

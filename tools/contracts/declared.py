@@ -59,7 +59,7 @@ VLLM = Contract(
     declared="""
         vllm.outputs.RequestOutput: outputs prompt_logprobs
         vllm.outputs.CompletionOutput: token_ids logprobs finish_reason
-        vllm.logprobs.Logprob: logprob
+        vllm.logprobs.FlatLogprobs: start_indices token_ids logprobs
         vllm.v1.engine.llm_engine.LLMEngine:
             abort_request(internal) output_processor step()
             has_unfinished_requests()
@@ -99,6 +99,8 @@ MEGATRON = Contract(
             input_layernorm pre_mlp_layernorm self_attention self_attn_bda mlp_bda
         megatron.core.transformer.attention.SelfAttentionSubmodules:
             core_attention q_layernorm k_layernorm
+        megatron.core.transformer.attention.SelfAttention:
+            core_attention get_query_key_value_tensors()
         megatron.core.distributed.param_and_grad_buffer._ParamAndGradBuffer: grad_data
         megatron.core.optimizer.optimizer.ChainedOptimizer: chained_optimizers
         megatron.core.optimizer.optimizer.MixedPrecisionOptimizer: optimizer param_groups
@@ -106,7 +108,8 @@ MEGATRON = Contract(
         megatron.core.optimizer.distrib_optimizer.DistributedOptimizer:
             optimizer param_groups model_param_group_index_map
             _set_main_param_and_optimizer_states()
-        megatron.core.models.common.embeddings.rotary_pos_embedding.RotaryEmbedding: inv_freq
+        megatron.core.models.common.embeddings.rotary_pos_embedding.RotaryEmbedding:
+            get_rotary_seq_len()
         megatron.core.dist_checkpointing.mapping.ShardedTensor:
             key data replica_id global_offset global_shape allow_shape_mismatch
         megatron.core.dist_checkpointing.mapping.ShardedObject: data
@@ -117,7 +120,7 @@ MEGATRON = Contract(
     """,
     mentioned="""
         megatron.core.models.gpt.gpt_model:
-            yarn_rotary_scaling_factor yarn_mscale yarn_mscale_all_dim
+            get_rotary_seq_len rotary_pos_emb
     """,
     forwards={
         "megatron.core.dist_checkpointing.strategies.filesystem_async.FileSystemWriterAsync": (

@@ -20,6 +20,7 @@ tensors get gradients.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -41,7 +42,8 @@ from scope_megatron.objective.head.statistics import (
     statistics,
 )
 
-CHUNK = 256
+CHUNK = 256  # a CPU's caches
+CUDA_CHUNK = 1024  # fewer launches, collectives and passes over the weight's gradient
 # (log-probability [c], divergence [c] or None, their rows of T) -> scalar, to be summed over chunks
 ChunkLoss = Callable[[Tensor, Tensor | None, slice], Tensor]
 
@@ -63,7 +65,7 @@ def fused_logprob(
     *,
     temperature: float = 1.0,
     vocab_size: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> Tensor:
@@ -73,7 +75,7 @@ def fused_logprob(
         hidden: [T, H], the same on every rank.
         weight: [W, H] this rank's shard of the output weight.
         targets: [T] integers in [0, vocab_size), the same on every rank.
-        chunk: tokens whose logits exist at once.
+        chunk: tokens whose logits exist at once; None: CHUNK, on a GPU CUDA_CHUNK.
         reduce_hidden: sum the hidden states' gradient over the group.
         others: as in ``vocab_parallel_logprob``.
 
@@ -83,6 +85,7 @@ def fused_logprob(
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
     """
+    chunk = _chunk(chunk, hidden)
     spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=True, kernel=kernel)
     head = _Head.of(hidden, weight, targets, None, vocab_size, group, spec)
     return _Recomputed.apply(hidden, weight, head, reduce_hidden)[0]
@@ -101,7 +104,7 @@ def fused_logprob_and_divergence(
     vocab_size: int | None = None,
     beta: float = 0.5,
     topk: int = 64,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -114,6 +117,7 @@ def fused_logprob_and_divergence(
     Returns:
         (log-probability [T], divergence [T]), both differentiable w.r.t. ``hidden``, ``weight``.
     """
+    chunk = _chunk(chunk, hidden)
     spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, True, kernel)
     head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
     return _Recomputed.apply(hidden, weight, head, reduce_hidden)
@@ -133,7 +137,7 @@ def fused_loss(
     vocab_size: int | None = None,
     beta: float = 0.5,
     topk: int = 64,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     kernel: Kernel = "auto",
     reduce_hidden: bool = True,
 ) -> FusedLoss:
@@ -149,7 +153,7 @@ def fused_loss(
     Returns:
         See :class:`FusedLoss`. The backward may be called once.
     """
-    kind_ = None if teacher is None else kind
+    kind_, chunk = None if teacher is None else kind, _chunk(chunk, hidden)
     spec = Spec(temperature, teacher_temperature, kind_, beta, topk, chunk, False, True, kernel)
     if teacher is None:  # each block's logits are read by nobody else
         spec = replace(spec, inplace_forward=True)
@@ -360,6 +364,10 @@ def _accumulator(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _chunk(given: int | None, hidden: Tensor) -> int:
+    return given if given is not None else CUDA_CHUNK if hidden.is_cuda else CHUNK
+
+
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
     """In float32 on CUDA, whatever the inputs: half-precision logits would cost accuracy."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
@@ -367,8 +375,22 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right)
 
 
+@functools.cache
+def _accumulates(device: torch.device) -> bool:
+    """Whether this torch adds a bfloat16 product to a float32 matrix; some releases refuse to."""
+    out, half = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device).bfloat16()
+    try:
+        torch.addmm(out, half, half, out_dtype=torch.float32, out=out)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 def _add_matmul(out: Tensor, left: Tensor, right: Tensor) -> None:
+    """out += left @ right, without a product of ``out``'s size beside it where torch can."""
     if out.dtype == left.dtype:
         out.addmm_(left, right)
+    elif out.is_cuda and _accumulates(out.device):
+        torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
     else:
         out.add_(_matmul(left, right))

@@ -61,7 +61,14 @@ def _grade(math_verify: Any, request: dict[str, Any]) -> bool:
 
     def equal(pair: list[str]) -> bool:
         found, gold = (_parse(math_verify, text, fallback) for text in pair)
-        return bool(math_verify.verify(gold, found, timeout_seconds=None))
+        return bool(
+            math_verify.verify(
+                gold,
+                found,
+                allow_set_relation_comp=True,  # 0 < x < 1 is (0, 1)
+                timeout_seconds=None,
+            )
+        )
 
     return any(all(equal(pair) for pair in way) for way in request["ways"])
 

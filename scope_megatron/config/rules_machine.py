@@ -1,0 +1,117 @@
+"""The rules between settings and the machine: device, ranks, GPUs, packages."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from scope_megatron.config.schema import Config
+from scope_megatron.machine import Machine, choose, missing_packages, ranks_here, visible_gpus
+from scope_megatron.machine.builds import vllm_is_for_cpu, vllm_version
+
+_HEADROOM = 0.05  # of a GPU's memory, for its CUDA contexts
+
+
+def machine_problems(config: Config, sampling: bool) -> Iterator[str]:
+    """The device that was asked for, vLLM's build, ranks against GPUs.
+
+    ``sampling``: whether the command needs the engine.
+    """
+    machine = choose(config.platform.device)
+    if machine.problem:
+        yield f"platform.device: {machine.problem}"
+        return
+    if sampling and machine.packages and vllm_version():
+        yield from _engine_build(machine)
+    if machine.device == "cuda":
+        yield from _too_few_gpus(config, machine)
+
+
+def _engine_build(machine: Machine) -> Iterator[str]:
+    if machine.device == "cuda" and vllm_is_for_cpu() and machine.here:
+        yield (
+            f"platform.device: is cuda but vLLM {vllm_version()} is a CPU build; "
+            "remove the environment and run `make env` on this machine, or set it to auto or cpu"
+        )
+    elif machine.device == "cpu" and not vllm_is_for_cpu():
+        yield (
+            f"platform.device: makes it the CPU ({machine.why}) but vLLM {vllm_version()} is built "
+            "for GPUs; make an environment for the CPU: `DEVICE=cpu make env VENV=.venv-cpu`"
+        )
+
+
+def _too_few_gpus(config: Config, machine: Machine) -> Iterator[str]:
+    parallel = config.parallel
+    ranks = ranks_here(config.world_size, machine)
+    if ranks is None or ranks <= machine.gpus:
+        return
+    what = f"{ranks} ranks per node but {machine.gpus} {_plural('GPU', machine.gpus)} visible"
+    if machine.here and machine.gpus == 1 and "SLURM_JOB_ID" in os.environ:
+        fix = "ask Slurm for --gpus-per-node, not --gpus-per-task or --gpu-bind: each rank "
+        yield f"parallel: {what}; {fix}must see all GPUs of its node"
+        return
+    sizes = {"data": parallel.data, "pipeline": parallel.pipeline, "tensor": parallel.tensor}
+    for name, size in sizes.items():  # the divisors of sizes that are valid are valid
+        most = machine.gpus * machine.nodes * size // math.prod(sizes.values())
+        sizes[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= max(1, most))
+    changed = [f"parallel.{n}={size}" for n, size in sizes.items() if size != getattr(parallel, n)]
+    more = ", or give more with --nodes or --gpus-per-node" if not machine.here else ""
+    yield (
+        f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} "
+        f"makes {what}; set {' and '.join(changed)}{more or ', or platform.device=cpu'}"
+    )
+
+
+def _plural(word: str, count: int) -> str:
+    return f"{word} is" if count == 1 else f"{word}s are"
+
+
+def memory_problems(config: Config) -> Iterator[str]:
+    """A GPU of this machine has less free memory than the engine will ask for.
+
+    Looked at where a run begins, not in its ranks: those share nothing but may start again while
+    the memory of those before them is still being freed.
+    """
+    machine = choose(config.platform.device)
+    if machine.device != "cuda" or not machine.here or machine.problem or "RANK" in os.environ:
+        return
+    share = config.engine.gpu_memory_utilization
+    for number, gpu in enumerate(visible_gpus()[: config.world_size]):
+        if not gpu.total_mib or gpu.free_mib is None or gpu.free_mib >= share * gpu.total_mib:
+            continue
+        lower = math.floor((gpu.free_mib / gpu.total_mib - _HEADROOM) * 100) / 100
+        total, free = gpu.total_mib / 1024, gpu.free_mib / 1024
+        yield (
+            f"rollout.engine.gpu_memory_utilization: is {share:g} of {total:.1f} GiB but GPU "
+            f"{number} ({gpu.name}) has {free:.1f} GiB free; end what uses it, choose others with "
+            "CUDA_VISIBLE_DEVICES" + (f", or set it to {lower:g} or less" if lower > 0 else "")
+        )
+        return
+
+
+def package_problems(config: Config, sampling: bool) -> Iterator[str]:
+    """Packages that the settings need and that are not installed."""
+    machine = choose(config.platform.device)
+    if not machine.packages:
+        return
+    files = [*config.data.train, *([config.data.eval] if config.data.eval else [])]
+    needs = [
+        ("platform.device", "every run", ["torch", "megatron.core"], True),
+        ("rollout", "sampling responses", ["vllm", "math_verify"], sampling),
+        ("data.train", ".parquet", ["pyarrow"], any(f.suffix == ".parquet" for f in files)),
+        ("objective.kernel", "triton", ["triton"], config.objective.kernel == "triton"),
+        ("logging.tensorboard", "true", ["tensorboard"], config.logging.tensorboard),
+        ("logging.wandb_project", "W&B", ["wandb"], config.logging.wandb_project is not None),
+    ]
+    turn_off = {
+        "objective.kernel": "set it to auto or torch",
+        "logging.tensorboard": "set it to false",
+        "logging.wandb_project": "set it to null",
+    }
+    for key, reason, modules, needed in needs:
+        if not needed:
+            continue
+        for module, install in missing_packages(modules):
+            other = f", or {turn_off[key]}" if key in turn_off else ""
+            yield f"{key}: {reason} needs {module}, which is not installed; {install}{other}"

@@ -1,0 +1,69 @@
+"""Which device the tests see. Loaded before any test imports torch.
+
+Without ``-m gpu`` the GPUs are hidden, here and from every process that a test starts: the tests
+of several ranks want gloo and more ranks than a machine has GPUs. With it they are seen, and only
+tests/gpu runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from scope_megatron.machine import DEVICE_VARIABLE
+from scope_megatron.machine.builds import vllm_is_for_cpu, vllm_version
+
+# Tests that start vLLM, by the beginning of their names.
+ENGINE = ("tests/e2e/", "tests/faults/", "tests/slurm/test_jobs.py::test_quickstart")
+NO_ENGINE = pytest.StashKey[str]()
+FOLDER = pytest.StashKey[str]()
+
+
+def wants_gpu(expression: str) -> bool:
+    """Whether a ``-m`` expression selects tests by their mark ``gpu``."""
+    if not expression:
+        return False
+    compiled = Expression.compile(expression)
+    with_it = compiled.evaluate(lambda name, **_: name == "gpu")
+    return with_it and not compiled.evaluate(lambda name, **_: False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if wants_gpu(config.getoption("markexpr", "")):
+        os.environ.pop(DEVICE_VARIABLE, None)
+        return
+    os.environ[DEVICE_VARIABLE] = "cpu"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not vllm_is_for_cpu():
+        config.stash[NO_ENGINE] = f"vLLM {vllm_version() or '(missing)'} is no CPU build"
+        _let_settings_pass(Path(config.stash.setdefault(FOLDER, tempfile.mkdtemp())))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if folder := config.stash.get(FOLDER, None):
+        shutil.rmtree(folder)
+
+
+def _let_settings_pass(folder: Path) -> None:
+    """A run on the CPU with a vLLM for GPUs is refused. The tests of settings are not about that:
+    they, and the processes that they start, find the metadata of a CPU build."""
+    info = folder / "vllm-0+cpu.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
+    sys.path.insert(0, str(folder))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{before}" if before else str(folder)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """vLLM's builds for GPUs take a GPU or fail, whatever CUDA_VISIBLE_DEVICES says."""
+    if reason := config.stash.get(NO_ENGINE, ""):
+        for item in items:
+            if item.nodeid.startswith(ENGINE):
+                item.add_marker(pytest.mark.skip(reason=f"{reason}; see docs/gpu.md"))
