@@ -8,22 +8,25 @@ the teacher's, and reverse KL over the full vocabulary, each token with its own 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.objective import (
+    Kernel,
+    Shard,
+    Spec,
     fused_logprob_and_divergence,
     fused_loss,
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
-from scope_megatron.objective.head.shard import Kernel
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
+REVERSE_KL = Spec(divergence="reverse_kl")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Inputs:
         )
 
     @property
+    def shard(self) -> Shard:
+        return Shard.of(self.weight.shape[0], None, self.group)
+
+    @property
     def leaves(self) -> tuple[Tensor, Tensor]:
         return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
 
@@ -90,14 +97,17 @@ def one_pass(x: Inputs) -> Result:
         return divergence @ x.kl[rows] - logprob @ x.mle[rows]
 
     teacher = (x.teacher_hidden, x.teacher_weight)
-    return _finish(fused_loss(*leaves, x.targets, loss, x.group, teacher=teacher).loss, leaves)
+    scored = fused_loss(*leaves, x.targets, loss, x.shard, REVERSE_KL, teacher)
+    return _finish(scored.loss, leaves)
 
 
 def recomputed(x: Inputs) -> Result:
     """fused_logprob_and_divergence: from hidden states, logits computed again in the backward."""
     leaves = x.leaves
     teacher = (x.teacher_hidden, x.teacher_weight)
-    logprob, divergence = fused_logprob_and_divergence(*leaves, x.targets, teacher, x.group)
+    logprob, divergence = fused_logprob_and_divergence(
+        *leaves, x.targets, teacher, x.shard, REVERSE_KL
+    )
     return _finish(divergence @ x.kl - logprob @ x.mle, leaves)
 
 
@@ -106,7 +116,11 @@ def on_logits(x: Inputs) -> Result:
     leaves = x.leaves
     teacher = x.teacher_hidden @ x.teacher_weight.t()
     logprob, divergence = vocab_parallel_logprob_and_divergence(
-        _project(*leaves, x.group), x.targets, teacher, x.group, inplace_backward=True
+        _project(*leaves, x.group),
+        x.targets,
+        teacher,
+        x.shard,
+        replace(REVERSE_KL, inplace_backward=True),
     )
     return _finish(divergence @ x.kl - logprob @ x.mle, leaves)
 
@@ -200,7 +214,7 @@ def given_logits(x: Inputs) -> Tensor:
 
 def our_cross_entropy(x: Inputs, logits: Tensor) -> Result:
     logits = logits.requires_grad_()  # overwritten, as by megatron-core's
-    logprob = vocab_parallel_logprob(logits, x.targets, x.group, inplace_forward=True)
+    logprob = vocab_parallel_logprob(logits, x.targets, x.shard, Spec(inplace_forward=True))
     return _finish(-(logprob @ x.mle), (logits,))
 
 
@@ -220,7 +234,9 @@ def triton_installed() -> bool:
 def kl_on_logits(x: Inputs, logits: Tensor, teacher: Tensor, kernel: Kernel) -> Result:
     """Reverse KL of given logits [T, V] of one rank, whose memory takes the gradient."""
     logits = logits.requires_grad_()
-    divergence = vocab_parallel_divergence(logits, teacher, inplace_backward=True, kernel=kernel)
+    spec = replace(REVERSE_KL, inplace_backward=True, kernel=kernel)
+    shard = Shard.of(logits.shape[1], None, None)
+    divergence = vocab_parallel_divergence(logits, teacher, shard, spec)
     return _finish(divergence @ x.kl, (logits,))
 
 

@@ -5,6 +5,7 @@ report.png                       the run's curves
 checkpoints/                     step_00000040/ per checkpoint, `latest`, `best`
 hf/                              the trained student as a Hugging Face directory
 tensorboard/, wandb_run_id       what the two loggers keep
+evaluations/                     of `scope-megatron evaluate` with the run's configuration
 nonfinite/                       responses of updates with a loss that is not finite
 stacks/                          stacks of all threads of a rank, where a rank hung
 run.lock                         names the process of the live run
@@ -22,6 +23,7 @@ TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_run_id"
 NONFINITE = "nonfinite"
 STACKS = "stacks"
+EVALUATIONS = "evaluations"
 LOCK = "run.lock"
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"  # inside checkpoints, as BEST

@@ -3,14 +3,16 @@
 Shape legend, used across the package:
     B  sequences (responses) in a batch      N  responses per prompt (group size)
     T  tokens of one packed microbatch       S  sequences in one packed microbatch
+    R  rows of a pack that predict response tokens
     V  vocabulary                            tp tensor-parallel size
     L  length of one sequence
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,25 +82,34 @@ class Rollout:
 class PackedBatch:
     """Sequences laid end to end, without padding between them (THD layout).
 
-    Row t predicts ``targets[t]`` = the next token of the same sequence. ``response`` marks the
-    rows whose target is a response token; only they enter a loss. ``sequence[t]`` is the index
-    (into the list of sequences the pack was made from) of the row's sequence, -1 for padding.
-    The tail is padded to a multiple (one extra dummy sequence) when the layout asks for it.
+    Row t predicts ``targets[t]`` = the next token of the same sequence. ``rows`` are the R rows
+    whose target is a response token; only they enter a loss or a score. They lie in the members'
+    order, ``counts`` of them for each. The tail is padded to a multiple (one extra dummy sequence)
+    when the layout asks for it. The lists stay on the host: nothing has to be copied back.
     """
 
     tokens: torch.Tensor  # [T] int64
     targets: torch.Tensor  # [T] int64, 0 where there is no next token
     position_ids: torch.Tensor  # [T] int64, from 0 in each sequence
-    response: torch.Tensor  # [T] bool
-    sequence: torch.Tensor  # [T] int64
+    rows: torch.Tensor  # [R] int64, ascending
     cu_seqlens: torch.Tensor  # [S+1] int32
-    bounds: list[int]  # cu_seqlens on the host: layers loop over it without asking the device
-    max_seqlen: int
-    members: list[int] = field(default_factory=list)  # indices of the sequences in it, in order
+    bounds: list[int]  # cu_seqlens, on the host
+    members: list[int]  # indices of the sequences in it, in order
+    counts: list[int]  # response tokens of each member
 
     @property
     def num_tokens(self) -> int:
+        """T."""
         return int(self.tokens.numel())
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return int(self.rows.numel())
+
+    @property
+    def max_seqlen(self) -> int:
+        return max(end - start for start, end in pairwise(self.bounds))
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same pack with its tensors on ``device``.

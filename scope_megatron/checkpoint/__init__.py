@@ -7,5 +7,3 @@ manifest    SHA-256 of every file, written last and checked first
 snapshot    copies on the host of what a background save writes while training goes on
 arena       the host memory of those copies: one piece, which stays
 """
-
-import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

@@ -49,10 +49,13 @@ class ObjectiveConfig(Section):
     teacher_temperature: float = Field(
         1.0, gt=0, description="the teacher's logits are divided by it"
     )
-    old_logprobs: Literal["recompute", "rollout"] = Field(
-        "recompute",
-        description="behaviour policy's log-probabilities: a forward pass of the trainer, or the "
-        "engine's own",
+    old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
+        "auto",
+        description="behaviour policy's log-probabilities. auto: with one update per batch the "
+        "ratio is 1 and needs none, and the weights take the engine's where it samples from the "
+        "whole distribution (top_p 1, top_k off), else those of a forward pass over the correct "
+        "responses; with more updates as recompute. recompute: a forward pass of the trainer over "
+        "all responses; rollout: the engine's own",
     )
     tis_clip: float | None = Field(
         None,

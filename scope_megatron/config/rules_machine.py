@@ -22,21 +22,24 @@ def machine_problems(config: Config, sampling: bool) -> Iterator[str]:
     if machine.problem:
         yield f"platform.device: {machine.problem}"
         return
-    if sampling and machine.packages and vllm_version():
-        yield from _engine_build(machine)
+    if sampling:
+        yield from engine_build_problems("platform.device", machine)
     if machine.device == "cuda":
         yield from _too_few_gpus(config, machine)
 
 
-def _engine_build(machine: Machine) -> Iterator[str]:
+def engine_build_problems(key: str, machine: Machine) -> Iterator[str]:
+    """vLLM's builds are for GPUs or for the CPU; ``key`` is what the user sets the device by."""
+    if not machine.packages or not vllm_version():
+        return
     if machine.device == "cuda" and vllm_is_for_cpu() and machine.here:
         yield (
-            f"platform.device: is cuda but vLLM {vllm_version()} is a CPU build; "
+            f"{key}: is cuda but vLLM {vllm_version()} is a CPU build; "
             "remove the environment and run `make env` on this machine, or set it to auto or cpu"
         )
     elif machine.device == "cpu" and not vllm_is_for_cpu():
         yield (
-            f"platform.device: makes it the CPU ({machine.why}) but vLLM {vllm_version()} is built "
+            f"{key}: makes it the CPU ({machine.why}) but vLLM {vllm_version()} is built "
             "for GPUs; make an environment for the CPU: `DEVICE=cpu make env VENV=.venv-cpu`"
         )
 
@@ -68,24 +71,29 @@ def _plural(word: str, count: int) -> str:
 
 
 def memory_problems(config: Config) -> Iterator[str]:
-    """A GPU of this machine has less free memory than the engine will ask for.
+    """A GPU has less free memory than the engine will ask for."""
+    machine, share = choose(config.platform.device), config.engine.gpu_memory_utilization
+    key = "rollout.engine.gpu_memory_utilization"
+    yield from full_gpu_problems(key, machine, share, config.world_size)
+
+
+def full_gpu_problems(key: str, machine: Machine, share: float, ranks: int) -> Iterator[str]:
+    """A GPU of this machine has less free memory than the ``share`` that ``key`` gives an engine.
 
     Looked at where a run begins, not in its ranks: those share nothing but may start again while
     the memory of those before them is still being freed.
     """
-    machine = choose(config.platform.device)
     if machine.device != "cuda" or not machine.here or machine.problem or "RANK" in os.environ:
         return
-    share = config.engine.gpu_memory_utilization
-    for number, gpu in enumerate(visible_gpus()[: config.world_size]):
+    for number, gpu in enumerate(visible_gpus()[:ranks]):
         if not gpu.total_mib or gpu.free_mib is None or gpu.free_mib >= share * gpu.total_mib:
             continue
         lower = math.floor((gpu.free_mib / gpu.total_mib - _HEADROOM) * 100) / 100
         total, free = gpu.total_mib / 1024, gpu.free_mib / 1024
         yield (
-            f"rollout.engine.gpu_memory_utilization: is {share:g} of {total:.1f} GiB but GPU "
-            f"{number} ({gpu.name}) has {free:.1f} GiB free; end what uses it, choose others with "
-            "CUDA_VISIBLE_DEVICES" + (f", or set it to {lower:g} or less" if lower > 0 else "")
+            f"{key}: is {share:g} of {total:.1f} GiB but GPU {number} ({gpu.name}) has "
+            f"{free:.1f} GiB free; end what uses it, choose others with CUDA_VISIBLE_DEVICES"
+            + (f", or set it to {lower:g} or less" if lower > 0 else "")
         )
         return
 

@@ -313,6 +313,11 @@ class LoggingConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
     wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
     progress: bool = Field(True, description="show progress in the terminal")
+    entropy: bool = Field(
+        True,
+        description="entropy per token of student and teacher by path; with an exact divergence "
+        "the student's on incorrect responses only with objective.old_logprobs=recompute",
+    )
 
 
 class FaultsConfig(Section):

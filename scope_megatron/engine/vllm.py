@@ -12,7 +12,7 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
+
+Member = tuple[Prompt, int]  # a prompt and the number of its sample
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ class VLLMEngine:
         eos_ids: Iterable[int],
         seed: int,
         head_dtype: torch.dtype | None = None,
+        own_weights: bool = False,
     ) -> None:
-        """``head_dtype``: of the logits; None: of the parameters."""
+        """``head_dtype``: of the logits; None: of the parameters. ``own_weights``: the directory's,
+        read by vLLM; else the trainer's arrive before the first request (:meth:`load_weights`)."""
         self._eos_ids = sorted(eos_ids)
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
@@ -107,7 +111,7 @@ class VLLMEngine:
             self._llm = LLM(
                 model=str(model_dir),
                 skip_tokenizer_init=True,
-                load_format="dummy",  # the trainer's weights arrive before the first request
+                load_format="auto" if own_weights else "dummy",
                 dtype=str(dtype).removeprefix("torch."),
                 tensor_parallel_size=settings.tensor,
                 distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
@@ -133,29 +137,61 @@ class VLLMEngine:
         if not prompts:
             return []
         self._llm.reset_prefix_cache()
-        from vllm import SamplingParams
-
         members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                stop_token_ids=self._eos_ids,
-                seed=request_seed(sampling.seed, prompt.index, k),
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-            )
-            for prompt, k in members
-        ]
+        parameters = [self._parameters(sampling, *member, logprobs=0) for member in members]
         requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in members]
         outputs = self._run(requests, parameters)
         return [
             _rollout(prompt, k, output.outputs[0])
             for (prompt, k), output in zip(members, outputs, strict=True)
         ]
+
+    def stream(self, members: Sequence[Member], sampling: Sampling) -> Iterator[Rollout]:
+        """The response of every (prompt, sample), each as soon as it is finished; no
+        log-probabilities. Tokens and failures are as of :meth:`generate`."""
+        self._wake()
+        self._llm.reset_prefix_cache()
+        waiting = dict(enumerate(members))
+        for retried in (False, True):
+            try:
+                for number, output in self._finished(waiting, sampling):
+                    prompt, k = waiting.pop(number)
+                    yield _rollout(prompt, k, output.outputs[0])
+                return
+            except Exception as error:
+                self._require_retry(error, retried)
+
+    def _finished(
+        self, waiting: dict[int, Member], sampling: Sampling
+    ) -> Iterator[tuple[int, Any]]:
+        """(number, output) of requests as they finish; all are queued before the first step."""
+        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in waiting.values()]
+        parameters = [self._parameters(sampling, *m, logprobs=None) for m in waiting.values()]
+        queued = self._llm.enqueue(requests, parameters, use_tqdm=False)
+        number_of = {name.partition("-")[0]: n for name, n in zip(queued, waiting, strict=True)}
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield number_of[output.request_id], output
+
+    def _parameters(
+        self, sampling: Sampling, prompt: Prompt, sample: int, *, logprobs: int | None
+    ) -> Any:
+        """vLLM's parameters of one response, which has a seed of its own."""
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=self._eos_ids,
+            seed=request_seed(sampling.seed, prompt.index, sample),
+            logprobs=logprobs,
+            flat_logprobs=logprobs is not None,
+            detokenize=False,
+        )
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """See :class:`Engine`; the log-probabilities of given tokens, by a prefill."""
@@ -188,21 +224,30 @@ class VLLMEngine:
         try:
             return self._llm.generate(requests, parameters, use_tqdm=False)
         except Exception as error:
-            if self._ranks > 1 and platform.lost_connection(error):
-                raise  # not the engine's fault: the run names the rank that is gone
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        if self._ranks == 1:
+            self._require_retry(error, retried=False)
+        try:
+            return self._llm.generate(requests, parameters, use_tqdm=False)
+        except Exception as error:
+            self._require_retry(error, retried=True)
+            raise
+
+    def _require_retry(self, error: Exception, retried: bool) -> None:
+        """Empty the engine, so that requests can be made again; raises where that is no use."""
+        if self._ranks > 1 and platform.lost_connection(error):
+            raise error  # not the engine's fault: the run names the rank that is gone
+        reason = _reason(error)
+        if self._ranks == 1 and not retried:
             print(f"warning: vLLM failed ({reason}); its requests are made again", flush=True)
             try:
                 self._empty()
-                return self._llm.generate(requests, parameters, use_tqdm=False)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                return
+            except Exception as second:
+                reason = _reason(second)
         raise StopRun(
             ENGINE,
             f"rollout.engine: vLLM failed: {reason}; if memory ran out, lower "
             "rollout.engine.max_num_seqs or gpu_memory_utilization (kv_cache_gib on a CPU)",
-        )
+        ) from None
 
     def _empty(self) -> None:
         """Drop every unfinished request and the cache."""
@@ -251,9 +296,13 @@ def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
         prompt=prompt,
         sample=sample,
         token_ids=token_ids,
-        engine_logprobs=_logprobs_of(token_ids, completion.logprobs),
+        engine_logprobs=_logprobs_of(token_ids, flat) if (flat := completion.logprobs) else [],
         finished=completion.finish_reason == "stop",
     )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _logprobs_of(token_ids: list[int], flat: Any, first: int = 0) -> list[float]:

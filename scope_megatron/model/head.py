@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
@@ -23,12 +26,21 @@ def caps_logits(model: torch.nn.Module) -> bool:
     return get_attr_wrapped_model(model, "config").logit_softcap is not None
 
 
-def head_input(hidden: Tensor, topology: Topology) -> Tensor:
+def cap(logits: Tensor, model: torch.nn.Module) -> Tensor:
+    """Logits [..., V/tp] as the model caps them: c tanh(logits / c), or unchanged."""
+    limit = get_attr_wrapped_model(model, "config").logit_softcap
+    return logits if limit is None else (logits / limit).tanh() * limit
+
+
+def head_input(hidden: Tensor, topology: Topology, *, copies: bool = False) -> Tensor:
     """Hidden states as the last stage gives them, [T(/tp), 1, H] -> [T, H] on every tensor rank.
 
-    With sequence parallelism the backward is a reduce-scatter; without it the gradient must be
-    summed over the tensor ranks by whoever multiplies with a shard of the output weight.
+    With sequence parallelism the backward is a reduce-scatter. Without it the gradient must be
+    summed over the tensor ranks: by the backward with ``copies``, else by whoever multiplies with
+    a shard of the output weight.
     """
     if topology.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden)
+    elif copies:
+        hidden = copy_to_tensor_model_parallel_region(hidden)
     return hidden.squeeze(1)

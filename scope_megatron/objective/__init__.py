@@ -15,16 +15,18 @@ from scope_megatron.objective.head.hidden import (
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
+    fused_scores,
 )
 from scope_megatron.objective.head.logits import (
-    Divergence,
     Scores,
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from scope_megatron.objective.loss import TokenStreams, policy_loss, policy_terms
+from scope_megatron.objective.head.shard import Shard
+from scope_megatron.objective.head.spec import Divergence, Kernel, Spec
+from scope_megatron.objective.loss import Clip, Known, Streams, token_losses
 from scope_megatron.objective.normalize import (
     Normalization,
     Totals,
@@ -41,28 +43,33 @@ from scope_megatron.objective.perplexity import WeightMode, student_weights, tea
 from scope_megatron.objective.routing import Routes, route
 
 __all__ = [
+    "Clip",
     "Divergence",
     "FusedLoss",
+    "Kernel",
+    "Known",
     "Normalization",
     "Routes",
     "Scores",
-    "TokenStreams",
+    "Shard",
+    "Spec",
+    "Streams",
     "Totals",
     "WeightMode",
     "build",
     "fused_logprob",
     "fused_logprob_and_divergence",
     "fused_loss",
+    "fused_scores",
     "gather_from_sequences",
     "local_totals",
     "pack",
-    "policy_loss",
-    "policy_terms",
     "route",
     "scatter_to_sequences",
     "sequence_token_weights",
     "student_weights",
     "teacher_weights",
+    "token_losses",
     "vocab_parallel_divergence",
     "vocab_parallel_logprob",
     "vocab_parallel_logprob_and_divergence",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
 from scope_megatron.types import PackedBatch
+
+_Sequence = tuple[Sequence[int], Sequence[int]]  # prompt ids, response ids
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -81,7 +83,7 @@ def _balanced(
 
 
 def build(
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sequences: Sequence[_Sequence] | Mapping[int, _Sequence],
     members: Sequence[int],
     pad_multiple: int = 1,
 ) -> PackedBatch:
@@ -91,7 +93,7 @@ def build(
         sequences: all (prompt_ids, response_ids) of the batch; a prompt has at least one token.
         members: indices of the sequences in this pack, in order, without repetition.
         pad_multiple: T is padded up to a multiple of this with one dummy sequence of token 0,
-            which has sequence -1, no response rows, and its own entry in ``cu_seqlens``.
+            which has no member, no response rows, and its own entry in ``cu_seqlens``.
 
     Returns:
         A :class:`PackedBatch` on the CPU, its fields as that class describes them.
@@ -104,50 +106,47 @@ def build(
     for index in members:
         if not sequences[index][0]:
             raise ValueError(f"sequence {index} has an empty prompt: nothing predicts its response")
-    prompt = torch.tensor([len(sequences[index][0]) for index in members])
-    length = prompt + torch.tensor([len(sequences[index][1]) for index in members])
-    used = int(length.sum())
-    tail = -used % pad_multiple
+    lengths = [len(sequences[index][0]) + len(sequences[index][1]) for index in members]
+    counts = [len(sequences[index][1]) for index in members]
+    tail = -sum(lengths) % pad_multiple
     ids = chain.from_iterable(chain(*sequences[index]) for index in members)
     tokens = torch.tensor([*ids, *([0] * tail)], dtype=torch.int64)
-    label = torch.tensor(list(members))
-    if tail:
-        prompt = torch.cat([prompt, torch.tensor([tail])])
-        length = torch.cat([length, torch.tensor([tail])])
-        label = torch.cat([label, torch.tensor([-1])])
-    ends = length.cumsum(0)
-    position = torch.arange(used + tail) - (ends - length).repeat_interleave(length)
-    last = position == length.repeat_interleave(length) - 1
+    bounds = [0, *accumulate([*lengths, tail] if tail else lengths)]
+    starts, ends = torch.tensor(bounds[:-1]), torch.tensor(bounds[1:])
+    position = torch.arange(len(tokens)) - starts.repeat_interleave(ends - starts)
+    has_next = torch.ones(len(tokens), dtype=torch.bool)
+    has_next[ends - 1] = False
+    has_next[bounds[len(members)] :] = False
+    # a response of n tokens is predicted by the n rows before the sequence's last one
+    spread, many = ends[: len(members)], torch.tensor(counts)
+    within = torch.arange(int(many.sum())) - (many.cumsum(0) - many).repeat_interleave(many)
     return PackedBatch(
         tokens=tokens,
-        targets=tokens.roll(-1).masked_fill(last | (torch.arange(used + tail) >= used), 0),
+        targets=tokens.roll(-1).masked_fill(~has_next, 0),
         position_ids=position,
-        response=(position >= prompt.repeat_interleave(length) - 1) & ~last,
-        sequence=label.repeat_interleave(length),
-        cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), ends]).to(torch.int32),
-        bounds=[0, *ends.tolist()],
-        max_seqlen=int(length.max()),
+        rows=(spread - 1 - many).repeat_interleave(many) + within,
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        bounds=bounds,
         members=list(members),
+        counts=counts,
     )
 
 
 def filler(pad_multiple: int = 1) -> PackedBatch:
     """A pack without members, ``pad_multiple`` tokens long, for a rank that must run along."""
     pack = build([((0,) * pad_multiple, ())], [0])
-    return replace(pack, sequence=torch.full_like(pack.sequence, -1), members=[])
+    return replace(pack, members=[], counts=[])
 
 
 def scatter_to_sequences(values: Tensor, pack: PackedBatch) -> dict[int, Tensor]:
-    """Cut ``values`` [T, ...] into each sequence's response tokens.
+    """Cut ``values`` [R, ...] of a pack's rows into each sequence's response tokens.
 
     Returns:
         sequence index -> [response tokens, ...], in the pack's order; empty for empty responses.
     """
-    if values.shape[:1] != pack.response.shape:
-        raise ValueError(f"{values.shape[0]} values for a pack of {pack.num_tokens} tokens")
-    counts = _response_counts(pack)
-    parts = values[pack.response.to(values.device)].split(counts)
-    return dict(zip(pack.members, parts, strict=True))
+    if values.shape[0] != pack.num_rows:
+        raise ValueError(f"{values.shape[0]} values for a pack of {pack.num_rows} response tokens")
+    return dict(zip(pack.members, values.split(pack.counts), strict=True))
 
 
 def gather_from_sequences(
@@ -160,38 +159,29 @@ def gather_from_sequences(
             response tokens), a list or tensor with one number per response token, or None
             (absent: its rows get ``fill``). A [B] tensor is taken as one number per sequence.
         pack: the pack; only its members are read.
-        fill: the value of rows outside the responses.
+        fill: the value of absent sequences' rows.
 
     Returns:
-        [T] on the pack's device, of the tensors' dtype (float32 for python numbers).
+        [R] on the pack's device, of the tensors' dtype (float32 for python numbers).
 
     Raises:
         ValueError: a member without an entry, or a list whose length is not its response's.
     """
+    device = pack.rows.device
     if isinstance(per_sequence, Tensor):
-        rows = per_sequence.to(pack.sequence.device)[pack.sequence.clamp_min(0)]
-        return rows.masked_fill(~pack.response, fill)
+        chosen = per_sequence[pack.members]
+        return chosen.repeat_interleave(torch.tensor(pack.counts)).to(device)
     parts = []
-    for index, count in zip(pack.members, _response_counts(pack), strict=True):
+    for index, count in zip(pack.members, pack.counts, strict=True):
         try:
             value = per_sequence[index]
         except LookupError:
             raise ValueError(f"no value for sequence {index} of the pack") from None
-        value = torch.as_tensor(fill if value is None else value, device=pack.response.device)
+        value = torch.as_tensor(fill if value is None else value)
         value = value if value.is_floating_point() else value.float()
         if value.dim() == 1 and value.numel() != count:
             raise ValueError(
                 f"sequence {index}: {value.numel()} values for {count} response tokens"
             )
         parts.append(value.expand(count))
-    flat = torch.cat(parts) if parts else torch.empty(0, device=pack.response.device)
-    out = torch.full(pack.response.shape, fill, dtype=flat.dtype, device=pack.response.device)
-    out[pack.response] = flat
-    return out
-
-
-def _response_counts(pack: PackedBatch) -> list[int]:
-    """Response tokens of each member, in order."""
-    ends = torch.cat([pack.response.new_zeros(1, dtype=torch.int64), pack.response.cumsum(0)])
-    bounds = ends[pack.cu_seqlens.long()]
-    return (bounds[1:] - bounds[:-1])[: len(pack.members)].tolist()
+    return (torch.cat(parts) if parts else torch.empty(0)).to(device)

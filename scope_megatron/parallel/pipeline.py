@@ -7,11 +7,11 @@ pipeline stage only; :func:`score` hands them to every stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
@@ -21,7 +21,8 @@ from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.types import PackedBatch
 
 RowFunction = Callable[[Tensor, int], Tensor]
-LossFunction = Callable[[Tensor, int], tuple[Tensor, dict[str, Tensor]]]
+# (last hidden states, pack index) -> (scalar loss, number of tokens, anything)
+LossFunction = Callable[[Tensor, int], tuple[Tensor, Tensor, Any]]
 
 
 @torch.no_grad()
@@ -31,63 +32,38 @@ def score(
     row_function: RowFunction,
     topology: Topology,
     *,
-    project: bool = True,
+    columns: int = 1,
 ) -> list[Tensor]:
-    """Forward-only pass; ``row_function(output, pack index) -> [T]`` on the last stage.
+    """Forward-only pass; ``row_function(hidden states, pack index) -> [R, columns]`` at its end.
 
-    The output is the logits [T, V/tp], or without ``project`` the hidden states before them
-    (see :func:`hidden_states`). Returns the function's float32 result for every pack, on every
-    rank.
+    The hidden states are the last stage's before the output layer, [T(/tp with sequence
+    parallelism), 1, H]. Returns the function's float32 result for every pack, on every rank.
     """
     if not packs:
         return []
 
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
-        return row_function(_rows(output) if project else output, index).float()
+        return row_function(output, index).float()
 
-    rows = _run(model, packs, collect, forward_only=True, project=project)
+    rows = _run(model, packs, collect, forward_only=True)
+    counts = [pack.num_rows for pack in packs]
     if not topology.is_last_stage:
-        device = packs[0].tokens.device
-        rows = [torch.empty(pack.num_tokens, device=device) for pack in packs]
-    flat = broadcast_from_last_stage(torch.cat(rows), topology)
-    return list(flat.split([pack.num_tokens for pack in packs]))
-
-
-@torch.no_grad()
-def hidden_states(model: GPTModel, packs: list[PackedBatch]) -> list[Tensor]:
-    """Forward-only pass that stops before the output layer.
-
-    Returns the last stage's hidden states [T(/tp with sequence parallelism), 1, H] of every pack;
-    other stages get an empty list. For a teacher whose logits are needed later: H is far smaller
-    than V.
-    """
-
-    def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
-        return output
-
-    return _run(model, packs, collect, forward_only=True, project=False)
+        rows = [packs[0].tokens.new_empty(sum(counts), columns, dtype=torch.float32)]
+    flat = torch.cat(rows)
+    return list(broadcast_from_last_stage(flat, topology).split(counts)) if columns else rows
 
 
 def forward_backward(
-    model: torch.nn.Module,
-    packs: list[PackedBatch],
-    loss_function: LossFunction,
-    *,
-    project: bool = True,
-) -> list[dict[str, Tensor]]:
+    model: torch.nn.Module, packs: list[PackedBatch], loss_function: LossFunction
+) -> list[Any]:
     """Accumulate gradients of the sum of all packs' losses, then reduce them over the data ranks.
 
-    ``loss_function(output, pack index) -> (scalar loss, metrics)``, of an output as in
-    :func:`score`, must be normalised already: neither the number of microbatches nor of
+    ``loss_function(hidden states, pack index)``, of what :func:`score` describes, must give a loss
+    that is normalised already: it says 0 tokens, and neither the number of microbatches nor of
     data-parallel ranks divides it again.
-    Returns the metrics of every pack on the last stage, an empty list elsewhere.
+    Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
-
-    def loss(output: Tensor, index: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        value, metrics = loss_function(_rows(output) if project else output, index)
-        return value, torch.zeros((), dtype=torch.int, device=value.device), metrics
-
-    return _run(model, packs, loss, forward_only=False, project=project)
+    return _run(model, packs, loss_function, forward_only=False)
 
 
 def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
@@ -101,19 +77,14 @@ def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def _run(
-    model: torch.nn.Module,
-    packs: list[PackedBatch],
-    collect: Callable,
-    *,
-    forward_only: bool,
-    project: bool,
+    model: torch.nn.Module, packs: list[PackedBatch], collect: Callable, *, forward_only: bool
 ) -> list:
     def forward_step(
         iterator: Iterator[tuple[int, PackedBatch]], module: torch.nn.Module
     ) -> tuple[Tensor, Callable]:
         index, pack = next(iterator)
         # only here: what the schedule does after the forward passes looks at post_process too
-        with nullcontext() if project else _without_output_layer(module):
+        with _without_output_layer(module):
             output = packed_forward(module, pack)
         return output, partial(collect, index=index)
 
@@ -127,11 +98,6 @@ def _run(
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
     )
-
-
-def _rows(output: Tensor) -> Tensor:
-    """[1, T, V/tp] as GPTModel returns it -> [T, V/tp]."""
-    return output.squeeze(0)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ actor         samples and grades; sync sends parameters to the engine and proves
 learner       scores, weights and updates; update is one optimizer update
 algorithms    which weight each response gets in which term
 batch         graded responses and their scores
-evaluate      an evaluation set over the replicas; accuracy is Avg@k and Pass@k
+evaluate      an evaluation set over the replicas, while training
 observe       the numbers of one step
 nonfinite     losses and gradients that are not finite: no update
 """

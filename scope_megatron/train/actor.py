@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from scope_megatron.config import Config
 from scope_megatron.engine.vllm import Sampling, request_seed
+from scope_megatron.learn.models import Student
+from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import grade, sample
 from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
-from scope_megatron.train.batch import Scorer
 from scope_megatron.train.evaluate import share_of_replica, summarize
-from scope_megatron.train.setup import Student
 from scope_megatron.train.sync import check_sync, sync_weights
 from scope_megatron.types import Prompt, Rollout
 

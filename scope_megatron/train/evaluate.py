@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from scope_megatron.evaluation.statistics import avg_at_k, pass_at_k
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.prompts import PromptDataset
-from scope_megatron.train.accuracy import avg_at_k, pass_at_k
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -24,13 +23,9 @@ from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.topology import destroy
 from scope_megatron.report.console import Console
 from scope_megatron.report.figure import write_report
 from scope_megatron.report.metrics import MetricLogger
-from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.train import setup
-from scope_megatron.train.actor import Actor
 from scope_megatron.train.trainer import Trainer
 
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
@@ -70,25 +65,6 @@ def _say_finished(config: Config, done: int) -> None:
             f"{config.output_dir} is finished: {done} of {config.train.steps} steps; "
             "raise train.steps to go on, or give another output_dir to start anew"
         )
-
-
-def evaluate_only(config: Config) -> int:
-    """Evaluate ``model.student`` on ``data.eval`` and print the result; returns 0."""
-    topology = setup.start_process(config)
-    tokenizer = setup.build_tokenizer(config)
-    dataset = setup.build_eval_data(config, tokenizer)
-    verifiers = Verifiers(config.verifier, (dataset[i] for i in range(len(dataset))))
-    student = setup.build_student(config, topology)
-    actor = Actor(config, tokenizer, topology, verifiers)
-    try:
-        actor.take_weights(student)
-        values = actor.evaluate(dataset)
-    finally:
-        actor.close()
-        destroy()
-    if topology.is_main:
-        print(json.dumps({"model": str(config.model.student), **values}))
-    return 0
 
 
 class Run:

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import torch
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import Config, FaultsConfig
-from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.engine.vllm import Engine, VLLMEngine
 from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
-from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
+from scope_megatron.model.build import read_hf_config
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.optimizer import build_optimizer, build_scheduler, wrap_student
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
 from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
 from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
 
 WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
-
-
-@dataclass(frozen=True)
-class FrozenModel:
-    """A model that is only scored: the teacher, or grpo's reference."""
-
-    model: GPTModel
-    vocab_size: int
-
-
-@dataclass(frozen=True)
-class Student:
-    """The model that is trained, and what trains it."""
-
-    hf: dict[str, Any]
-    model: GPTModel
-    ddp: DistributedDataParallel
-    optimizer: MegatronOptimizer
-    scheduler: OptimizerParamScheduler
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.hf["vocab_size"])
 
 
 def start_process(config: Config) -> Topology:
@@ -74,54 +41,6 @@ def collective_timeout_s(faults: FaultsConfig) -> float:
     NCCL aborts the process then, with SIGABRT and without a word on who is missing.
     """
     return faults.hang_timeout_s + WATCHDOG_FIRST_S
-
-
-def build_student(config: Config, topology: Topology) -> Student:
-    """The student with the weights of ``model.student``, ready to train."""
-    dtype = platform.resolve_dtype(config.model.dtype)
-    hf = read_hf_config(config.model.student)
-    model = _load(config.model.student, hf, topology, dtype, _padded(config, topology), True)
-    ddp = wrap_student(model, config.optimizer)
-    optimizer = build_optimizer(ddp, config.optimizer, dtype)
-    updates = config.train.steps * config.train.updates_per_batch
-    return Student(hf, model, ddp, optimizer, build_scheduler(optimizer, config.optimizer, updates))
-
-
-def build_frozen(config: Config, topology: Topology) -> FrozenModel | None:
-    """The teacher (scope, opd) or the initial student as reference (grpo), None without need."""
-    algorithm = config.algorithm
-    if config.needs_teacher:
-        directory = config.model.teacher
-    elif algorithm.name == "grpo" and algorithm.kl_coef > 0:
-        directory = config.model.student
-    else:
-        return None
-    assert directory is not None
-    dtype = platform.resolve_dtype(config.model.dtype)
-    hf = read_hf_config(directory)
-    model = _load(directory, hf, topology, dtype, _padded(config, topology), False)
-    return FrozenModel(model, int(hf["vocab_size"]))
-
-
-def _load(
-    directory: Path,
-    hf: dict[str, Any],
-    topology: Topology,
-    dtype: torch.dtype,
-    padded_vocab: int,
-    trainable: bool,
-) -> GPTModel:
-    model = build_model(hf, topology, dtype, trainable=trainable, padded_vocab=padded_vocab)
-    load_hf_weights(model, directory, hf, topology)
-    return model
-
-
-def _padded(config: Config, topology: Topology) -> int:
-    """One padded width for both models, so that their shards cover the same columns."""
-    teacher = config.model.teacher if config.needs_teacher else None
-    directories = [d for d in (config.model.student, teacher) if d is not None]
-    largest = max(int(read_hf_config(d)["vocab_size"]) for d in directories)
-    return padded_vocab_size(largest, topology.tp_size)
 
 
 def build_engine(

@@ -7,11 +7,11 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.engine.source import ModelWeights
 from scope_megatron.engine.vllm import Engine
+from scope_megatron.learn.models import Student
+from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.train.batch import Scorer
-from scope_megatron.train.setup import Student
 from scope_megatron.types import Rollout
 
 # rollout.engine.logprob_tolerance null, by the parameters' type
@@ -46,13 +46,9 @@ def check_sync(
     difference over all engines; raises :class:`WeightsOutOfSync` beyond the limit.
     """
     chosen = [r for r in rollouts if r.token_ids][: config.engine.check_samples]
-    ours = scorer.logprobs(
-        student.ddp,
-        chosen,
-        list(range(len(chosen))),
-        temperature=1.0,
-        vocab_size=student.vocab_size,
-    )
+    members = list(range(len(chosen)))
+    spec = scorer.head.spec.alone().at(1.0)
+    ours = scorer.score(student, dict(enumerate(chosen)), members, spec).logprobs
     theirs = engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
     largest, total, count = 0.0, 0.0, 0
     for index, rollout in enumerate(chosen):

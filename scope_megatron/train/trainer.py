@@ -8,14 +8,16 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.job.watchdog import Progress
+from scope_megatron.learn import observe
+from scope_megatron.learn.batch import Batch
+from scope_megatron.learn.deal import Arithmetic, make_batch
+from scope_megatron.learn.learner import Learner
 from scope_megatron.parallel import platform, topology
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.prompts import PromptOrder
 from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.train import observe, setup
+from scope_megatron.train import setup
 from scope_megatron.train.actor import Actor
-from scope_megatron.train.batch import Batch, make_batch
-from scope_megatron.train.learner import Learner
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 
@@ -33,6 +35,7 @@ class Trainer:
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
+        self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
         self.timer = PhaseTimer(synchronize, self.progress.enter)
@@ -63,11 +66,16 @@ class Trainer:
                 self.actor.grade(rollouts)
         else:
             rollouts = [_given(prompt) for prompt in prompts]
-        batch = make_batch(rollouts, self.config.objective.truncated)
+        with self.timer("deal"):
+            batch = make_batch(
+                rollouts, self.config.objective.truncated, self.topology, self.arithmetic
+            )
         with self.timer("score"):
             self.learner.score(batch)
         with self.timer("train"):
-            self.learner.update(batch, self.metrics, step)
+            for number, part in enumerate(batch.parts(self.config.train.updates_per_batch)):
+                weighed = self.learner.weigh(part)
+                self.learner.update(part, weighed, self.metrics, (step, number))
         if self.config.on_policy:
             with self.timer("sync"):
                 self.sync(rollouts)

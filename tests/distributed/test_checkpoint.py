@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
+from tests.support.steps import one_step
 from tests.tiny_hf import make_tiny_model
 
 Layouts = dict[str, dict[str, Any]]  # the first one saves, all of them load
@@ -260,8 +261,8 @@ def fill(path: Path) -> None:
 
 
 def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train.learner import Learner
 
     changes = {
         "optimizer.distributed": distributed,
@@ -296,14 +297,9 @@ def saver_of(
 
 
 def update(learner: Any, topology: Any) -> None:
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
-
     groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
     mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
-    batch = make_batch(mine, "incorrect")
-    learner.score(batch)
-    learner.update(batch, observe.step_metrics())
+    one_step(learner, mine)
 
 
 def weights(learner: Any, topology: Any) -> dict[str, torch.Tensor]:

@@ -8,15 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import (
-    TokenStreams,
-    fused_logprob,
-    fused_logprob_and_divergence,
-    fused_loss,
-    policy_loss,
-)
+from scope_megatron.objective import Streams
 from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_loss_tp import SETTINGS, SHAPES, counted
+from tests.support.heads import fused_logprob, fused_logprob_and_divergence, fused_loss
+from tests.support.losses import policy_loss
 
 T, H, CHUNK = 13, 6, 5
 CASES = ["logprob", "reverse_kl", "forward_kl", "jsd", "topk", "one-pass", "unreduced"]
@@ -38,7 +34,7 @@ def head(case: str, leaves: list[Tensor], teacher, targets: Tensor, group, vocab
         wrong = (torch.arange(T) % 3 == 0).double()
 
         def loss(logprob: Tensor, divergence: Tensor | None, rows: slice) -> Tensor:
-            streams = TokenStreams(mle=(1 - wrong)[rows] / T, kl=wrong[rows] / T)
+            streams = Streams(mle=(1 - wrong)[rows] / T, kl=wrong[rows] / T)
             return policy_loss(logprob, logprob.detach() - 0.1, streams, divergence=divergence)
 
         return fused_loss(

@@ -94,16 +94,16 @@ def full_logits(model: torch.nn.Module, topology: object) -> torch.Tensor:
     parts = sequences(topology.dp_rank)
     lengths = [part.numel() for part in parts]
     tokens = torch.cat(parts)
-    zeros = torch.zeros_like(tokens)
+    zeros, bounds = torch.zeros_like(tokens), [0, *accumulate(lengths)]
     batch = PackedBatch(
         tokens=tokens,
         targets=zeros,
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
-        response=zeros.bool(),
-        sequence=zeros,
-        cu_seqlens=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
-        bounds=[0, *accumulate(lengths)],
-        max_seqlen=max(LENGTHS),
+        rows=zeros[:0],
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        bounds=bounds,
+        members=[],
+        counts=[],
     )
     if not topology.is_first_stage:
         hidden = torch.empty(tokens.numel(), 1, 64)

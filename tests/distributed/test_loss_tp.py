@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scope_megatron.objective import (
-    TokenStreams,
-    policy_loss,
+from scope_megatron.objective import Streams
+from tests.distributed.harness import DistributedTestError, run_distributed_test
+from tests.support.heads import (
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from tests.distributed.harness import DistributedTestError, run_distributed_test
+from tests.support.losses import policy_loss
 
 T = 13
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "reduce", "broadcast"))]
@@ -59,14 +59,14 @@ def head(case: str, logits: Tensor, teacher: Tensor, targets: Tensor, group, voc
         scores = vocab_parallel_scores(
             logits, targets, group, temperature=0.6, with_entropy=True, **common
         )
-        return torch.cat(scores)
+        return torch.cat([part.detach() for part in scores])
     if case in KINDS:
         return vocab_parallel_divergence(logits, teacher, group, kind=case, **SETTINGS, **common)
     logprob, divergence = vocab_parallel_logprob_and_divergence(
         logits, targets, teacher, group, inplace_backward=True, **SETTINGS, **common
     )
     wrong = (torch.arange(T) % 3 == 0).to(logprob.dtype)
-    streams = TokenStreams(mle=(1 - wrong) / T, kl=wrong / T)
+    streams = Streams(mle=(1 - wrong) / T, kl=wrong / T)
     return policy_loss(logprob, logprob.detach() - 0.1, streams, divergence=divergence)
 
 

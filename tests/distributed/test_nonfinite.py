@@ -12,6 +12,7 @@ import torch
 
 from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
+from tests.support.steps import one_step
 from tests.tiny_hf import make_tiny_model
 
 LAYOUTS = {
@@ -30,8 +31,8 @@ def updates(rank: int, world_size: int, root: Path) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.exits import StopRun
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train.learner import Learner
 
     out = {}
     for layout, changes in LAYOUTS.items():
@@ -66,19 +67,16 @@ def updates(rank: int, world_size: int, root: Path) -> dict[str, Any]:
 
 def update(learner: Any, poison: bool, factor: float = math.nan) -> dict[str, float]:
     """One update; ``poison`` multiplies the gradient of one weight by ``factor`` on this rank."""
+    from scope_megatron.learn import observe
     from scope_megatron.parallel import platform
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
 
     topology = learner.topology
     groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
     mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
-    batch, metrics = make_batch(mine, "incorrect"), observe.step_metrics()
-    learner.score(batch)
     weight = next(p for n, p in learner.student.model.named_parameters() if "linear_fc1" in n)
     hook = weight.register_hook(lambda grad: grad * factor) if poison else None
     try:
-        learner.update(batch, metrics)
+        batch, metrics = one_step(learner, mine)
     finally:
         if hook is not None:
             hook.remove()

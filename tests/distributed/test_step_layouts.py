@@ -18,6 +18,7 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.distributed.harness import run_distributed_test
+from tests.support.steps import one_step
 from tests.tiny_hf import VOCAB, make_tiny_model
 
 GROUPS, SIZE = 6, 4
@@ -48,11 +49,33 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "scope-reverse-kl": {"objective.kl": "reverse_kl"},
     "scope-fused": {"objective.head": "fused"},
     "scope-reverse-kl-fused": {"objective.kl": "reverse_kl", "objective.head": "fused"},
+    # no pass of the student before its update: weights from the engine's log-probabilities
+    "scope-auto": {"objective.old_logprobs": "auto"},
+    "scope-reverse-kl-auto-fused": {
+        "objective.kl": "reverse_kl",
+        "objective.head": "fused",
+        "objective.old_logprobs": "auto",
+    },
+    # and where the engine's are of another distribution: a pass over the correct responses
+    "scope-auto-top-k": {"objective.old_logprobs": "auto", "rollout.top_k": 3},
 }
+AUTO = ("scope-auto", "scope-reverse-kl-auto-fused", "scope-auto-top-k")
+AUTO_LAYOUTS = ("one", "tensor-sequence", "pipeline", "tensor-data")
+CASES = [
+    (layout, objective)
+    for layout in LAYOUTS
+    for objective in OBJECTIVES
+    if objective not in AUTO or layout in AUTO_LAYOUTS
+]
+ENGINE = "engine_logprobs.pt"  # what an engine would say: the reference's, in float32
 
 
-def rollouts() -> list[Rollout]:
-    """Whole groups: mixed, all correct, all wrong; one response cut off, one unjudged."""
+def rollouts(engine: Path | None = None) -> list[Rollout]:
+    """Whole groups: mixed, all correct, all wrong; one response cut off, one unjudged.
+
+    ``engine`` holds their log-probabilities in order; 0 without it.
+    """
+    said = torch.load(engine) if engine is not None and engine.exists() else None
     rng = random.Random(0)
     out = []
     for group in range(GROUPS):
@@ -66,7 +89,7 @@ def rollouts() -> list[Rollout]:
                     prompt,
                     sample,
                     [rng.randrange(VOCAB) for _ in range(length)],
-                    [0.0] * length,
+                    [0.0] * length if said is None else said[len(out)],
                     finished=(group, sample) != (2, 0),
                     verdict=Verdict.TIMEOUT if (group, sample) == (3, 1) else verdict,
                 )
@@ -91,6 +114,7 @@ def settings(root: Path, changes: dict[str, Any]) -> Config:
             "temperature": 0.7,
         },
         "optimizer": {"lr": LR, "eps": EPS, "weight_decay": 0.0, "clip_grad": 0.0},
+        "objective": {"old_logprobs": "recompute"},
         "train": {"steps": 4, "microbatch_tokens": 256},
     }
     for key, value in changes.items():
@@ -108,6 +132,8 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
     student = load(root / "student", dtype=torch.float64, **eager)
     teacher = load(root / "teacher", dtype=torch.float64, **eager)
     responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
+    said: list[list[float]] = [[0.0] * len(r.token_ids) for r in rollouts()]
+    places = [i for i, r in enumerate(rollouts()) if r.verdict is not Verdict.TIMEOUT]
     right = [r.finished and r.verdict is Verdict.CORRECT for r in responses]
     objective, loss = config.objective, torch.zeros((), dtype=torch.float64)
     losses, means = [], []
@@ -119,6 +145,7 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
         logq = teacher(tokens).logits[0, rows].detach().log_softmax(-1)
         at = torch.tensor(ids)[:, None]
         own, theirs = logp.gather(1, at)[:, 0], logq.gather(1, at)[:, 0]
+        said[places[len(losses)]] = own.detach().float().tolist()
         rho = (own - own.detach()).exp()
         if ok:
             losses.append(-rho)
@@ -127,6 +154,7 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
         else:
             losses.append(rho * (own.detach() - theirs))
         means.append(float(own.detach().mean()) if ok else float(theirs.mean()))
+    torch.save(said, root / ENGINE)
     tokens_total = sum(len(r.token_ids) for r in responses)
     for index, (response, ok) in enumerate(zip(responses, right, strict=True)):
         path = [
@@ -176,15 +204,15 @@ def one_update(
     from megatron.core import parallel_state
 
     from scope_megatron.convert.gather import iter_full_tensors
+    from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.topology import create_topology
-    from scope_megatron.train import observe
-    from scope_megatron.train.batch import make_batch
-    from scope_megatron.train.learner import Learner
 
     out = {}
     for layout in names:
         _, parallel, other = (LAYOUTS | EXPERT_LAYOUTS)[layout]
         for objective in objectives:
+            if objective in AUTO and layout not in AUTO_LAYOUTS:
+                continue
             changes = OBJECTIVES[objective]
             config = settings(
                 root, {f"parallel.{k}": v for k, v in parallel.items()} | other | changes
@@ -196,12 +224,11 @@ def one_update(
                 expert=config.parallel.expert,
             )
             learner = Learner(config, topology)
-            groups = [rollouts()[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
+            top_k = config.rollout.top_k > 0  # such an engine's log-probabilities are useless here
+            given = rollouts(None if top_k else root / ENGINE)
+            groups = [given[g * SIZE : (g + 1) * SIZE] for g in range(GROUPS)]
             mine = [r for g in groups[topology.dp_rank :: topology.dp_size] for r in g]
-            batch = make_batch(mine, "incorrect")
-            metrics = observe.step_metrics()
-            learner.score(batch)
-            learner.update(batch, metrics)
+            _, metrics = one_step(learner, mine)
             values = metrics.reduce(topology.dp_group, platform.device())
             student = learner.student
             weights = iter_full_tensors(student.model, student.hf, topology, 1 << 20)
@@ -231,8 +258,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return out
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "objective"), CASES)
 def test_update_equals_transformers(results: dict[Any, Any], layout: str, objective: str) -> None:
     assert_same_update(results[layout, objective], results["reference", objective])
 
@@ -307,6 +333,6 @@ def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_layouts_agree_among_themselves(results: dict[Any, Any], objective: str) -> None:
-    losses = {layout: results[layout, objective]["loss"] for layout in LAYOUTS}
+    losses = {at: results[at, objective]["loss"] for at, what in CASES if what == objective}
     for loss in losses.values():
         assert loss == pytest.approx(losses["one"], rel=1e-5), losses

@@ -10,11 +10,11 @@ from tests.e2e import golden_losses
 from tests.e2e.golden_losses import COLUMNS, LAYOUTS
 
 # On the processor that wrote the file only a sum taken in another order may differ: float32 keeps
-# 7 digits. Another one has other vector lengths: with AVX2 in place of AVX-512 losses differed by
-# at most 1e-7 and gradient norms by 5e-6 over the ten steps. Once a logit that differs in its last
-# bit turns a sampled token the responses are others, and losses agree only as those of two samples
-# of 256 responses do.
-SAME_PROCESSOR, OTHER_PROCESSOR, OTHER_RESPONSES = 2e-6, 1e-4, 0.25
+# 7 digits, and over ten updates with Adam the layouts' gradient norms drift apart by 4e-6. Another
+# processor has other vector lengths: with AVX2 in place of AVX-512 losses differed by at most 1e-7
+# and gradient norms by 5e-6. Once a logit that differs in its last bit turns a sampled token the
+# responses are others, and losses agree only as those of two samples of 256 responses do.
+SAME_PROCESSOR, OTHER_PROCESSOR, OTHER_RESPONSES = 1e-5, 1e-4, 0.25
 
 
 @pytest.mark.timeout(270)

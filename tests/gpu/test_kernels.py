@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import vocab_parallel_logprob_and_divergence
 from scope_megatron.objective.head import kernels
+from tests.support.heads import vocab_parallel_logprob_and_divergence
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [

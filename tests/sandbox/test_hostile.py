@@ -23,6 +23,9 @@ from scope_megatron.rollout.verify.sandbox import Limits
 from scope_megatron.rollout.verify.sandbox.pool import Job
 from scope_megatron.types import Verdict
 from tests.sandbox.hostile import BOMBS, CHEAT, ESCAPE, EXHAUST
+from tests.sandbox.isolation import needs_isolation
+
+pytestmark = needs_isolation
 
 TIMEOUT_S = 2.0
 BOMB_TIMEOUT_S = 1.5

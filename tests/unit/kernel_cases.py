@@ -15,7 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import (
+from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head import statistics as vocab
+from scope_megatron.objective.head.shard import Shard
+from scope_megatron.objective.head.spec import Spec
+from tests.support.heads import (
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
@@ -24,9 +28,6 @@ from scope_megatron.objective import (
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from scope_megatron.objective.head import kernels
-from scope_megatron.objective.head import statistics as vocab
-from scope_megatron.objective.head.shard import Shard, Spec
 from tests.unit.test_loss import reference_divergence, reference_logprob
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,9 +171,9 @@ def local(rows: str, spec: Spec, shard: Shard, kernel: str) -> Tensor:
 def test_columns_are_those_of_the_torch_path(rows, kind, ran):
     """Shards of two ranks: with padding, with one column, with nothing but padding."""
     names = {None: {}, "entropy": {"entropy": True}}
-    spec = Spec(0.6, 1.3, **names.get(kind, {"kind": kind, "beta": 0.3}))
+    spec = Spec(0.6, 1.3, **names.get(kind, {"divergence": kind, "beta": 0.3}))
     for rank, start, width in ((0, 0, VOCAB), (1, 9, BLOCK), (1, 20, 1), (1, 24, 0)):
-        shard = Shard(None, rank, start, width, VOCAB)
+        shard = Shard(None, rank, start, WIDTH - 3, width, VOCAB)
         ours, want = (local(rows, spec, shard, kernel) for kernel in ("triton", "torch"))
         if rows == "by the lowest number" and width <= BLOCK:
             continue  # nothing else: its mass is W or 0, which are alike behind the merge

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from scope_megatron.config import Config
-from scope_megatron.objective.normalize import Totals, local_totals
-from scope_megatron.train.algorithms import ALGORITHMS, SequenceStreams, group_advantages
-from scope_megatron.train.batch import Batch, make_batch
+from scope_megatron.learn.algorithms import ALGORITHMS, group_advantages
+from scope_megatron.learn.batch import Batch
+from scope_megatron.objective.loss import Streams
 from scope_megatron.types import Prompt, Rollout, Verdict
+from tests.support.steps import batch_of
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.CRASH
 VERDICTS = [[R, W, R, W], [R, R, R, R], [W, W, W, W], [R, W, U, W]]
@@ -40,18 +41,20 @@ def batch() -> Batch:
         for g in range(4)
         for k in range(4)
     ]
-    batch = make_batch(rollouts, "incorrect")
+    batch = batch_of(rollouts)
+    batch.student_mean, batch.teacher_mean = torch.zeros(16), torch.zeros(16)
     generator = torch.Generator().manual_seed(0)
     for index in batch.members(batch.routes.routed):
         length = int(batch.lengths[index])
         batch.old_logprobs[index] = -torch.rand(length, generator=generator)
         batch.teacher_logprobs[index] = -2 * torch.rand(length, generator=generator)
+        batch.student_mean[index] = batch.old_logprobs[index].mean()
+        batch.teacher_mean[index] = batch.teacher_logprobs[index].mean()
     return batch
 
 
-def streams(batch: Batch, settings: Config) -> SequenceStreams:
-    totals: Totals = local_totals(batch.routes, batch.group, batch.lengths)
-    return ALGORITHMS[settings.algorithm.name].streams(batch, settings, totals)
+def streams(batch: Batch, settings: Config) -> Streams:
+    return ALGORITHMS[settings.algorithm.name].weigh(batch, settings).streams
 
 
 def expected_scope(batch: Batch, tau: float, student: float, teacher: float) -> list[float]:
@@ -123,11 +126,9 @@ def test_grpo_advantages_and_reference_kl(batch: Batch) -> None:
 
 def test_a_response_the_teacher_could_not_score_leaves_both_paths(batch: Batch) -> None:
     wrong = batch.members(batch.routes.incorrect)[0]
-    scores = dict(batch.teacher_logprobs)
-    scores[wrong] = torch.full((int(batch.lengths[wrong]),), float("nan"))
-    batch.mask_unscored(scores)
-    assert wrong not in scores and bool(batch.routes.masked[wrong])
-    batch.teacher_logprobs = scores
+    batch.teacher_mean[wrong] = float("nan")
+    batch.mask_unscored(~batch.teacher_mean.isfinite())
+    assert wrong not in batch.teacher_logprobs and bool(batch.routes.masked[wrong])
     ours = streams(batch, config("scope"))
     assert float(ours.kl[wrong]) == 0.0 and bool(torch.isfinite(ours.kl).all())
 
@@ -136,19 +137,13 @@ def test_parts_keep_whole_groups_and_their_scores(batch: Batch) -> None:
     parts = batch.parts(2)
     assert sum(len(part.rollouts) for part in parts) == 16
     for part in parts:
-        for index, rollout in enumerate(part.rollouts):
-            original = batch.rollouts.index(rollout)
+        for index, rollout in part.rollouts.items():
+            original = next(i for i, other in batch.rollouts.items() if other is rollout)
             assert bool(part.routes.correct[index]) == bool(batch.routes.correct[original])
             if original in batch.old_logprobs:
                 assert part.old_logprobs[index] is batch.old_logprobs[original]
         for label in part.group.unique():
             assert (
-                len(
-                    {
-                        r.prompt.index
-                        for r, g in zip(part.rollouts, part.group, strict=True)
-                        if g == label
-                    }
-                )
+                len({r.prompt.index for i, r in part.rollouts.items() if part.group[i] == label})
                 == 1
             )

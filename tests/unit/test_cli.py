@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from scope_megatron import cli
+from scope_megatron.commands.common import must_launch, user_errors
 from scope_megatron.config import Config, load_config, modeldir
 from tests.unit.config_run import make_run
 from tests.unit.test_config_errors import CASES, read_golden
@@ -76,11 +77,11 @@ def test_one_rank_of_a_node_speaks(run: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_own_value_error_is_a_line_and_a_librarys_a_traceback(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop, cli.user_errors():
+    with pytest.raises(SystemExit) as stop, user_errors():
         modeldir.require_directory(Path("nowhere"))
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: nowhere does not exist; ")
-    with pytest.raises(json.JSONDecodeError), cli.user_errors():
+    with pytest.raises(json.JSONDecodeError), user_errors():
         json.loads("{")
 
 
@@ -92,7 +93,7 @@ def test_report_of_no_run(run: Path) -> None:
 
 def test_launches_only_when_nobody_did(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = load_config("run.yaml", ["parallel.tensor=2"])
-    assert cli._must_launch(two)
-    assert not cli._must_launch(load_config("run.yaml"))
+    assert must_launch(two.world_size)
+    assert not must_launch(load_config("run.yaml").world_size)
     monkeypatch.setenv("RANK", "0")
-    assert not cli._must_launch(two)
+    assert not must_launch(two.world_size)

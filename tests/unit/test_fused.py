@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak_memory
-from scope_megatron.objective import (
-    TokenStreams,
+from scope_megatron.objective import Streams
+from tests.support.heads import (
     fused_logprob,
     fused_logprob_and_divergence,
     fused_loss,
-    policy_loss,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
 )
+from tests.support.losses import policy_loss
 
 T, H, H_TEACHER, WIDTH, VOCAB = 7, 5, 6, 24, 19
 KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]
@@ -49,7 +49,7 @@ def token_loss(logprob: Tensor, divergence: Tensor | None, rows: slice) -> Tenso
     """SCOPE's loss with both paths, its ratio to another policy and its clip."""
     wrong = (torch.arange(T) % 3 == 0).to(logprob.dtype)
     weights = torch.linspace(0.5, 2, T, dtype=logprob.dtype)
-    streams = TokenStreams(mle=((1 - wrong) * weights)[rows], kl=(wrong * weights)[rows])
+    streams = Streams(mle=((1 - wrong) * weights)[rows], kl=(wrong * weights)[rows])
     old = sample(4, T)[rows] - 3.0
     return policy_loss(
         logprob, old.to(logprob.dtype), streams, divergence=divergence, teacher_logprob=old,

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint,
-# job <- convert <- engine, doctor <- rollout <- train <- cli;  objective <- train
+# job <- convert <- engine, doctor <- rollout <- evaluation, learn <- train
+# <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
@@ -31,9 +32,12 @@ RANK = {
     "engine": 5,
     "doctor": 5,
     "rollout": 6,
-    "train": 7,
-    "cli": 8,
-    "__main__": 9,
+    "evaluation": 7,
+    "learn": 7,
+    "train": 8,
+    "commands": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 
@@ -71,7 +75,7 @@ def wrong_imports(importer: str, source: str) -> list[str]:
         elif top != "scope_megatron" or target == importer or importer == "__init__":
             continue
         elif target == "objective":
-            if importer != "train":
+            if importer not in ("learn", "train"):
                 wrong.append(name)
         elif RANK.get(target, 99) >= RANK[importer]:
             wrong.append(name)

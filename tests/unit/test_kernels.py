@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scope_megatron.objective import vocab_parallel_logprob
 from scope_megatron.objective.head import kernels
-from scope_megatron.objective.head.shard import Spec
+from scope_megatron.objective.head.spec import Spec
+from tests.support.heads import vocab_parallel_logprob
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_triton = pytest.mark.skipif(
@@ -57,9 +57,10 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 def test_triton_is_not_imported_on_a_cpu() -> None:
     code = (
         "import sys, torch\n"
-        "from scope_megatron.objective import vocab_parallel_logprob\n"
+        "from scope_megatron.objective import Shard, vocab_parallel_logprob\n"
         "logits = torch.zeros(2, 8, requires_grad=True)\n"
-        "vocab_parallel_logprob(logits, torch.tensor([0, 1])).sum().backward()\n"
+        "vocab_parallel_logprob(logits, torch.tensor([0, 1]), Shard.of(8, None, None))"
+        ".sum().backward()\n"
         "print('triton' in sys.modules)\n"
     )
     assert child("-c", code) == "False\n"
@@ -97,7 +98,7 @@ class OnCuda:
 
 def test_choice_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(kernel: str, kind: str | None = "reverse_kl", dtype=torch.bfloat16) -> bool:
-        return kernels.chosen(OnCuda(dtype), None, Spec(kind=kind, kernel=kernel))
+        return kernels.chosen(OnCuda(dtype), None, Spec(divergence=kind, kernel=kernel))
 
     monkeypatch.setattr(kernels, "_programs", lambda: kernels)
     assert chosen("auto") and chosen("triton") and not chosen("torch")

@@ -16,6 +16,7 @@ from scope_megatron.config import VerifierConfig
 from scope_megatron.rollout.prompts import Row, read_rows
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt, Verdict
+from tests.sandbox.isolation import needs_isolation
 from tools.layouts import LAYOUTS, table, to_row
 from tools.prepare_data import app, chosen_files, published_files
 
@@ -98,6 +99,7 @@ def test_mathematics(name, tmp_path):
     assert graded(rows, [case[2] for case in MATH[name]]) == [W] * len(rows)
 
 
+@needs_isolation
 @pytest.mark.parametrize("name", CODE)
 def test_code(name, tmp_path):
     rows = prepared(name, tmp_path)

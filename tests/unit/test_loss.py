@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from scope_megatron.objective import (
-    TokenStreams,
-    policy_loss,
+from scope_megatron.objective import Shard, Spec, Streams
+from scope_megatron.objective.head import statistics as vocab
+from tests.support.heads import (
     vocab_parallel_divergence,
     vocab_parallel_logprob,
     vocab_parallel_logprob_and_divergence,
     vocab_parallel_scores,
 )
-from scope_megatron.objective.head import statistics as vocab
+from tests.support.losses import policy_loss
 
 T, WIDTH, VOCAB = 7, 24, 19
 KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]
@@ -261,10 +261,10 @@ def test_a_shard_whose_tokens_are_all_forbidden(kind):
     """Two shards of one process, the second all -inf in both models: as if it were not there."""
     logits, teacher, targets = sample(0), sample(2), some_targets() % 12
     logits[:, 12:] = teacher[:, 12:] = -math.inf
-    spec = vocab.Spec(kind=kind, topk=5)
+    spec = Spec(divergence=kind, topk=5)
     local = []
     for rank in (0, 1):
-        shard = vocab.Shard(None, rank, 12 * rank, 12, WIDTH)
+        shard = Shard(None, rank, 12 * rank, 12, 12, WIDTH)
         columns = slice(12 * rank, 12 * rank + 12)
         args = (logits[:, columns], teacher[:, columns], targets, shard, spec)
         local.append(vocab.local_statistics(*args))
@@ -290,7 +290,7 @@ def test_rows_without_a_scored_teacher_do_not_spread():
             )
             kl = torch.ones(T, dtype=torch.float64)
             kl[3] = 0
-            streams = TokenStreams(mle=1 - kl, kl=kl)
+            streams = Streams(mle=1 - kl, kl=kl)
             loss = policy_loss(logprob, logprob.detach(), streams, divergence=divergence)
             grads.append(torch.autograd.grad(loss, logits)[0])
         torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=0)

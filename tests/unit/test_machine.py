@@ -307,3 +307,23 @@ def test_the_process_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     settle("cpu", tensor=2)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SCOPE_DEVICE"]) == ("", "cpu")
     assert choose("auto").line() == "device: CPU; SCOPE_DEVICE is cpu"
+
+
+def test_an_evaluation_follows_the_same_choice(tmp_path: Path) -> None:
+    """Up to where it would import torch, which ends a process on a pretended machine."""
+    data = ROOT / "assets/arithmetic/eval.jsonl"
+    model = ("--model", "assets/tiny-student", "--data", str(data), "--out", f"{tmp_path}/out")
+    command = [sys.executable, "-m", "scope_megatron", "evaluate", *model]
+    for machine, line in (
+        (
+            {"gpus": 1, "free_mib": 12000},
+            f"error: --gpu-memory-utilization: is 0.9 of 79.6 GiB but GPU 0 ({H100}) has 11.7 GiB",
+        ),
+        ({"gpus": 0}, "error: --device: makes it the CPU (no NVIDIA GPU is here) but vLLM 0.32.0"),
+    ):
+        env = pretend(tmp_path, **machine)
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith(line)

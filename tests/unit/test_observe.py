@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from scope_megatron.config import Config
-from scope_megatron.train import observe
-from scope_megatron.train.batch import make_batch
+from scope_megatron.learn import observe
 from scope_megatron.types import Prompt, Rollout, Verdict
+from tests.support.steps import batch_of
 
 # probabilities of the sampled tokens of two responses
 ENGINE = [[0.5, 0.25], [0.4]]
@@ -41,7 +41,7 @@ def mismatch(objective: dict[str, Any], rollout: dict[str, Any]) -> dict[str, fl
         )
         for sample, probabilities in enumerate(ENGINE)
     ]
-    batch = make_batch(rollouts, "incorrect")
+    batch = batch_of(rollouts)
     batch.old_logprobs = {i: torch.tensor(row).log() for i, row in enumerate(TRAINER)}
     metrics = observe.step_metrics()
     observe.observe_batch(metrics, batch, config)

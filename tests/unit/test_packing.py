@@ -56,8 +56,8 @@ def test_build_by_hand():
     assert got.tokens.tolist() == [21, 22, 23, 24, 11, 12, 13, 14, 15, 31, 32, 0]
     assert got.targets.tolist() == [22, 23, 24, 0, 12, 13, 14, 15, 0, 32, 0, 0]
     assert got.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 0]
-    assert got.response.int().tolist() == [1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0]
-    assert got.sequence.tolist() == [1] * 4 + [0] * 5 + [2] * 2 + [-1]
+    assert got.rows.tolist() == [0, 1, 2, 6, 7]
+    assert (got.counts, got.bounds) == ([3, 2, 0], [0, 4, 9, 11, 12])
     assert got.cu_seqlens.tolist() == [0, 4, 9, 11, 12]
     assert got.cu_seqlens.dtype == torch.int32
     assert (got.max_seqlen, got.members, got.num_tokens) == (5, [1, 0, 2], 12)
@@ -84,30 +84,27 @@ def test_build_refusals():
 
 def test_scatter_returns_each_target_to_its_response():
     packed = build(SEQUENCES, [2, 1, 0], pad_multiple=8)
-    parts = scatter_to_sequences(packed.targets, packed)
+    parts = scatter_to_sequences(packed.targets[packed.rows], packed)
     assert {index: part.tolist() for index, part in parts.items()} == {
         2: [],
         1: [22, 23, 24],
         0: [14, 15],
     }
     with pytest.raises(ValueError, match="values for a pack"):
-        scatter_to_sequences(packed.targets[1:], packed)
+        scatter_to_sequences(packed.targets, packed)
 
 
 def test_gather_inverts_scatter_and_spreads_numbers():
     packed = build(SEQUENCES, [2, 1, 0], pad_multiple=8)
-    values = torch.rand(packed.num_tokens, dtype=torch.float64)
+    values = torch.rand(packed.num_rows, dtype=torch.float64)
     back = gather_from_sequences(scatter_to_sequences(values, packed), packed)
-    torch.testing.assert_close(back, values.where(packed.response, 0.0), rtol=0, atol=0)
-    response, zero = packed.response, torch.zeros(packed.num_tokens)
+    torch.testing.assert_close(back, values, rtol=0, atol=0)
     spread = gather_from_sequences(torch.tensor([2.0, 3.0, 4.0, 5.0]), packed)
-    assert spread[response].tolist() == [3, 3, 3, 2, 2]
-    assert spread[~response].equal(zero[~response])
+    assert spread.tolist() == [3, 3, 3, 2, 2]
     mixed = gather_from_sequences([7.0, [1, 2, 3], None, None], packed, fill=-1.0)
-    assert mixed[response].tolist() == [1, 2, 3, 7, 7]
-    assert mixed[~response].unique().tolist() == [-1]
+    assert mixed.tolist() == [1, 2, 3, 7, 7]
     absent = gather_from_sequences({2: None, 1: None, 0: [1.0, 2.0]}, packed, fill=torch.nan)
-    assert absent[response].isnan().tolist() == [True] * 3 + [False] * 2
+    assert absent.isnan().tolist() == [True] * 3 + [False] * 2
 
 
 def test_gather_refuses_what_does_not_fit():
@@ -121,6 +118,6 @@ def test_gather_refuses_what_does_not_fit():
 def test_a_filler_runs_along_and_holds_nothing() -> None:
     pack = filler(4)
     assert pack.num_tokens == 4 and pack.cu_seqlens.tolist() == [0, 4] and pack.members == []
-    assert not pack.response.any() and (pack.sequence == -1).all()
-    assert scatter_to_sequences(torch.arange(4.0), pack) == {}
-    assert gather_from_sequences({}, pack, fill=-1.0).tolist() == [-1.0] * 4
+    assert pack.num_rows == 0 and pack.counts == []
+    assert scatter_to_sequences(torch.zeros(0), pack) == {}
+    assert gather_from_sequences({}, pack).tolist() == []

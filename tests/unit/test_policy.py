@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from scope_megatron.objective import TokenStreams, policy_loss, policy_terms
+from scope_megatron.objective import Streams
+from tests.support.losses import policy_loss, policy_terms
 
 NAN = math.nan
 
@@ -23,7 +24,7 @@ def gradient(loss: torch.Tensor, logprob: torch.Tensor) -> list[float]:
 def test_first_update_is_the_policy_gradient():
     """At rho = 1: the value is -mle + kl (logp - logq) - pg - nll logp, d rho = d logp."""
     logprob = tensor(-1.0, -2.0, -0.5, -0.7, grad=True)
-    streams = TokenStreams(
+    streams = Streams(
         mle=tensor(0.3, 0, 0, 0),
         kl=tensor(0, 0.2, 0, 0),
         pg=tensor(0, 0, -0.4, 0),
@@ -39,7 +40,7 @@ def test_first_update_is_the_policy_gradient():
 def test_old_weights_scale_every_surrogate():
     logprob, old = tensor(-1.0, -2.0, grad=True), tensor(-1.5, -1.8)
     rho = [math.exp(0.5), math.exp(-0.2)]
-    streams = TokenStreams(mle=tensor(0.3, 0), kl=tensor(0, 0.2))
+    streams = Streams(mle=tensor(0.3, 0), kl=tensor(0, 0.2))
     terms = policy_terms(logprob, old, streams, teacher_logprob=tensor(0, -3.0))
     assert terms["mle"].tolist() == pytest.approx([-0.3 * rho[0], 0])
     assert terms["kl"].tolist() == pytest.approx([0, 0.2 * rho[1] * 1.0])
@@ -60,7 +61,7 @@ def test_clipping_stops_only_the_steps_that_go_further(name, positive):
     else:
         weight, teacher = tensor(*[advantage] * 4), None
     terms = policy_terms(
-        logprob, old, TokenStreams(**{name: weight}), teacher_logprob=teacher, clip_eps=0.2
+        logprob, old, Streams(**{name: weight}), teacher_logprob=teacher, clip_eps=0.2
     )
     clipped = [0.5, 0.81, 1.19, 1.2] if positive else [0.8, 0.81, 1.19, 2.0]
     flat = 3 if positive else 0
@@ -72,7 +73,7 @@ def test_clipping_stops_only_the_steps_that_go_further(name, positive):
 def test_divergence_replaces_the_sampled_term():
     logprob, divergence = tensor(-1.0, -2.0, grad=True), tensor(0.7, NAN, grad=True)
     loss = policy_loss(
-        logprob, None, TokenStreams(kl=tensor(0.5, 0)), divergence=divergence, clip_eps=0.2
+        logprob, None, Streams(kl=tensor(0.5, 0)), divergence=divergence, clip_eps=0.2
     )
     assert loss.item() == pytest.approx(0.35)
     assert torch.autograd.grad(loss, divergence)[0].tolist() == [0.5, 0.0]
@@ -83,7 +84,7 @@ def test_truncated_importance_weights():
     old, engine = logprob.detach(), tensor(-1.3, -0.8, -9.0, NAN)
     weights = [math.exp(0.3), math.exp(-0.2), 2.0]
     divergence = tensor(1.0, 1.0, 1.0, 1.0, grad=True)
-    streams = TokenStreams(
+    streams = Streams(
         mle=tensor(1, 1, 1, 0), kl=tensor(1, 1, 1, 0), pg=tensor(1, 1, 1, 0), nll=tensor(1, 1, 1, 1)
     )
     terms = policy_terms(
@@ -97,7 +98,7 @@ def test_truncated_importance_weights():
 
 def test_reference_kl_is_k3():
     logprob, ref = tensor(-1.0, -2.0, -3.0, grad=True), tensor(-1.5, -2.0, NAN)
-    loss = policy_loss(logprob, None, TokenStreams(kl_ref=tensor(0.1, 0.1, 0)), ref_logprob=ref)
+    loss = policy_loss(logprob, None, Streams(kl_ref=tensor(0.1, 0.1, 0)), ref_logprob=ref)
     assert loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1))
     assert gradient(loss, logprob) == pytest.approx([0.1 * (1 - math.exp(-0.5)), 0, 0])
 
@@ -109,7 +110,7 @@ def test_zero_streams_are_exactly_zero_whatever_they_read():
     one = tensor(1.0, 0, 0)
     inputs = {"ref_logprob": bad, "engine_logprob": bad, "tis_clip": 2.0, "clip_eps": 0.2}
     for extra in ({"teacher_logprob": bad}, {"divergence": bad.clone().requires_grad_()}):
-        streams = TokenStreams(mle=one, kl=one, pg=-one, nll=one, kl_ref=one)
+        streams = Streams(mle=one, kl=one, pg=-one, nll=one, kl_ref=one)
         terms = policy_terms(logprob, bad, streams, **inputs, **extra)
         assert all(term[1:].tolist() == [0, 0] for term in terms.values())
         loss = policy_loss(logprob, bad, streams, **inputs, **extra)
@@ -122,14 +123,14 @@ def test_zero_streams_are_exactly_zero_whatever_they_read():
 
 def test_a_row_in_a_term_does_not_hide_nan():
     logprob = tensor(-1.0, -1.0)
-    streams = TokenStreams(kl=tensor(1.0, 1.0))
+    streams = Streams(kl=tensor(1.0, 1.0))
     loss = policy_loss(logprob, logprob, streams, teacher_logprob=tensor(-1.0, NAN))
     assert math.isnan(loss.item())
 
 
 def test_a_microbatch_without_streams_can_be_backpropagated():
     logprob = tensor(-1.0, NAN, grad=True)
-    loss = policy_loss(logprob, None, TokenStreams())
+    loss = policy_loss(logprob, None, Streams())
     assert loss.item() == 0.0
     assert gradient(loss, logprob) == [0.0, 0.0]
 
@@ -137,18 +138,32 @@ def test_a_microbatch_without_streams_can_be_backpropagated():
 @pytest.mark.parametrize(
     ("streams", "inputs", "message"),
     [
-        ({"kl": 1.0}, {}, "kl stream needs teacher_logprob"),
-        ({"kl_ref": 1.0}, {}, "kl_ref stream needs ref_logprob"),
-        ({"mle": 1.0}, {"tis_clip": 2.0}, "mle stream needs engine_logprob"),
+        ({"kl": 1.0}, {}, "needs the teacher log-probabilities"),
+        ({"kl_ref": 1.0}, {}, "needs the reference log-probabilities"),
+        ({"mle": 1.0}, {"tis_clip": 2.0}, "needs the engine log-probabilities"),
         ({"mle": 1.0}, {"tis_clip": 0.0}, "objective.tis_clip"),
         ({"mle": 1.0}, {"clip_eps": 1.5}, "algorithm.clip_eps"),
-        ({"kl": 1.0}, {"teacher_logprob": torch.zeros(3)}, "teacher_logprob is"),
+        ({"kl": 1.0}, {"teacher_logprob": torch.zeros(3)}, "teacher is"),
     ],
 )
 def test_refusals(streams, inputs, message):
     logprob = torch.zeros(2)
-    weights = TokenStreams(**{name: torch.full((2,), value) for name, value in streams.items()})
+    weights = Streams(**{name: torch.full((2,), value) for name, value in streams.items()})
     with pytest.raises(ValueError, match=message):
         policy_loss(logprob, logprob, weights, **inputs)
-    with pytest.raises(ValueError, match="needs old_logprob"):
-        policy_loss(logprob, None, TokenStreams(pg=torch.ones(2)))
+
+
+def test_without_old_scores_the_current_weights_sampled():
+    """rho is 1 in value with the gradient of logp, also under a clip and beside the engine's."""
+    logprob = tensor(-1.0, -2.0, -0.5, grad=True)
+    streams = Streams(mle=tensor(0.3, 0, 0), kl=tensor(0, 0.2, 0), pg=tensor(0, 0, -0.4))
+    given = {
+        "teacher_logprob": tensor(NAN, -3.0, NAN),
+        "engine_logprob": tensor(-1.1, -1.5, -0.9),
+        "tis_clip": 1.2,
+        "clip_eps": 0.2,
+    }
+    ours = policy_loss(logprob, None, streams, **given)
+    theirs = policy_loss(logprob, logprob.detach(), streams, **given)
+    assert ours.item() == theirs.item()
+    assert gradient(ours, logprob) == gradient(theirs, logprob) != [0.0, 0.0, 0.0]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from scope_megatron.config import Config
+from scope_megatron.learn.head import fuses
 from scope_megatron.parallel import platform
 from scope_megatron.train.setup import engine_head
 from scope_megatron.train.sync import tolerance
-from scope_megatron.train.update import LossSettings
 from tests.tiny_hf import make_tiny_model
 
 
@@ -58,8 +58,7 @@ def test_auto_is_bfloat16_on_cuda(tmp_path: Path, cuda: None):
 def test_half_precision_fuses_the_head(
     tmp_path: Path, dtype: str, head: str, capped: bool, fused: bool
 ):
-    settings = LossSettings.of(config(tmp_path, dtype, head), 512, 512, capped=capped)
-    assert settings.fused is fused
+    assert fuses(config(tmp_path, dtype, head), 512, capped=capped) is fused
 
 
 @pytest.mark.parametrize(

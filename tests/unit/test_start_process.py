@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from scope_megatron.parallel import platform
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import torch, torch.distributed as dist
@@ -35,3 +39,10 @@ def test_collectives_give_up_after_the_watchdog(tmp_path: Path) -> None:
         timeout=280,
     )
     assert done.stdout.split() == ["430.0", "480.0", "480.0", "480.0"], done.stderr
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Driver and builds agreed, so that CUDA was chosen, but the device does not answer."""
+    monkeypatch.setenv("SCOPE_DEVICE", "cuda")  # and GPUs are hidden from these tests
+    with pytest.raises(ValueError, match=r"^platform.device: is cuda, .* but torch cannot use the"):
+        platform.initialize.__wrapped__()

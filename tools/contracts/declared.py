@@ -57,7 +57,7 @@ VLLM = Contract(
     ("vllm",),
     # The engine is in this process: its objects are used beyond what LLM offers.
     declared="""
-        vllm.outputs.RequestOutput: outputs prompt_logprobs
+        vllm.outputs.RequestOutput: outputs prompt_logprobs finished request_id
         vllm.outputs.CompletionOutput: token_ids logprobs finish_reason
         vllm.logprobs.FlatLogprobs: start_indices token_ids logprobs
         vllm.v1.engine.llm_engine.LLMEngine:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scope_megatron.objective.head import kernels
-from scope_megatron.objective.head.shard import Shard, Spec
+from scope_megatron.objective.head.shard import Shard
+from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.head.statistics import Statistics, chunks, log_mixture, shift
 
 Upstream = tuple[Tensor | None, Tensor | None]  # of log-probability and divergence, [T] each
@@ -24,14 +25,14 @@ def logits_gradient(
     shard: Shard,
     spec: Spec,
 ) -> Tensor:
-    """[T, W] gradient of the logits, over them with ``spec.inplace_backward``.
+    """[T, W] gradient of the logits, over them with ``spec.overwrites``.
 
     ``teacher`` may be missing where no dense divergence has an upstream gradient.
     """
     grad_logprob, grad_divergence = upstream
     # detach() shares the version counter: whoever else saved the logits gets an error, not
     # a wrong value
-    grad = logits.detach() if spec.inplace_backward else torch.empty_like(logits)
+    grad = logits.detach() if spec.overwrites else torch.empty_like(logits)
     if kernels.chosen(logits, teacher, spec):
         needed = (stats.top, stats.norm, stats.mean, stats.teacher_top, stats.teacher_norm)
         kernels.gradient(logits, teacher, targets, needed, upstream, grad, shard, spec)
@@ -49,7 +50,7 @@ def logits_gradient(
             assert column is not None and owned is not None
             hit = torch.where(owned[rows, None], gl, 0.0)
             dz.scatter_add_(1, column[rows, None], hit)
-        if gd is not None and spec.kind == "topk" and shard.width:
+        if gd is not None and spec.divergence == "topk" and shard.width:
             assert stats.slopes is not None and stats.picks is not None
             slopes = torch.where(gd == 0, 0.0, stats.slopes[rows] * gd)
             dz.scatter_add_(1, stats.picks[rows], slopes)
@@ -92,10 +93,10 @@ def _softmax_slope(
     y = shift(teacher[rows, : shard.width], stats.teacher_top[rows], spec.teacher_temperature)
     teacher_norm = stats.teacher_norm[rows, None]
     gl = torch.zeros_like(gd) if gl is None else gl
-    if spec.kind == "forward_kl":
+    if spec.divergence == "forward_kl":
         q = y.exp_().div_(teacher_norm).masked_fill_(gd == 0, 0.0)
         return torch.sub(p.mul_(gd - gl), q.mul_(gd), out=out)
-    if spec.kind == "reverse_kl":
+    if spec.divergence == "reverse_kl":
         slope = x.sub_(y)
     else:
         x, y = x.sub_(norm.log()), y.sub_(teacher_norm.log())

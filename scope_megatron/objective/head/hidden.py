@@ -2,8 +2,8 @@
 
 Shapes: T tokens, H and H_t hidden sizes of student and teacher, W columns of each rank's shard of
 both output weights (see ``logits.py``, whose formulas and conventions these functions share).
-Logits are computed ``chunk`` tokens at a time, so the extra memory is chunk * W of each model, the
-gradient of the weight, and T x H of the hidden states' gradient.
+Logits are computed ``spec.chunk`` tokens at a time, so the extra memory is chunk * W of each model,
+the gradient of the weight, and T x H of the hidden states' gradient.
 
     fused_logprob, fused_logprob_and_divergence
         one exchange for the whole call; the backward computes the logits again
@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scope_megatron.objective.head.gradient import Upstream, logits_gradient
-from scope_megatron.objective.head.logits import Divergence
-from scope_megatron.objective.head.shard import Kernel, Shard, Spec, check
+from scope_megatron.objective.head.logits import Scores
+from scope_megatron.objective.head.shard import Shard, check
+from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.head.statistics import (
     Statistics,
     add_mixture,
@@ -46,6 +47,7 @@ CHUNK = 256  # a CPU's caches
 CUDA_CHUNK = 1024  # fewer launches, collectives and passes over the weight's gradient
 # (log-probability [c], divergence [c] or None, their rows of T) -> scalar, to be summed over chunks
 ChunkLoss = Callable[[Tensor, Tensor | None, slice], Tensor]
+TeacherHead = tuple[Tensor, Tensor]  # hidden states [T, H_t], this rank's output weight [W, H_t]
 
 
 class FusedLoss(NamedTuple):
@@ -55,19 +57,11 @@ class FusedLoss(NamedTuple):
     logprob: Tensor  # [T]
     divergence: Tensor | None  # [T]
     teacher_logprob: Tensor | None  # [T] of the targets; None for topk or without a teacher
+    entropy: Tensor | None  # [T] nats; None unless asked for, and with a divergence
 
 
 def fused_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    group: dist.ProcessGroup | None = None,
-    *,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    chunk: int | None = None,
-    kernel: Kernel = "auto",
-    reduce_hidden: bool = True,
+    hidden: Tensor, weight: Tensor, targets: Tensor, shard: Shard, spec: Spec | None = None
 ) -> Tensor:
     """``vocab_parallel_logprob`` of the logits ``hidden @ weight.T``.
 
@@ -75,9 +69,9 @@ def fused_logprob(
         hidden: [T, H], the same on every rank.
         weight: [W, H] this rank's shard of the output weight.
         targets: [T] integers in [0, vocab_size), the same on every rank.
-        chunk: tokens whose logits exist at once; None: CHUNK, on a GPU CUDA_CHUNK.
-        reduce_hidden: sum the hidden states' gradient over the group.
-        others: as in ``vocab_parallel_logprob``.
+        shard: which columns the weight's rows are.
+        spec: ``chunk`` tokens' logits exist at once (None: CHUNK, on a GPU CUDA_CHUNK);
+            ``reduce_hidden`` sums the hidden states' gradient over the group.
 
     Returns:
         [T] float32 (float64 for float64 inputs), the same on every rank.
@@ -85,42 +79,34 @@ def fused_logprob(
     Raises:
         ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
     """
-    chunk = _chunk(chunk, hidden)
-    spec = Spec(temperature=temperature, chunk=chunk, inplace_backward=True, kernel=kernel)
-    head = _Head.of(hidden, weight, targets, None, vocab_size, group, spec)
-    return _Recomputed.apply(hidden, weight, head, reduce_hidden)[0]
+    return fused_scores(hidden, weight, targets, shard, spec).logprob
+
+
+def fused_scores(
+    hidden: Tensor, weight: Tensor, targets: Tensor, shard: Shard, spec: Spec | None = None
+) -> Scores:
+    """As :func:`fused_logprob`, and the entropy if the spec asks for it."""
+    spec = replace((spec or Spec()).alone(), inplace_backward=True)
+    head = _Head.of(hidden, weight, targets, None, shard, spec)
+    logprob, _, entropy = _Recomputed.apply(hidden, weight, head)
+    return Scores(logprob, entropy)
 
 
 def fused_logprob_and_divergence(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    teacher: tuple[Tensor, Tensor],
-    group: dist.ProcessGroup | None = None,
-    *,
-    kind: Divergence = "reverse_kl",
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    vocab_size: int | None = None,
-    beta: float = 0.5,
-    topk: int = 64,
-    chunk: int | None = None,
-    kernel: Kernel = "auto",
-    reduce_hidden: bool = True,
+    hidden: Tensor, weight: Tensor, targets: Tensor, teacher: TeacherHead, shard: Shard, spec: Spec
 ) -> tuple[Tensor, Tensor]:
     """``vocab_parallel_logprob_and_divergence`` of both models' hidden states and output weights.
 
     Args:
-        teacher: (hidden states [T, H_t], this rank's shard of the output weight [W, H_t]).
+        teacher: its hidden states [T, H_t] and this rank's shard of its output weight [W, H_t].
         others: as in :func:`fused_logprob` and ``vocab_parallel_divergence``.
 
     Returns:
         (log-probability [T], divergence [T]), both differentiable w.r.t. ``hidden``, ``weight``.
     """
-    chunk = _chunk(chunk, hidden)
-    spec = Spec(temperature, teacher_temperature, kind, beta, topk, chunk, False, True, kernel)
-    head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
-    return _Recomputed.apply(hidden, weight, head, reduce_hidden)
+    spec = replace(spec, inplace_backward=True)
+    head = _Head.of(hidden, weight, targets, teacher, shard, spec)
+    return _Recomputed.apply(hidden, weight, head)[:2]
 
 
 def fused_loss(
@@ -128,18 +114,9 @@ def fused_loss(
     weight: Tensor,
     targets: Tensor,
     loss: ChunkLoss,
-    group: dist.ProcessGroup | None = None,
-    *,
-    teacher: tuple[Tensor, Tensor] | None = None,
-    kind: Divergence = "reverse_kl",
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    vocab_size: int | None = None,
-    beta: float = 0.5,
-    topk: int = 64,
-    chunk: int | None = None,
-    kernel: Kernel = "auto",
-    reduce_hidden: bool = True,
+    shard: Shard,
+    spec: Spec,
+    teacher: TeacherHead | None = None,
 ) -> FusedLoss:
     """The sum over chunks of a token loss, in one pass over the logits.
 
@@ -153,14 +130,13 @@ def fused_loss(
     Returns:
         See :class:`FusedLoss`. The backward may be called once.
     """
-    kind_, chunk = None if teacher is None else kind, _chunk(chunk, hidden)
-    spec = Spec(temperature, teacher_temperature, kind_, beta, topk, chunk, False, True, kernel)
     if teacher is None:  # each block's logits are read by nobody else
-        spec = replace(spec, inplace_forward=True)
-    head = _Head.of(hidden, weight, targets, teacher, vocab_size, group, spec)
+        spec = replace(spec.alone(), inplace_forward=True)
+    spec = replace(spec, inplace_backward=True)
+    head = _Head.of(hidden, weight, targets, teacher, shard, spec)
     if not torch.is_grad_enabled():  # nor make gradients then
         hidden, weight = hidden.detach(), weight.detach()
-    return FusedLoss(*_OnePass.apply(hidden, weight, head, loss, reduce_hidden))
+    return FusedLoss(*_OnePass.apply(hidden, weight, head, loss))
 
 
 @dataclass(frozen=True)
@@ -179,13 +155,11 @@ class _Head:
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        teacher: tuple[Tensor, Tensor] | None,
-        vocab_size: int | None,
-        group: dist.ProcessGroup | None,
+        teacher: TeacherHead | None,
+        shard: Shard,
         spec: Spec,
     ) -> _Head:
         logits = _unmade_logits(hidden, weight, "student")
-        shard = Shard.of(logits, vocab_size, group)
         teacher_logits = None if teacher is None else _unmade_logits(*teacher, "teacher")
         check(logits, teacher_logits, targets, shard, spec)
         if teacher is None:
@@ -193,9 +167,10 @@ class _Head:
         return cls(targets, teacher[0].detach(), teacher[1].detach(), shard, spec)
 
     def chunks(self) -> Iterator[slice]:
-        total = self.targets.shape[0]
-        for start in range(0, total, self.spec.chunk):
-            yield slice(start, min(start + self.spec.chunk, total))
+        default = CUDA_CHUNK if self.targets.is_cuda else CHUNK
+        total, chunk = self.targets.shape[0], self.spec.chunk or default
+        for start in range(0, total, chunk):
+            yield slice(start, min(start + chunk, total))
 
     def logits(self, hidden: Tensor, weight: Tensor, rows: slice) -> Tensor:
         """[c, width]: no padding columns."""
@@ -221,7 +196,7 @@ class _Head:
             return statistics(z, zt, self.targets, self.shard, self.spec)
         parts = self.shard.gather(torch.cat(local))
         stats = merge_statistics(parts, torch.cat(picks) if picks else None, self.shard, self.spec)
-        if self.spec.kind == "jsd":
+        if self.spec.divergence == "jsd":
             mixtures = [self._mixture(stats, hidden, weight, rows) for rows in self.chunks()]
             add_mixture(stats, self.shard.gather(torch.cat(mixtures)), self.spec)
         return stats
@@ -253,31 +228,38 @@ class _Gradients:
         if self.weight is not None:
             _add_matmul(self.weight[:width], dz.t(), hidden[rows])
 
-    def finish(self, reduce_hidden: bool) -> tuple[Tensor | None, Tensor | None]:
-        """(of the hidden states, of the weight), the first summed over the group if asked to."""
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        """(of the hidden states, of the weight); the first summed over the group if it must be."""
         hidden, weight = self.hidden, self.weight
         group = self.head.shard.group
-        if hidden is not None and reduce_hidden and group is not None and group.size() > 1:
+        reduces = self.head.spec.reduce_hidden and group is not None and group.size() > 1
+        if hidden is not None and reduces:
             dist.all_reduce(hidden, group=group)
         return hidden, None if weight is None else weight.to(self.inputs[1].dtype)
 
 
 class _Recomputed(torch.autograd.Function):
-    """(log-probability, divergence or None) [T]; keeps no logits."""
+    """(log-probability, divergence or None, entropy or None) [T]; keeps no logits."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, head: _Head, reduce_hidden: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, hidden: Tensor, weight: Tensor, head: _Head
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         stats = head.statistics(hidden, weight)
+        entropy = stats.entropy(head.spec)
         ctx.set_materialize_grads(False)
-        ctx.head, ctx.reduce_hidden = head, reduce_hidden
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        ctx.head = head
         ctx.save_for_backward(hidden, weight, *stats.for_backward())
-        return stats.logprob(head.spec), stats.divergence
+        return stats.logprob(head.spec), stats.divergence, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logprob: Tensor | None, grad_divergence: Tensor | None, _: None
+    ) -> tuple[Tensor | None, ...]:
+        upstream = (grad_logprob, grad_divergence)
         hidden, weight, *saved = ctx.saved_tensors
         head: _Head = ctx.head
         stats = Statistics.from_saved(saved)
@@ -288,7 +270,7 @@ class _Recomputed(torch.autograd.Function):
             z = head.logits(hidden, weight, rows)
             zt = head.teacher_logits(rows) if needs_teacher else None
             gradients.add(z, zt, stats.rows(rows), (gl, gd), rows)
-        return (*gradients.finish(ctx.reduce_hidden), None, None)
+        return (*gradients.finish(), None)
 
 
 class _OnePass(torch.autograd.Function):
@@ -296,7 +278,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, head: _Head, loss: ChunkLoss, reduce_hidden: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, head: _Head, loss: ChunkLoss
     ) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:2]
         gradients = _Gradients(hidden, weight, head, wanted)
@@ -308,12 +290,14 @@ class _OnePass(torch.autograd.Function):
             logprob, divergence = stats.logprob(head.spec), stats.divergence
             value, upstream = _differentiate(loss, logprob, divergence, rows)
             total += value
-            rows_out.append((logprob, divergence, stats.teacher_logprob(head.spec)))
+            rows_out.append(
+                (logprob, divergence, stats.teacher_logprob(head.spec), stats.entropy(head.spec))
+            )
             if any(wanted) and any(part is not None for part in upstream):
                 gradients.add(z, zt, stats, upstream, rows)
             del z, zt  # before the next chunk's are made
-        outputs = _join(rows_out) if rows_out else (total.new_zeros(0), None, None)
-        ctx.gradients, ctx.reduce_hidden = gradients, reduce_hidden
+        outputs = _join(rows_out) if rows_out else (total.new_zeros(0), None, None, None)
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(*(part for part in outputs if part is not None))
         return total, *outputs
 
@@ -327,7 +311,7 @@ class _OnePass(torch.autograd.Function):
         for part in (gradients.hidden, gradients.weight):
             if part is not None:
                 part.mul_(upstream)
-        return (*gradients.finish(ctx.reduce_hidden), None, None, None)
+        return (*gradients.finish(), None, None)
 
 
 def _join(chunks: list[tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
@@ -362,10 +346,6 @@ def _unmade_logits(hidden: Tensor, weight: Tensor, whose: str) -> Tensor:
 
 def _accumulator(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _chunk(given: int | None, hidden: Tensor) -> int:
-    return given if given is not None else CUDA_CHUNK if hidden.is_cuda else CHUNK
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:

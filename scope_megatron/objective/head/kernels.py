@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scope_megatron.objective.head.shard import Shard, Spec
+from scope_megatron.objective.head.shard import Shard
+from scope_megatron.objective.head.spec import Spec
 
 # columns that a program holds at once
 REDUCE_BLOCK, GRADIENT_BLOCK = 4096, 2048
@@ -40,7 +41,7 @@ def chosen(logits: Tensor, teacher: Tensor | None, spec: Spec) -> bool:
     Raises:
         ValueError: ``triton`` is asked for where it cannot run.
     """
-    if spec.kernel == "torch" or spec.kind == "topk":
+    if spec.kernel == "torch" or spec.divergence == "topk":
         return False
     if logits.dtype not in _TYPES or (teacher is not None and teacher.dtype not in _TYPES):
         return False
@@ -129,7 +130,7 @@ def _run(name: str, programs: int, what: str, *args: Any, **constants: Any) -> N
 
 
 def _kind(spec: Spec) -> str:
-    return spec.kind or ("entropy" if spec.entropy else "logprob")
+    return spec.divergence or ("entropy" if spec.with_entropy else "logprob")
 
 
 def _block(most: int, columns: int) -> int:

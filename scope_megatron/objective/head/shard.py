@@ -1,38 +1,14 @@
-"""What is asked of a vocabulary shard, and which columns it holds."""
+"""Which columns of the vocabulary a rank holds, and whether a request fits them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Kernel = Literal["auto", "torch", "triton"]
-_KINDS = ("reverse_kl", "forward_kl", "jsd", "topk")
-_KERNELS = ("auto", "torch", "triton")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What to compute; see the public functions for the fields."""
-
-    temperature: float = 1.0
-    teacher_temperature: float = 1.0
-    kind: str | None = None  # None: no divergence
-    beta: float = 0.5
-    topk: int = 64
-    chunk: int = 1024
-    entropy: bool = False
-    inplace_backward: bool = False
-    kernel: Kernel = "auto"
-    inplace_forward: bool = False  # log-probabilities alone; with inplace_backward
-
-    @property
-    def dense(self) -> bool:
-        """Whether the teacher's whole row is read (all kinds but topk)."""
-        return self.kind not in (None, "topk")
+from scope_megatron.objective.head.spec import DIVERGENCES, KERNELS, Spec
 
 
 @dataclass(frozen=True)
@@ -42,24 +18,25 @@ class Shard:
     group: dist.ProcessGroup | None
     rank: int
     start: int
+    columns: int  # of this rank's logits, padding included
     width: int
     vocab_size: int
 
     @classmethod
-    def of(cls, logits: Tensor, vocab_size: int | None, group: dist.ProcessGroup | None) -> Shard:
-        if logits.dim() != 2 or not logits.is_floating_point():
-            raise ValueError(
-                f"logits must be [tokens, columns] floats, got {tuple(logits.shape)} {logits.dtype}"
-            )
+    def of(cls, columns: int, vocab_size: int | None, group: dist.ProcessGroup | None) -> Shard:
+        """This rank's shard of ``columns``, padding included; by default all are tokens.
+
+        ``group``: the tensor-parallel group, None for a single process. Raises ValueError when
+        the shards together have fewer columns than ``vocab_size``.
+        """
         rank, size = (0, 1) if group is None else (group.rank(), group.size())
-        columns = logits.shape[1]
         vocab_size = columns * size if vocab_size is None else vocab_size
         if not 0 < vocab_size <= columns * size:
             raise ValueError(
                 f"vocab_size {vocab_size} does not fit {size} shard(s) of {columns} columns"
             )
         width = min(max(vocab_size - rank * columns, 0), columns)
-        return cls(group, rank, rank * columns, width, vocab_size)
+        return cls(group, rank, rank * columns, columns, width, vocab_size)
 
     def gather(self, local: Tensor) -> Tensor:
         """[T, k] of each rank -> [tp, T, k]: the only communication of this package."""
@@ -80,22 +57,29 @@ def check(
     logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
 ) -> None:
     """Raise ValueError for what the public functions say they refuse."""
+    if logits.dim() != 2 or not logits.is_floating_point() or logits.shape[1] != shard.columns:
+        raise ValueError(
+            f"logits must be [tokens, {shard.columns}] floats, got {tuple(logits.shape)} "
+            f"{logits.dtype}"
+        )
     if not (spec.temperature > 0 and spec.teacher_temperature > 0):
         raise ValueError(
             "rollout.temperature and objective.teacher_temperature must be greater than 0, got "
             f"{spec.temperature} and {spec.teacher_temperature}"
         )
-    if spec.chunk < 1:
+    if spec.chunk is not None and spec.chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {spec.chunk}")
-    if spec.kernel not in _KERNELS:
+    if spec.kernel not in KERNELS:
         raise ValueError(
-            f"objective.kernel must be one of {', '.join(_KERNELS)}; got {spec.kernel!r}"
+            f"objective.kernel must be one of {', '.join(KERNELS)}; got {spec.kernel!r}"
         )
-    if spec.kind is not None and spec.kind not in _KINDS:
-        raise ValueError(f"the divergence must be one of {', '.join(_KINDS)}; got {spec.kind!r}")
-    if spec.kind == "jsd" and not 0 < spec.beta < 1:
+    if spec.divergence is not None and spec.divergence not in DIVERGENCES:
+        raise ValueError(
+            f"the divergence must be one of {', '.join(DIVERGENCES)}; got {spec.divergence!r}"
+        )
+    if spec.divergence == "jsd" and not 0 < spec.beta < 1:
         raise ValueError(f"objective.jsd_beta must lie between 0 and 1, got {spec.beta}")
-    if spec.kind == "topk" and not 0 < spec.topk <= shard.vocab_size:
+    if spec.divergence == "topk" and not 0 < spec.topk <= shard.vocab_size:
         raise ValueError(
             f"objective.topk must lie between 1 and the vocabulary's {shard.vocab_size}, "
             f"got {spec.topk}"

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from scope_megatron.objective.head import kernels
-from scope_megatron.objective.head.shard import Shard, Spec
+from scope_megatron.objective.head.shard import Shard
+from scope_megatron.objective.head.spec import Spec
 
+_CHUNK = 1024  # tokens
 _CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**25
 # columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
 _TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM, _TEACHER_TARGET = range(7)
@@ -52,6 +54,12 @@ class Statistics:
     def logprob(self, spec: Spec) -> Tensor:
         return (self.target - self.top) / spec.temperature - self.norm.log()
 
+    def entropy(self, spec: Spec) -> Tensor | None:
+        """Of the student's distribution, nats; None where it was not asked for."""
+        if not spec.with_entropy or self.mean is None:
+            return None
+        return self.norm.log() - self.mean
+
     def teacher_logprob(self, spec: Spec) -> Tensor | None:
         """Of the targets, at the teacher's temperature; None where its whole row is not read."""
         if self.teacher_top is None or self.teacher_norm is None or self.teacher_target is None:
@@ -76,7 +84,7 @@ class Statistics:
 
 def chunks(logits: Tensor, shard: Shard, spec: Spec) -> Iterator[slice]:
     """Blocks of at most ``chunk`` tokens; on a CPU smaller ones, whose buffers stay in cache."""
-    total, chunk = logits.shape[0], spec.chunk
+    total, chunk = logits.shape[0], spec.chunk or _CHUNK
     if logits.device.type == "cpu":
         chunk = min(chunk, max(1, _CPU_BLOCK // max(1, shard.width)))
     for start in range(0, total, chunk):
@@ -118,7 +126,7 @@ def statistics(
     local, picks = local_statistics(logits, teacher, targets, shard, spec)
     parts, overwritten = shard.gather(local), overwrites(logits, shard, spec)
     stats = merge_statistics(parts, picks, shard, spec, overwritten=overwritten)
-    if spec.kind == "jsd":
+    if spec.divergence == "jsd":
         assert teacher is not None
         add_mixture(stats, shard.gather(local_mixture(stats, logits, teacher, shard, spec)), spec)
     return stats
@@ -137,7 +145,7 @@ def local_statistics(
 ) -> tuple[Tensor, Tensor | None]:
     """([T, columns] to exchange, topk: [T, k] columns of this shard that it offers)."""
     local = _reduce(logits, teacher, targets, shard, spec)
-    if spec.kind != "topk":
+    if spec.divergence != "topk":
         return local, None
     assert teacher is not None
     best, values, picks = _local_best(logits, teacher, shard, spec, local.dtype)
@@ -158,7 +166,7 @@ def merge_statistics(
 
     jsd's divergence is not among them: see :func:`local_mixture`.
     """
-    if spec.kind == "topk":
+    if spec.divergence == "topk":
         assert picks is not None
         # [tp, T, 2k] -> two of [T, tp * k], rank-major
         best, values = (part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1))
@@ -166,10 +174,10 @@ def merge_statistics(
     stats = _merge(parts, spec)
     if overwritten:
         stats.shard_top = parts[shard.rank, :, _TOP]
-    if spec.kind in ("reverse_kl", "forward_kl"):
+    if spec.divergence in ("reverse_kl", "forward_kl"):
         assert stats.teacher_norm is not None and stats.mean is not None
         gap = stats.teacher_norm.log() - stats.norm.log()
-        stats.divergence = stats.mean + (gap if spec.kind == "reverse_kl" else -gap)
+        stats.divergence = stats.mean + (gap if spec.divergence == "reverse_kl" else -gap)
     return stats
 
 
@@ -178,7 +186,7 @@ def _reduce(
 ) -> Tensor:
     """This rank's statistics: [T, 3], or 4 columns with an entropy, 7 with a dense divergence."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    columns = 7 if spec.dense else 4 if spec.entropy else 3
+    columns = 7 if spec.dense else 4 if spec.with_entropy else 3
     out = torch.zeros(logits.shape[0], columns, dtype=dtype, device=logits.device)
     if shard.width == 0:  # all padding: below every maximum, and no mass
         floor = torch.finfo(dtype).min
@@ -194,18 +202,20 @@ def _reduce(
         if spec.dense and teacher is not None:
             value = teacher.gather(1, column[:, None])[:, 0].to(dtype)
             out[:, _TEACHER_TARGET] = torch.where(owned, value, 0.0)
-    elif spec.kind == "topk":
+    elif spec.divergence == "topk":
         return out  # the full normaliser has no use
     overwrite = overwrites(logits, shard, spec)
     for rows in chunks(logits, shard, spec):
         block = logits.detach()[rows, : shard.width]
         top = maximum(block, dtype)
-        finite = spec.dense or spec.entropy
+        finite = spec.dense or spec.with_entropy
         x = shift(block, top, spec.temperature, finite=finite, out=block if overwrite else None)
-        mass = x.exp() if spec.dense or spec.entropy else x.exp_()
+        mass = x.exp() if spec.dense or spec.with_entropy else x.exp_()
         out[rows, _TOP], out[rows, _NORM] = top, mass.sum(-1)
-        if spec.entropy:
-            out[rows, _MEAN] = mass.mul_(x).sum(-1)
+        if spec.with_entropy:
+            out[rows, _MEAN] = x.mul_(mass).sum(-1)
+            if overwrite:
+                x.copy_(mass)
         if spec.dense:
             assert teacher is not None
             _reduce_teacher(out[rows], teacher[rows, : shard.width], x, mass, spec)
@@ -217,13 +227,13 @@ def _reduce_teacher(out: Tensor, block: Tensor, x: Tensor, mass: Tensor, spec: S
     top = maximum(block, out.dtype)
     y = shift(block, top, spec.teacher_temperature)
     out[:, _TEACHER_TOP] = top
-    if spec.kind == "reverse_kl":
+    if spec.divergence == "reverse_kl":
         out[:, _MEAN] = mass.mul_(x.sub_(y)).sum(-1)
         out[:, _TEACHER_NORM] = y.exp_().sum(-1)
         return
     mass = torch.exp(y, out=mass)
     out[:, _TEACHER_NORM] = mass.sum(-1)
-    if spec.kind == "forward_kl":
+    if spec.divergence == "forward_kl":
         out[:, _MEAN] = mass.mul_(y.sub_(x)).sum(-1)
 
 
@@ -232,7 +242,7 @@ def _merge(parts: Tensor, spec: Spec) -> Statistics:
     top, step, weight = _rescale(parts[..., _TOP], spec.temperature)
     mass = weight * parts[..., _NORM]
     stats = Statistics(top=top, norm=mass.sum(0), target=parts[..., _TARGET].sum(0))
-    if spec.entropy:
+    if spec.with_entropy:
         stats.mean = _merge_mean(weight, parts, mass, step)
     if spec.dense:
         temperature = spec.teacher_temperature
@@ -240,9 +250,9 @@ def _merge(parts: Tensor, spec: Spec) -> Statistics:
         mass_t = weight_t * parts[..., _TEACHER_NORM]
         stats.teacher_norm = mass_t.sum(0)
         stats.teacher_target = parts[..., _TEACHER_TARGET].sum(0)
-        if spec.kind == "reverse_kl":
+        if spec.divergence == "reverse_kl":
             stats.mean = _merge_mean(weight, parts, mass, step - there)
-        elif spec.kind == "forward_kl":
+        elif spec.divergence == "forward_kl":
             stats.mean = _merge_mean(weight_t, parts, mass_t, there - step)
     return stats
 

@@ -12,6 +12,7 @@ MAX_DIGITS = 1_000_000  # of a power that may be worked out
 MAX_BETWEEN = 70  # characters between two boxes of one statement
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_DECIMAL = re.compile(r"([+-]?\d{1,99})(?:\.(\d{1,99})|,(\d{1,2}|\d{4,99}))")
 _INTEGER = re.compile(r"[+-]?\d{1,4096}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
 _POWER = re.compile(r"(?<!\d)(\d++)(?:\^|\*\*)(?:\{([+-]?\d++)\}|\(([+-]?\d++)\)|(\d++))")
@@ -97,9 +98,10 @@ def pairs_to_compare(found: list[str], gold: list[str]) -> list[list[tuple[str, 
 
 def equal_as_text(boxed: str, answer: str) -> bool | None:
     """Whether the two are equal, where that needs no algebra: the same text but for white space,
-    two whole numbers, or two of yes/no/true/false. None where it does."""
+    two whole numbers, a decimal number with a comma and with a point, or two of
+    yes/no/true/false. None where it does."""
     a, b = _plain(boxed), _plain(answer)
-    if a == b:
+    if a == b or (_with_point(boxed) or a) == (_with_point(answer) or b):
         return True
     if _INTEGER.fullmatch(a) and _INTEGER.fullmatch(b):
         return int(a) == int(b)
@@ -125,7 +127,14 @@ def is_bomb(text: str) -> bool:
 
 
 def _boxes(text: str) -> list[Box]:
-    """The outermost closed boxes, in order."""
+    """The outermost closed boxes, in order; of a text with doubled backslashes as well."""
+    boxes = _closed_boxes(text)
+    if not boxes and "\\\\boxed" in text:
+        boxes = _closed_boxes(text.replace("\\\\", "\\"))
+    return boxes
+
+
+def _closed_boxes(text: str) -> list[Box]:
     opened: list[re.Match[str] | None] = []  # a box's opening; None for a plain brace
     boxes: list[Box] = []
     for token in _TOKEN.finditer(text):
@@ -184,6 +193,12 @@ def _plain(text: str) -> str:
     """Without enclosing dollar signs, a final full stop, and spaces that separate nothing."""
     text = " ".join(text.split()).rstrip(".").strip("$")
     return _LOOSE_SPACE.sub("", text)
+
+
+def _with_point(text: str) -> str | None:
+    """1,22 as 1.22, which stays as it is; None for everything else (1,222 is a whole number)."""
+    match = _DECIMAL.fullmatch(text.strip().strip("$"))
+    return f"{match[1]}.{match[2] or match[3]}" if match else None
 
 
 def _word(text: str) -> str:

@@ -24,6 +24,8 @@ from typing import Any, TextIO
 MEMORY_BYTES = 4 << 30
 PARENT_CHECK_S = 2.0
 CACHED = 1024  # parsed answers
+POINTS = ((13, 10), (29, 4), (3, 8))  # where two expressions are compared as numbers
+TOLERANCE = 1e-9  # relative; numbers have 30 digits
 
 _parsed: dict[tuple[str, str], list[Any]] = {}
 
@@ -61,6 +63,8 @@ def _grade(math_verify: Any, request: dict[str, Any]) -> bool:
 
     def equal(pair: list[str]) -> bool:
         found, gold = (_parse(math_verify, text, fallback) for text in pair)
+        if found and gold and (settled := _settled(gold[0], found[0])) is not None:
+            return settled or (fallback == "first_match" and gold[-1] == found[-1])
         return bool(
             math_verify.verify(
                 gold,
@@ -82,6 +86,36 @@ def _parse(math_verify: Any, text: str, fallback: str) -> list[Any]:
             _parsed.pop(next(iter(_parsed)))
         _parsed[key] = math_verify.parse(text, fallback_mode=fallback, parsing_timeout=None)
     return _parsed[key]
+
+
+def _settled(gold: Any, found: Any) -> bool | None:
+    """Whether two expressions in the same variables are equal, where expanding or a number says
+    so; None where it takes more. Math-Verify simplifies the difference, which costs most of its
+    time on answers that are wrong. Only points at which both are real and positive variables
+    count, as the variables of a problem often are."""
+    import sympy
+    from sympy.core.function import AppliedUndef
+
+    for one in (gold, found):
+        if not isinstance(one, sympy.Expr) or isinstance(one, sympy.Number | sympy.Symbol):
+            return None
+        if one.has(sympy.Float, sympy.UnevaluatedExpr, sympy.oo, sympy.zoo, sympy.nan):
+            return None
+        if one.has(sympy.Sum, sympy.Product, sympy.Integral, sympy.Derivative, sympy.Limit):
+            return None
+        if one.atoms(AppliedUndef) or one.has(sympy.MatrixBase, sympy.MatrixSymbol):
+            return None
+    symbols = sorted(gold.free_symbols, key=str)
+    if gold.free_symbols != found.free_symbols:
+        return None
+    for start in POINTS:
+        point = {s: sympy.Rational(*start) + sympy.Rational(i, 7) for i, s in enumerate(symbols)}
+        values = [one.evalf(30, subs=point) for one in (gold, found)]
+        if not all(value.is_Float or value.is_Integer for value in values):
+            continue
+        if abs(values[0] - values[1]) > TOLERANCE * max(1, abs(values[0])):
+            return False
+    return True if sympy.expand(gold - found) == 0 else None
 
 
 def _say(replies: TextIO, message: dict[str, Any]) -> None:

@@ -85,15 +85,15 @@ def on_manifest(fault: Fault, module: ModuleType) -> None:
 
 def on_gradients(fault: Fault, module: ModuleType) -> None:
     """One element of the gradient becomes NaN."""
-    original = module.accumulate_gradients
+    original = module.pipeline.forward_backward
 
-    def accumulate_gradients(student: Any, *args: Any, **kwargs: Any) -> Any:
-        terms = original(student, *args, **kwargs)
+    def forward_backward(student: Any, *args: Any, **kwargs: Any) -> Any:
+        told = original(student, *args, **kwargs)
         if fault.due():
             next(iter(student.parameters())).main_grad.view(-1)[0] = float("nan")
-        return terms
+        return told
 
-    module.accumulate_gradients = accumulate_gradients
+    module.pipeline.forward_backward = forward_backward
 
 
 def on_scores(fault: Fault, module: ModuleType) -> None:
@@ -117,10 +117,10 @@ class _Poisoned:
     def __init__(self, scorer: Any) -> None:
         self._scorer = scorer
 
-    def logprobs(self, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        scores = self._scorer.logprobs(*args, **kwargs)
-        first = min(scores)
-        return scores | {first: scores[first] * float("nan")}
+    def score(self, *args: Any, **kwargs: Any) -> Any:
+        scored = self._scorer.score(*args, **kwargs)
+        scored.logprobs[min(scored.logprobs)] *= float("nan")
+        return scored
 
 
 def on_engine(fault: Fault, module: ModuleType) -> None:
@@ -164,8 +164,8 @@ def on_verifier(fault: Fault, module: ModuleType) -> None:
 
 Patch = Callable[[Fault, ModuleType], None]
 PATCHES: dict[str, tuple[str, Patch]] = {  # by action, besides the two that every fault needs
-    "nan gradient": ("scope_megatron.train.update", on_gradients),
-    "nan teacher": ("scope_megatron.train.learner", on_scores),
+    "nan gradient": ("scope_megatron.learn.learner", on_gradients),
+    "nan teacher": ("scope_megatron.learn.learner", on_scores),
     "engine once": ("scope_megatron.engine.vllm", on_engine),
     "engine always": ("scope_megatron.engine.vllm", on_engine),
     "verifier kill": ("scope_megatron.rollout.verify.mathematics", on_verifier),

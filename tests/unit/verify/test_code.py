@@ -13,6 +13,7 @@ from scope_megatron.rollout.verify.programs import CodeVerifier, program, same_o
 from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation, bubblewrap
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
 from scope_megatron.types import Prompt, Verdict
+from tests.sandbox.isolation import needs_isolation
 
 C, W = Verdict.CORRECT, Verdict.INCORRECT
 DOUBLE = {"inputs": ["3\n", "-4\n"], "outputs": ["6\n", "-8\n"]}
@@ -47,6 +48,9 @@ LIVECODEBENCH = [
     {"input": "1 2\n", "output": "3", "testtype": "stdin"},
     {"input": "5 5\n", "output": "10", "testtype": "stdin"},
 ]
+
+
+pytestmark = needs_isolation
 
 
 @pytest.fixture(scope="module")

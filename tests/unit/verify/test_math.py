@@ -71,6 +71,11 @@ GRADED = [
     (box("No"), "Yes", W),
     (box("12"), "1 2", W),
     (box(""), "3", W),
+    (box("1,22"), "1.22", C),
+    (box("1.22"), "1,22", C),
+    (box("1,222"), "1.222", W),
+    (r"\boxed{1} and \boxed{22}", "1.22", W),
+    (r"So $\\boxed{\\frac{1}{2}}$", "0.5", C),  # backslashes doubled, as in JSON
     ("The answer is 3.", "3", W),
     (r"cut off at \boxed{3", "3", W),
     (r"\boxed{3}" + " and so on" * 500, "3", W),  # further back than what counts
@@ -221,6 +226,7 @@ def test_text_rules():
     assert boxed_answers(r"\boxed{1}, \fbox{2} and \boxed{1}") == ["1", "2"]
     assert boxed_answers(r"\boxed{3} \implies \boxed{4}") == ["4"]
     assert boxed_answers("3") == []
+    assert boxed_answers(r"a \\ \boxed{1} \\ \boxed{2}") == ["1", "2"]
     assert equal_as_text("2\\pi  i", "2 \\pi i") is True
     assert equal_as_text("1 2", "12") is None
     assert equal_as_text("8", "9") is False

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
+from scope_megatron.learn.algorithms import Weighed
+from scope_megatron.learn.batch import Batch, reward
+from scope_megatron.learn.passes import samples_everything
+from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
-from scope_megatron.train.algorithms import SequenceStreams
-from scope_megatron.train.batch import Batch, reward
-
-_LOSSES = ("mle", "kl", "pg", "nll", "kl_ref")
 
 
 def step_metrics() -> StepMetrics:
@@ -27,7 +27,7 @@ def step_metrics() -> StepMetrics:
             "tokens/response",
             "tokens/total",
             "loss/total",
-            *(f"loss/{name}" for name in _LOSSES),
+            *(f"loss/{name}" for name in TERMS),
         ],
         means=[
             "reward/mean",
@@ -35,6 +35,9 @@ def step_metrics() -> StepMetrics:
             "perplexity/student_correct",
             "perplexity/student_incorrect",
             "perplexity/teacher_incorrect",
+            "entropy/student_correct",
+            "entropy/student_incorrect",
+            "entropy/teacher_incorrect",
             "weight/student_spread",
             "weight/teacher_spread",
             "mismatch/mean_abs_logprob",
@@ -48,55 +51,93 @@ def step_metrics() -> StepMetrics:
             "lr",
             "grad_norm",
             "update/skipped",
+            "balance/rank_imbalance",
+            "balance/padded_share",
         ],
     )
+
+
+def note_rows(batch: Batch, index: int, values: Tensor) -> None:
+    """What the training pass told of a response: [length, ROW_COLUMNS], NaN for what it did not."""
+    logprob, teacher, entropy = values.unbind(1)
+    batch.logprobs[index] = logprob.contiguous()
+    if index not in batch.teacher_logprobs and not bool(teacher.isnan().all()):
+        batch.teacher_logprobs[index] = teacher.contiguous()
+    if len(entropy) and not bool(entropy.isnan().any()):
+        batch.student_entropy.setdefault(index, float(entropy.mean()))
 
 
 def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     """Everything that is known of a batch besides its losses and weights."""
     _rollouts(metrics, batch)
     _perplexities(metrics, batch)
+    _entropies(metrics, batch)
     if config.on_policy:
         _rewards(metrics, batch)
         _mismatch(metrics, batch, config)
 
 
+def observe_update(
+    metrics: StepMetrics, batch: Batch, weighed: Weighed, terms: dict[str, float]
+) -> None:
+    """Losses, and the weights' spread: largest over smallest weight in a group's path, as the
+    geometric mean over groups of two or more."""
+    for name, value in terms.items():
+        metrics.sum(f"loss/{name}", value)
+        metrics.sum("loss/total", value)
+    for name, weights in (
+        ("weight/student_spread", weighed.student_weight),
+        ("weight/teacher_spread", weighed.teacher_weight),
+    ):
+        spreads = _log_spreads(weights, batch.group) if weights is not None else []
+        metrics.mean(name, sum(spreads), len(spreads))
+
+
 def _rewards(metrics: StepMetrics, batch: Batch) -> None:
-    rewards = [r for r in map(reward, batch.rollouts) if r is not None]
+    rewards = [r for r in map(reward, batch.rollouts.values()) if r is not None]
     metrics.mean("reward/mean", float(sum(rewards)), len(rewards))
 
 
 def _rollouts(metrics: StepMetrics, batch: Batch) -> None:
     """Path sizes and lengths."""
-    metrics.sum("path/correct", int(batch.routes.correct.sum()))
-    metrics.sum("path/incorrect", int(batch.routes.incorrect.sum()))
-    metrics.sum("path/masked", int(batch.routes.masked.sum()))
-    metrics.sum("path/unscored", len(batch.unscored))
-    metrics.sum("rollout/truncated", sum(not r.finished for r in batch.rollouts))
-    metrics.mean("rollout/response_tokens_mean", int(batch.lengths.sum()), len(batch.rollouts))
-    metrics.sum("tokens/response", int(batch.lengths.sum()))
-    metrics.sum("tokens/total", sum(r.length for r in batch.rollouts))
+    held, routes = batch.rollouts.values(), batch.routes
+    metrics.sum("path/correct", len(batch.members(routes.correct)))
+    metrics.sum("path/incorrect", len(batch.members(routes.incorrect)))
+    metrics.sum("path/masked", len(batch.members(routes.masked)))
+    metrics.sum("path/unscored", len(batch.unscored & batch.rollouts.keys()))
+    metrics.sum("rollout/truncated", sum(not r.finished for r in held))
+    tokens = sum(len(r.token_ids) for r in held)
+    metrics.mean("rollout/response_tokens_mean", tokens, len(held))
+    metrics.sum("tokens/response", tokens)
+    metrics.sum("tokens/total", sum(r.length for r in held))
+
+
+def _student_logprobs(batch: Batch) -> dict[int, Tensor]:
+    """Of the weights that sampled: scored before the update, or by its own pass."""
+    return batch.logprobs | batch.old_logprobs
 
 
 def _perplexities(metrics: StepMetrics, batch: Batch) -> None:
     """Geometric mean over responses of each path's perplexity: exp of the mean log-perplexity."""
+    student = _student_logprobs(batch)
     for name, logprobs, mask in (
-        ("perplexity/student_correct", batch.old_logprobs, batch.routes.correct),
-        ("perplexity/student_incorrect", batch.old_logprobs, batch.routes.incorrect),
+        ("perplexity/student_correct", student, batch.routes.correct),
+        ("perplexity/student_incorrect", student, batch.routes.incorrect),
         ("perplexity/teacher_incorrect", batch.teacher_logprobs, batch.routes.incorrect),
     ):
         scored = [float(logprobs[i].mean()) for i in batch.members(mask) if i in logprobs]
         metrics.mean(name, -sum(scored), len(scored))
 
 
-def observe_weights(metrics: StepMetrics, batch: Batch, streams: SequenceStreams) -> None:
-    """Largest over smallest weight in a group's path; geometric mean over groups of two or more."""
-    for name, weights in (
-        ("weight/student_spread", streams.student_weight),
-        ("weight/teacher_spread", streams.teacher_weight),
+def _entropies(metrics: StepMetrics, batch: Batch) -> None:
+    """Mean over responses of the entropy per token, nats, at each side's temperature."""
+    for name, entropy, mask in (
+        ("entropy/student_correct", batch.student_entropy, batch.routes.correct),
+        ("entropy/student_incorrect", batch.student_entropy, batch.routes.incorrect),
+        ("entropy/teacher_incorrect", batch.teacher_entropy, batch.routes.incorrect),
     ):
-        spreads = _log_spreads(weights, batch.group) if weights is not None else []
-        metrics.mean(name, sum(spreads), len(spreads))
+        known = [entropy[i] for i in batch.members(mask) if i in entropy]
+        metrics.mean(name, sum(known), len(known))
 
 
 def _log_spreads(weights: Tensor, group: Tensor) -> list[float]:
@@ -114,15 +155,14 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     And the share of tokens whose importance weight is cut off at objective.tis_clip.
     Only where both speak of the same distribution: top-p and top-k renormalise the engine's.
     """
-    rollout = config.rollout
-    if rollout is None or rollout.top_p < 1 or rollout.top_k > 0:
+    if not samples_everything(config):
         return
-    if config.objective.old_logprobs == "rollout" or not batch.old_logprobs:
+    ours = batch.logprobs if config.objective.old_logprobs == "rollout" else None
+    ours = _student_logprobs(batch) if ours is None else ours
+    if not ours:
         return
-    old = torch.cat([batch.old_logprobs[i] for i in sorted(batch.old_logprobs)])
-    engine = torch.tensor(
-        [p for i in sorted(batch.old_logprobs) for p in batch.rollouts[i].engine_logprobs]
-    )
+    old = torch.cat([ours[i] for i in sorted(ours)])
+    engine = torch.tensor([p for i in sorted(ours) for p in batch.rollouts[i].engine_logprobs])
     gap = old - engine
     metrics.mean("mismatch/mean_abs_logprob", float(gap.abs().sum()), gap.numel())
     metrics.mean(
@@ -132,12 +172,6 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     if config.objective.tis_clip is not None:
         clipped = gap > math.log(config.objective.tis_clip)
         metrics.mean("mismatch/tis_clipped", float(clipped.sum()), gap.numel())
-
-
-def observe_losses(metrics: StepMetrics, terms: dict[str, float]) -> None:
-    for name, value in terms.items():
-        metrics.sum(f"loss/{name}", value)
-        metrics.sum("loss/total", value)
 
 
 def finish(values: dict[str, float]) -> dict[str, float]:

@@ -18,9 +18,9 @@ from megatron.core.distributed import DistributedDataParallel
 
 from scope_megatron import outputs
 from scope_megatron.exits import NONFINITE, StopRun
+from scope_megatron.learn.batch import Batch
 from scope_megatron.parallel.agree import any_rank
 from scope_megatron.parallel.optimizer import gradients_are_finite
-from scope_megatron.train.batch import Batch
 
 
 class NonFiniteGuard:
@@ -35,8 +35,8 @@ class NonFiniteGuard:
     ) -> bool:
         """Whether loss terms and gradients are finite on every rank (collective over all).
 
-        ``nothing_left``: every response of this replica was masked, some for scores that are not
-        finite. Their loss is 0, but the student is what is broken.
+        ``nothing_left``: every response was masked, some for scores that are not finite. Their loss
+        is 0, but the student is what is broken.
         """
         bad = nothing_left or not all(map(math.isfinite, terms.values()))
         bad = bad or not gradients_are_finite(ddp)
@@ -65,7 +65,7 @@ class NonFiniteGuard:
         name = f"step_{step + 1:08d}_update_{update + 1}_rank_{rank:05d}.jsonl"
         path = self._directory / name
         if writes:
-            lines = [json.dumps(_row(batch, index, again)) for index in range(len(batch.rollouts))]
+            lines = [json.dumps(_row(batch, index, again)) for index in batch.rollouts]
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 path.write_text("".join(f"{line}\n" for line in lines))

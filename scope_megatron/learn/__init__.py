@@ -1,0 +1,14 @@
+"""The learning half of a step: from graded responses to an update of the student.
+
+learner       score, weigh, update: the three verbs of the step
+passes        which forward-only passes a configuration needs
+models        the student with its optimizer, and the frozen model beside it
+batch         the step's responses: facts of all of them, tokens of those held here
+deal          which rank holds which response, and their exchange
+scorer        log-probabilities by a forward pass
+algorithms    which weight each response gets in which term
+rows          all that the loss reads, laid out on the rows of a pack
+head          from the last hidden states to scores and to the loss
+observe       the numbers of one step
+nonfinite     losses and gradients that are not finite: no update
+"""

@@ -1,0 +1,172 @@
+"""The learning half of a step: score a graded batch, weigh it, update the student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scope_megatron.config import Config
+from scope_megatron.learn import models, observe
+from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
+from scope_megatron.learn.batch import Batch
+from scope_megatron.learn.head import ROW_COLUMNS, build_head
+from scope_megatron.learn.nonfinite import NonFiniteGuard
+from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.rows import Rows
+from scope_megatron.learn.scorer import Scored, Scorer
+from scope_megatron.objective.loss import TERMS, Clip
+from scope_megatron.objective.packing import filler, scatter_to_sequences
+from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.optimizer import learning_rate
+from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
+from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.types import PackedBatch
+
+
+class Learner:
+    """The student, the frozen model beside it, and the algorithm that weights their tokens."""
+
+    def __init__(self, config: Config, topology: Topology) -> None:
+        self.config, self.topology = config, topology
+        self.student = models.build_student(config, topology)
+        self.frozen = models.build_frozen(config, topology)
+        self.algorithm = ALGORITHMS[config.algorithm.name]
+        self.passes = Passes.of(config)
+        self.head = build_head(config, topology, self.student, self.frozen)
+        self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
+        self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
+        clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
+        self.clip = Clip(
+            eps=config.algorithm.clip_eps if clipped else None, tis=config.objective.tis_clip
+        )
+
+    def score(self, batch: Batch) -> None:
+        """The log-probabilities that weights and loss need; masks what could not be scored."""
+        if self.passes.student != "none":
+            self._score_student(batch)
+        if self.frozen is not None:
+            self._score_frozen(batch, self.frozen)
+
+    def _score_student(self, batch: Batch) -> None:
+        """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
+        source, routes = self.passes.student, batch.routes
+        members = batch.members(routes.correct if source == "weights" else routes.routed)
+        if source == "engine":
+            engine = {i: torch.tensor(batch.rollouts[i].engine_logprobs) for i in members}
+            scored = Scored(logprobs=engine)
+        else:
+            spec = self.head.spec.alone()
+            scored = self.scorer.score(self.student, batch.rollouts, members, spec)
+        batch.student_mean = self._means(batch, scored.logprobs)
+        batch.student_entropy |= scored.entropy
+        if self.passes.ratio:
+            batch.old_logprobs = scored.logprobs
+        batch.mask_unscored(~batch.student_mean.isfinite())
+
+    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
+        """The teacher scores only what its path needs; grpo's reference scores all."""
+        spec = self.head.spec.alone()
+        if self.config.needs_teacher:
+            spec = spec.at(self.config.objective.teacher_temperature)
+        scored = self.scorer.score(
+            frozen,
+            batch.rollouts,
+            batch.members(self.algorithm.frozen_scores(batch.routes)),
+            spec,
+            logprobs=self.passes.teacher_logprobs,
+            hidden=self.passes.teacher_hidden,
+        )
+        means = self._means(batch, scored.logprobs)
+        if self.config.needs_teacher:
+            batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
+            batch.teacher_entropy, batch.teacher_hidden = scored.entropy, scored.hidden
+        else:
+            batch.reference_logprobs = scored.logprobs
+        batch.mask_unscored(~means.isfinite())
+
+    def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
+        """[B] mean log-probability per token, of every replica's responses; 0 without a score."""
+        means = torch.zeros(len(batch))
+        for index, values in logprobs.items():
+            means[index] = values.mean()
+        if self.topology.dp_size == 1:
+            return means
+        on_device = means.to(platform.device())
+        dist.all_reduce(on_device, group=self.topology.dp_group)
+        return on_device.cpu()
+
+    def weigh(self, batch: Batch) -> Weighed:
+        """What each response weighs in each term of the loss; the same on every rank."""
+        return self.algorithm.weigh(batch, self.config)
+
+    def update(
+        self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (0, 0)
+    ) -> None:
+        """One optimizer update. ``name`` (step and update, from 0) names what is written down of
+        an update that is skipped."""
+        self.student.ddp.zero_grad_buffer()
+        self.student.optimizer.zero_grad()
+        members = batch.members(weighed.streams.active())
+        packs = self.scorer.pack(batch.rollouts, members) or [self._idle()]
+        exact = self.head.spec.divergence is not None
+        rows = [Rows.of(pack, batch, weighed.streams, self.clip, exact=exact) for pack in packs]
+        told = pipeline.forward_backward(
+            self.student.ddp, packs, partial(self.head.loss, rows=rows)
+        )
+        terms = self._learn_of_pass(batch, packs, told)
+        observe.observe_update(metrics, batch, weighed, terms)
+        metrics.maximum("lr", learning_rate(self.student.optimizer))
+        nothing_left = bool(batch.unscored) and not bool(weighed.streams.active().any())
+        if not self.guard.accepts(terms, self.student.ddp, nothing_left):
+            metrics.maximum("update/skipped", 1.0)
+            self._record_skipped(batch, *name, sorted({*members, *batch.unscored}))
+            return
+        _, grad_norm, _ = self.student.optimizer.step()
+        self.student.scheduler.step(increment=1)
+        metrics.maximum("grad_norm", float(grad_norm))
+
+    def _idle(self) -> PackedBatch:
+        """For a replica without a response: the graph runs on every rank."""
+        multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
+        return filler(multiple).to(platform.device())
+
+    def _learn_of_pass(
+        self, batch: Batch, packs: list[PackedBatch], told: list[tuple[dict[str, Tensor], Tensor]]
+    ) -> dict[str, float]:
+        """This replica's share of each term; what the pass knew of the tokens goes to the batch.
+
+        The last stage tells all others.
+        """
+        counts, device = [pack.num_rows for pack in packs], packs[0].tokens.device
+        sums = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
+        flat = torch.zeros(sum(counts), len(ROW_COLUMNS), device=device)
+        if told:
+            for terms, _ in told:
+                for name, value in terms.items():
+                    sums[TERMS.index(name)] += value
+            flat = torch.cat([rows for _, rows in told])
+        broadcast_from_last_stage(flat, self.topology)
+        for pack, rows in zip(packs, flat.cpu().split(counts), strict=True):
+            for index, values in scatter_to_sequences(rows, pack).items():
+                observe.note_rows(batch, index, values)
+        values = broadcast_from_last_stage(sums, self.topology).tolist()
+        return dict(zip(TERMS, values, strict=True))
+
+    def _record_skipped(self, batch: Batch, step: int, number: int, members: list[int]) -> None:
+        topology, held = self.topology, [i for i in members if i in batch.rollouts]
+        self.guard.record(
+            batch,
+            step,
+            number,
+            topology.rank,
+            writes=topology.tp_rank == topology.pp_rank == 0,
+            scores=lambda: (
+                self.scorer.score(
+                    self.student, batch.rollouts, held, self.head.spec.alone()
+                ).logprobs
+            ),
+        )

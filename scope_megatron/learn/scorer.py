@@ -1,0 +1,91 @@
+"""Log-probabilities of responses by a forward-only pass, at any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scope_megatron.learn.head import Head, Model
+from scope_megatron.objective.head.spec import Spec
+from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
+from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.types import PackedBatch, Rollout
+
+
+@dataclass
+class Scored:
+    """What a pass learnt, by response."""
+
+    logprobs: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], on the CPU
+    entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Packs sequences the way this run is laid out, and scores them."""
+
+    topology: Topology
+    microbatch_tokens: int
+    head: Head
+
+    def pack(self, rollouts: Mapping[int, Rollout], members: Sequence[int]) -> list[PackedBatch]:
+        """The chosen responses in microbatches of bounded size, on this rank's device.
+
+        With expert parallelism, collective: every replica gets the same number of microbatches,
+        since they pass through every layer together.
+        """
+        multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
+        sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
+        bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
+        packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
+        if self.topology.ep_size > 1:
+            packs += [filler(multiple)] * (self._most(len(packs)) - len(packs))
+        return [packed.to(platform.device()) for packed in packs]
+
+    def _most(self, count: int) -> int:
+        """The largest of the replicas' counts."""
+        counts = torch.tensor(count, device=platform.device())
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self.topology.dp_group)
+        return int(counts)
+
+    def score(
+        self,
+        model: Model,
+        rollouts: Mapping[int, Rollout],
+        members: Sequence[int],
+        spec: Spec,
+        *,
+        logprobs: bool = True,
+        hidden: bool = False,
+    ) -> Scored:
+        """log pi(token) of the chosen responses' tokens under ``model``, from a forward pass.
+
+        ``hidden`` keeps the last hidden states of their rows, cut over the tensor ranks; without
+        ``logprobs`` nothing is multiplied with the output weight.
+        """
+        packs = self.pack(rollouts, members)
+        scored = Scored()
+
+        def rows(output: Tensor, index: int) -> Tensor:
+            if hidden:
+                kept = self.head.keep(output, packs[index])
+                scored.hidden.update(scatter_to_sequences(kept, packs[index]))
+            if not logprobs:
+                return torch.empty(packs[index].num_rows, 0, device=output.device)
+            return self.head.scores(output, packs[index], model, spec)
+
+        columns = 1 + spec.with_entropy if logprobs else 0
+        passes = pipeline.score(model.model, packs, rows, self.topology, columns=columns)
+        for values, packed in zip(passes, packs, strict=True):
+            for index, part in scatter_to_sequences(values.cpu(), packed).items():
+                if logprobs:
+                    scored.logprobs[index] = part[:, 0].contiguous()
+                if columns > 1 and len(part):
+                    scored.entropy[index] = float(part[:, 1].mean())
+        return scored
