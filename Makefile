@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test doctor lint format docs clean
+.PHONY: help env quickstart check test doctor lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,10 @@ env:  ## make the Python environment in VENV, or do nothing if it is there
 quickstart: env  ## train the small example on this machine (ARGS: key=value overrides)
 	$(BIN)/scope-megatron train configs/quickstart.yaml resume=auto $(ARGS)
 
-test: env  ## run the tests (ARGS: more of pytest's arguments)
+check: lint  ## lint, types and the unit tests that are quick: under two minutes on two cores
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit $(ARGS)
+
+test: env  ## run all tests (ARGS: more of pytest's arguments)
 	$(BIN)/python -m pytest -q tests $(ARGS)
 
 doctor: env  ## say what of this machine works, what is missing and how to get it

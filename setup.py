@@ -26,7 +26,10 @@ CORE = [
     "math-verify==0.9.0",  # grades answers: another version may give other rewards
     "matplotlib>=3.8",
     "tensorboard>=2.16",
-    "pyarrow>=15",
+    "pyarrow>=24",  # datasets 5's lower limit
+    "huggingface_hub>=2.4,<3",  # models and data by name; 2.4 knows whether a snapshot is whole
+    "datasets>=5,<6",
+    "filelock>=3.12",
     "megatron-core==0.16.1",  # parallel/platform.py stands in for CUDA names of this very version
 ]
 # torch comes with megatron-core; which build of it is what the first two extras decide.
@@ -44,7 +47,14 @@ EXTRAS = {
         "nemo-run==0.11.1",  # launch/ works around defects of this version
         "leptonai<0.40",  # later ones lack leptonai.api.v1, which nemo-run imports
     ],
-    "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff==0.17.6", "mypy>=1.13", "pre-commit>=4"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff==0.17.6",
+        "mypy>=1.13",
+        "pre-commit>=4",
+    ],
     "wandb": ["wandb>=0.18"],
 }
 

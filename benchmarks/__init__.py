@@ -1,0 +1,9 @@
+"""What performance claims stand on; RESULTS.md has the figures.
+
+bench_loss          time, memory and collectives of the loss head against alternatives
+loss_methods        those alternatives
+loss_report         tables and the picture of bench_loss
+bench_reshard       parameters to the engine: in memory, over the disk, after a full gather
+bench_checkpoint    what a checkpoint costs a training step
+quickstart_seeds    accuracy of the quickstart over several seeds
+"""

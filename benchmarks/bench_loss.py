@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 from benchmarks import loss_methods as methods
-from benchmarks.memory import peak_memory
+from tests.support.memory import peak_memory
 
 NAMES = {
     "one_pass": "(a) fused_loss",

@@ -36,8 +36,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.memory import peak_memory
-from tests.distributed.harness import run_distributed_test
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
 
 SIZES = {  # name: hidden, ffn, layers, heads, vocabulary
     "quick": (256, 704, 4, 4, 8192),
@@ -93,7 +93,7 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
 
     platform.initialize()
     from scope_megatron.config import EngineConfig
-    from scope_megatron.engine.source import ModelWeights, engine_weights
+    from scope_megatron.engine.source import ModelParameters, engine_parameters
     from scope_megatron.engine.vllm import VLLMEngine
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
@@ -109,8 +109,8 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
         eos_ids=[],
         seed=0,
     )
-    weights = ModelWeights(model, hf, topology, BUCKET)
-    engine.load_weights(weights)  # proves the plan
+    weights = ModelParameters(model, hf, topology, BUCKET)
+    engine.send_parameters(weights)  # proves the plan
     plan = engine._direct.plan
     assert plan is not None, engine._direct.refused
     plain = Plain(engine)
@@ -127,7 +127,7 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
                 out["growth"][name] = max(out["growth"][name], resident.peak - resident.start)
     out["direct_tensors"] = peak_memory(lambda: plan.run(model, plain.write))
     out["received"] = plan.received
-    drained = lambda: drain(engine_weights(model, hf, topology, BUCKET))  # noqa: E731
+    drained = lambda: drain(engine_parameters(model, hf, topology, BUCKET))  # noqa: E731
     out["stream_tensors"] = peak_memory(drained)
     out["own_bytes"] = sum(parameter.nbytes for parameter in model.parameters())
     out["engine_bytes"] = sum(tensor.nbytes for tensor in plain.tensors.values())
@@ -163,7 +163,7 @@ def methods(
 
     from scope_megatron.convert.gather import iter_full_tensors
     from scope_megatron.convert.hf import export_hf
-    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.engine.source import engine_parameters
 
     model, hf, topology = weights.model, weights.hf, weights.topology
     exported = root / "exported"
@@ -192,21 +192,21 @@ def methods(
     def over_disk() -> None:
         export_hf(model, hf, topology, root, exported, overwrite=True)
         dist.barrier()
-        engine.load_weights(read())
+        engine.send_parameters(read())
         dist.barrier()
 
     def full_gather() -> None:
         whole = list(iter_full_tensors(model, hf, topology, 1 << 62))
         if tied:
             whole.append(("lm_head.weight", dict(whole)["model.embed_tokens.weight"]))
-        engine.load_weights(whole)
+        engine.send_parameters(whole)
 
     return {
-        "direct": lambda: engine.load_weights(weights),
-        "loaders": lambda: engine.load_weights(engine_weights(model, hf, topology, BUCKET)),
+        "direct": lambda: engine.send_parameters(weights),
+        "loaders": lambda: engine.send_parameters(engine_parameters(model, hf, topology, BUCKET)),
         "disk": over_disk,
         "full gather": full_gather,
-        "stream": lambda: drain(engine_weights(model, hf, topology, BUCKET)),
+        "stream": lambda: drain(engine_parameters(model, hf, topology, BUCKET)),
         "direct, unpacked": lambda: plan.run(model, plain.write),
         "link": link,
         "memcpy": lambda: torch._foreach_copy_(list(plain.tensors.values()), copies),

@@ -1,4 +1,4 @@
-"""How `bench_loss.py` shows its numbers: tables with the targets, and the memory figure."""
+"""Output of `bench_loss.py`: tables with the targets, and the memory figure."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@
     plan.py       the jobs of a launch: runs of a sweep, evaluations after them
     scripts.py    shell text: a rank's, and what the batch script does when ranks end
     executors.py  nemo-run's executors, with their traps closed
+    hub.py        caches and settings of the hub, for jobs that use its names
     code.py       a copy of the code in the job's directory
 
 Nothing outside this package imports nemo_run, and this package imports it only when it launches:

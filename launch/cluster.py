@@ -1,4 +1,4 @@
-"""Where a run executes, as plain values: what a site's file returns and options replace."""
+"""Cluster: nodes, GPUs, account, container, as a site's file returns and options replace them."""
 
 # No `from __future__ import annotations`: nemo-run reads the annotations themselves.
 import re

@@ -1,4 +1,4 @@
-"""Where a run executes: nemo-run executors with the traps of nemo-run 0.11 closed.
+"""Executors of a run, local or Slurm: nemo-run executors with the traps of nemo-run 0.11 closed.
 
 ``slurm`` expects to be called on a login node whose file system the compute nodes share. The
 traps, each with what closes it:
@@ -22,6 +22,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,12 @@ def import_nemo_run() -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import nemo_run
+            return import_module("nemo_run")
     except ImportError as error:
         raise ValueError(
             f"nemo-run cannot be imported ({error}); run tools/setup_env.sh, or install "
             "requirements/launch.txt and the packages it names"
         ) from error
-    return nemo_run
 
 
 def local(cluster: Cluster) -> LocalExecutor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch import executors, sites
 from launch.cluster import Cluster
-from launch.plan import Request
+from launch.plan import LaunchRequest
 from launch.run import launch, reported
 
 SITE = "SCOPE_MEGATRON_SITE"
@@ -46,7 +46,7 @@ def main() -> int:
         follow: bool = False,
     ) -> None:
         """Launch a run or a sweep of scope_megatron."""
-        request = Request(
+        request = LaunchRequest(
             config=config,
             cluster=cluster,
             overrides=overrides,

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields, replace
 
 from launch import sites
-from launch.plan import Request
+from launch.plan import LaunchRequest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +94,7 @@ def _add_environment(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def request(arguments: argparse.Namespace) -> Request:
+def request(arguments: argparse.Namespace) -> LaunchRequest:
     """The parsed options as a request. ValueError for an unknown site, executor or pair."""
     cluster = sites.cluster(arguments.site, arguments.executor)
     names = [field.name for field in fields(cluster)]
@@ -104,8 +104,8 @@ def request(arguments: argparse.Namespace) -> Request:
         **given | {"env": cluster.env | environment(arguments.env)},
         mounts=[*cluster.mounts, *arguments.mount],
     )
-    rest = [field.name for field in fields(Request) if field.name != "cluster"]
-    return Request(cluster=cluster, **{name: getattr(arguments, name) for name in rest})
+    rest = [field.name for field in fields(LaunchRequest) if field.name != "cluster"]
+    return LaunchRequest(cluster=cluster, **{name: getattr(arguments, name) for name in rest})
 
 
 def environment(pairs: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a launch consists of: jobs with their resolved configurations, before any executor."""
+"""Plan of a launch: jobs with their resolved configurations, before any executor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from launch.cluster import Cluster
 from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
+from scope_megatron.config.names import pinned
 
 LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
 
 
 @dataclass(kw_only=True)
-class Request:
-    """What the user asks for."""
+class LaunchRequest:
+    """Options of a launch, as the user gave them."""
 
     config: str
     cluster: Cluster
@@ -32,7 +33,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One `scope-megatron VERB` with its configuration."""
 
     name: str  # of the job's folder: unique in the experiment
@@ -41,7 +42,7 @@ class Job:
     after: str | None = None  # the job that has to succeed before
 
 
-def plan(request: Request) -> list[Job]:
+def plan(request: LaunchRequest) -> list[PlannedJob]:
     """The jobs, each after the one that it needs. Raises ConfigError or ValueError.
 
     Settings are checked, and sizes that are `auto` chosen, for the nodes that are asked for: a
@@ -55,7 +56,7 @@ def plan(request: Request) -> list[Job]:
         return _plan(request)
 
 
-def _plan(request: Request) -> list[Job]:
+def _plan(request: LaunchRequest) -> list[PlannedJob]:
     base = _word(Path(request.config).stem)
     verb = "check" if request.check else "train"
     jobs = []
@@ -66,7 +67,7 @@ def _plan(request: Request) -> list[Job]:
             top = load_config(request.config, overrides, check_files=False).output_dir
             overrides.append(f"output_dir={top / suffix}")
         name = f"{base}.{suffix}" if point else base
-        jobs.append(Job(name, verb, load_config(request.config, overrides)))
+        jobs.append(PlannedJob(name, verb, load_config(request.config, overrides)))
         if request.then and not request.check:
             jobs.append(_evaluation(request, jobs[-1], overrides))
     if len({job.name for job in jobs}) < len(jobs):
@@ -91,18 +92,22 @@ def points(sweep: list[str]) -> list[list[str]]:
     return product
 
 
-def _evaluation(request: Request, train: Job, overrides: list[str]) -> Job:
+def _evaluation(request: LaunchRequest, train: PlannedJob, overrides: list[str]) -> PlannedJob:
     """Evaluates the student that ``train`` exports, which does not exist yet."""
     if not train.config.checkpoint.export_hf:
         raise ValueError(
             "--then evaluate: needs the exported student; remove checkpoint.export_hf=false"
         )
     student = f"model.student={train.config.output_dir / outputs.HF}"
+    names = pinned(train.config)  # the training's own: the hub may move meanwhile
     layout = [f"parallel.{name}={getattr(train.config.parallel, name)}" for name in LAYOUT]
     config = load_config(
-        request.config, [*overrides, student, *layout], check_files=False, command="evaluate"
+        request.config,
+        [*overrides, *names, student, *layout],
+        check_files=False,
+        command="evaluate",
     )
-    return Job(f"{train.name}.evaluate", "evaluate", config, after=train.name)
+    return PlannedJob(f"{train.name}.evaluate", "evaluate", config, after=train.name)
 
 
 def _word(text: str) -> str:

@@ -17,18 +17,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import code, executors, options, scripts, status
-from launch.plan import Job, Request, plan
+from launch import code, executors, hub, options, scripts, status
+from launch.plan import LaunchRequest, PlannedJob, plan
 from scope_megatron.config import ConfigError
 from scope_megatron.outputs import latest_pointer
 
 if TYPE_CHECKING:
     from nemo_run import Experiment
 
-TITLE = "scope-megatron"  # of the experiments' folder under NEMORUN_HOME
+EXPERIMENT = "scope-megatron"  # of the experiments' folder under NEMORUN_HOME
 CONFIG_NAME = "config.yaml"
 
 
@@ -49,10 +50,13 @@ def reported(action: Callable[[], int]) -> int:
     return 2
 
 
-def launch(request: Request) -> int:
+def launch(request: LaunchRequest) -> int:
     """Validate, build scripts and executors, hand both to nemo-run; the exit status."""
     slurm = request.cluster.kind == "slurm"
     jobs = plan(request)
+    request = replace(
+        request, cluster=hub.with_caches(request.cluster, [job.config for job in jobs])
+    )
     for job in jobs:
         request.cluster.ranks_per_node(job.config.world_size)
     commit_and_tar = code.archive(request.allow_dirty) if request.package else None
@@ -62,11 +66,11 @@ def launch(request: Request) -> int:
             "--dryrun"
         )
     nemo_run = executors.import_nemo_run()
-    name = f"{TITLE}_{time.time_ns()}"
-    directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / TITLE / name
+    name = f"{EXPERIMENT}_{time.time_ns()}"
+    directory = Path(nemo_run.config.get_nemorun_home()) / "experiments" / EXPERIMENT / name
     tasks = [make_task(request, job, directory / job.name) for job in jobs]
     with nemo_run.Experiment(
-        TITLE,
+        EXPERIMENT,
         id=name,
         executor=tasks[0][1],
         log_level="WARN",
@@ -89,10 +93,10 @@ def launch(request: Request) -> int:
         if slurm:
             return submit(experiment, request)
         experiment.run(tail_logs=True, sequential=True)
-    return report(experiment)  # leaving the block waited for the runs
+    return report_runs(experiment)  # leaving the block waited for the runs
 
 
-def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
+def make_task(request: LaunchRequest, job: PlannedJob, directory: Path) -> tuple[str, Any]:
     """The script of a rank (slurm) or of the run (local), and the executor for it."""
     cluster = request.cluster
     inside = Path(scripts.IN_CONTAINER) if cluster.container else directory  # as a rank sees it
@@ -124,14 +128,14 @@ def make_task(request: Request, job: Job, directory: Path) -> tuple[str, Any]:
     )
 
 
-def command(job: Job, directory: Path) -> str:
+def command(job: PlannedJob, directory: Path) -> str:
     """`-m scope_megatron VERB CONFIG`, quoted for a shell."""
     return shlex.join(["-m", "scope_megatron", job.verb, str(directory / CONFIG_NAME)])
 
 
 def add_files(
     experiment: Experiment,
-    jobs: list[Job],
+    jobs: list[PlannedJob],
     directory: Path,
     commit_and_tar: tuple[str, bytes] | None,
 ) -> None:
@@ -151,8 +155,8 @@ def add_files(
     experiment.dryrun = dryrun
 
 
-def dry_script(experiment: Experiment, directory: Path, jobs: list[Job]) -> str:
-    """What a real launch would run: the batch scripts (slurm), then the scripts of a rank."""
+def dry_script(experiment: Experiment, directory: Path, jobs: list[PlannedJob]) -> str:
+    """Text of a dry run: the batch scripts (slurm), then the scripts of a rank."""
     order = "".join(f"# {job.name}: once {job.after} has succeeded\n" for job in jobs if job.after)
     experiment.dryrun(log=False, delete_exp_dir=False)
     files = [*sorted(directory.glob("*_sbatch.sh")), *sorted(directory.glob("*/scripts/*.sh"))]
@@ -161,14 +165,14 @@ def dry_script(experiment: Experiment, directory: Path, jobs: list[Job]) -> str:
     return order + text
 
 
-def report(experiment: Experiment) -> int:
+def report_runs(experiment: Experiment) -> int:
     """Say how the runs on this machine ended."""
     for job in experiment.jobs:
         print(f"launch: {job.id}: {job.state.name}; logs in {job.executor.job_dir}")
     return 0 if all(job.state.name == "SUCCEEDED" for job in experiment.jobs) else 1
 
 
-def submit(experiment: Experiment, request: Request) -> int:
+def submit(experiment: Experiment, request: LaunchRequest) -> int:
     """Hand the jobs to Slurm; print their numbers and how to follow, cancel and resume them."""
     from invoke.exceptions import UnexpectedExit
 

@@ -111,16 +111,16 @@ echo "$word" > {job_dir}/exits/"$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}/$RANK"
 exit "$code"
 """.lstrip()
 
-# What a rank's file says: its exit code, or UNSAVED when it was asked to stop before its first
-# checkpoint. 134 to 139 are signals that end a process, SIGABRT to SIGSEGV, SIGKILL among them.
-UNSAVED = "unsaved"
+# What a rank's file says: its exit code, or NOTHING_SAVED when it was asked to stop before its
+# first checkpoint. 134 to 139 are signals that end a process: SIGABRT to SIGSEGV, with SIGKILL.
+NOTHING_SAVED = "unsaved"
 SIGNALLED = "13[4-9]"
-RESTARTABLE = sorted(code for code in exits.RESTARTABLE if code < 128)
+_CODES = sorted(code for code in exits.RESTARTABLE if code < 128)
 WORDS = {
     "terminated": exits.TERMINATED,
     "usage": exits.USAGE,
-    "unsaved": UNSAVED,
-    "died": " | ".join([UNSAVED, *map(str, RESTARTABLE), SIGNALLED]),
+    "unsaved": NOTHING_SAVED,
+    "died": " | ".join([NOTHING_SAVED, *map(str, _CODES), SIGNALLED]),
 }
 IN_CONTAINER = "/nemo_run"  # where pyxis mounts the job's directory
 
@@ -140,7 +140,7 @@ def batch_setup(job_dir: Path, ranks: int, max_restarts: int) -> str:
 def rank_script(
     command: str, *, ranks_per_node: int, job_dir: str, output_dir: Path, setup: str = ""
 ) -> str:
-    """What srun runs as one task: ``command``, with torch.distributed's variables from Slurm's.
+    """Script of one Slurm task: ``command``, with torch.distributed's variables from Slurm's.
 
     ``job_dir`` is the job's directory as a rank sees it; ``setup`` is shell text before the
     command.

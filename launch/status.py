@@ -1,4 +1,4 @@
-"""What became of a job, on clusters without an accounting database too.
+"""State of jobs: waiting, running, done, failed; also on clusters without an accounting database.
 
     python -m launch.status [--follow] JOB_ID [JOB_ID ...]
 

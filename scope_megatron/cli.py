@@ -14,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch, must_launch, settle_device, user_errors
+from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.config import ConfigError, load_config, validating_for
+from scope_megatron.config.names import pinned
 from scope_megatron.exits import USAGE
 from scope_megatron.job.lock import require_free
 from scope_megatron.machine import choose
@@ -45,8 +46,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
             require_free(settings.output_dir)
         settle_device(settings.platform.device, settings.parallel.tensor)
         if must_launch(settings.world_size):
-            arguments = ["train", str(config), *(overrides or [])]
-            launch(arguments, settings.world_size, settings.faults.restarts)
+            arguments = [str(config), *(overrides or []), *pinned(settings)]
+            launch_again(["train", *arguments], settings.world_size, settings.faults.restarts)
         from scope_megatron.train.run import run
 
         sys.exit(run(settings))
@@ -88,6 +89,22 @@ def check(
     if gpus_per_node is None:
         print(choose(settings.platform.device).line(), file=sys.stderr)
     print(settings.to_yaml(), end="")
+
+
+@app.command()
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        int, typer.Option(min=0, help="prompts of each set to print as the model sees them")
+    ] = 3,
+) -> None:
+    """Look at the data: rows, lengths, what is skipped and why, prompts with their tokens."""
+    with user_errors():
+        settings = load_config(config, overrides or [], command="data")
+        from scope_megatron.data.preview import preview
+
+        preview(settings, prompts)
 
 
 @app.command()

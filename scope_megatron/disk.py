@@ -18,7 +18,7 @@ def is_occupied(path: Path) -> bool:
 
 
 def temporary_path(final: Path) -> Path:
-    """Where the content of ``final`` is gathered before it is complete."""
+    """Path beside ``final`` where its content is gathered until it is complete."""
     final = final.absolute()
     return final.with_name(f".{final.name}.tmp")
 

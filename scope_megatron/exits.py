@@ -1,4 +1,4 @@
-"""How a run ends: the exit codes, and the exception that carries one.
+"""Exit codes of a run, and the exception that carries one.
 
 | code | meaning | worth a restart from the last checkpoint |
 |---|---|---|

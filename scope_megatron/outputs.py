@@ -21,7 +21,7 @@ REPORT = "report.png"
 HF = "hf"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_run_id"
-NONFINITE = "nonfinite"
+NONFINITE_DIR = "nonfinite"
 STACKS = "stacks"
 EVALUATIONS = "evaluations"
 LOCK = "run.lock"
@@ -49,7 +49,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def checkpoint_dir(output_dir: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` steps stands."""
+    """Directory of the checkpoint after ``step`` steps."""
     return checkpoints_dir(output_dir) / checkpoint_name(step)
 
 

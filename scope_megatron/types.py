@@ -24,7 +24,7 @@ Answer = str | tuple[str, ...]
 
 
 class Verdict(StrEnum):
-    """What the verifier said of one response. Only the first two train."""
+    """Result of verifying one response; only the first two train."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"

@@ -1,8 +1,9 @@
-"""Which device the tests see. Loaded before any test imports torch.
+"""Which device, caches and hub the tests see. Loaded before any test imports torch.
 
 Without ``-m gpu`` the GPUs are hidden, here and from every process that a test starts: the tests
 of several ranks want gloo and more ranks than a machine has GPUs. With it they are seen, and only
-tests/gpu runs.
+tests/gpu runs. What is tokenised goes to a directory of the session, and no test asks a hub that it
+did not start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.nodeid.startswith(ENGINE):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}; see docs/gpu.md"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches() -> Iterator[None]:
+    """Subprocesses inherit them."""
+    with tempfile.TemporaryDirectory(prefix="scope-megatron-tests-") as directory:
+        own = {"SCOPE_MEGATRON_CACHE": directory, "HF_HUB_OFFLINE": "1"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        yield
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ |= {name: value} if value is not None else {}

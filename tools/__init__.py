@@ -1,0 +1,12 @@
+"""Programs beside the trainer: environment, data, checkpoints, documentation.
+
+convert_hf_checkpoint    Hugging Face <-> Megatron checkpoints
+layouts                  columns of published benchmarks, as rows of this project
+prepare_data             rows of public data sets as prompts, graded against themselves
+make_arithmetic          the quickstart's arithmetic problems
+make_tiny_models         the quickstart's student and teacher, trained here
+tiny_tokenizer           their tokenizer
+config_reference         docs/configuration.md from the schema
+check_contracts          what is used of vLLM and megatron-core, against their releases
+contracts                its parts
+"""

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 from tools.contracts import page, versions  # noqa: E402
 from tools.contracts.declared import CONTRACTS, MEGATRON, Contract  # noqa: E402
 from tools.contracts.guards import te_guard  # noqa: E402
-from tools.contracts.judge import Verdict, judge, mentions  # noqa: E402
-from tools.contracts.package import Package  # noqa: E402
+from tools.contracts.judge import Ruling, judge, mentions  # noqa: E402
+from tools.contracts.package import SourcePackage  # noqa: E402
 from tools.contracts.uses import Use, collect  # noqa: E402
 
 OWN = ("scope_megatron", "launch", "tools", "benchmarks")
@@ -51,11 +51,13 @@ def own_uses(roots: tuple[str, ...]) -> list[Use]:
     return collect(own_files(), roots, ROOT)
 
 
-def check(contract: Contract, version: str, source: Path, megatron: Path | None) -> list[Verdict]:
+def check_version(
+    contract: Contract, version: str, source: Path, megatron: Path | None
+) -> list[Ruling]:
     """Verdicts on every use of one version. ``megatron``: sources of the megatron-core whose own
     uses count as well."""
     guard = te_guard(version)
-    package = Package(source, contract.package, guard)
+    package = SourcePackage(source, contract.package, guard)
     uses = [*own_uses(contract.roots), *contract.uses()]
     if megatron is not None:
         uses += through_megatron(contract, megatron, version)
@@ -63,13 +65,13 @@ def check(contract: Contract, version: str, source: Path, megatron: Path | None)
     verdicts = [judge(use, package, contract.forwards) for use in uses]
     for module, word in contract.words():
         reason = "" if mentions(package, module, word) else f"{module} does not mention {word}"
-        verdicts.append(Verdict(Use(f"{module}.{word}", where="declared"), reason))
+        verdicts.append(Ruling(Use(f"{module}.{word}", where="declared"), reason))
     return verdicts
 
 
 def through_megatron(contract: Contract, megatron: Path, version: str) -> list[Use]:
     """megatron-core's uses of the package, in the places that this project reaches."""
-    package = Package(megatron, MEGATRON.package)
+    package = SourcePackage(megatron, MEGATRON.package)
     out: list[Use] = []
     for name, places in contract.through.items():
         module = package.module(name)
@@ -116,7 +118,7 @@ def main(
                 megatron = source if contract is MEGATRON else megatron
                 if only and contract.distribution not in only:
                     continue
-                verdicts = check(
+                verdicts = check_version(
                     contract, str(version), source, megatron if contract.through else None
                 )
                 allowed = str(wanted.specifier)
@@ -142,7 +144,7 @@ def _versions(contract: Contract, every: list[str]) -> list[Version]:
 
 
 def _show(checked: list[page.Checked], verbose: bool) -> None:
-    print(page.table(checked))
+    print(page.versions_table(checked))
     for row in checked:
         kinds = [("missing", row.failures), ("undecided", row.undecided)]
         kinds += [("optional, absent", row.fallbacks)] if verbose else []

@@ -43,19 +43,20 @@ if TYPE_CHECKING:
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.workspace import Workspace
 
-FORMAT = 1  # of what lies in an unfinished output: raised when files would come out differently
+# Of what lies in an unfinished output: raised when files would come out differently.
+OUTPUT_FORMAT = 1
 
 
-class Layout(StrEnum):
+class CheckpointKind(StrEnum):
     MEGATRON = "megatron"
     HF = "hf"
 
 
 @dataclass(frozen=True)
-class Job:
+class Conversion:
     """One conversion: where from, where to, and of which model."""
 
-    to: Layout
+    to: CheckpointKind
     source: Path
     config_dir: Path  # config.json and the tokenizer
     out: Path
@@ -66,14 +67,14 @@ class Job:
     allow_pickle: bool
 
     def identity(self) -> dict[str, Any]:
-        """What an unfinished output must agree in for its files to be used."""
+        """Source and options: an unfinished output goes on only if it was begun with the same."""
         files = [
             [path.name, path.stat().st_size, path.stat().st_mtime_ns]
             for path in sorted(self.source.iterdir())
             if path.is_file()
         ]
         return {
-            "format": FORMAT,
+            "format": OUTPUT_FORMAT,
             "to": str(self.to),
             "source": str(self.source.resolve()),
             "files": files,
@@ -85,7 +86,7 @@ class Job:
 
 
 def main(
-    to: Annotated[Layout, typer.Option(help="the layout to write")],
+    to: Annotated[CheckpointKind, typer.Option(help="the layout to write")],
     out: Annotated[Path, typer.Option(help="directory to write; must not exist or be empty")],
     hf: Annotated[
         Path | None,
@@ -113,7 +114,7 @@ def main(
     ] = False,
 ) -> None:
     try:
-        source = hf if to is Layout.MEGATRON else megatron
+        source = hf if to is CheckpointKind.MEGATRON else megatron
         job = _job(to, source, hf, out, dtype, (tp, pp, ep), _bytes(shard_size), allow_pickle)
         if dry_run:
             _print_plan(job)
@@ -139,7 +140,7 @@ def _bytes(text: str) -> int:
 
 
 def _job(
-    to: Layout,
+    to: CheckpointKind,
     source: Path | None,
     hf: Path | None,
     out: Path,
@@ -147,9 +148,9 @@ def _job(
     sizes: tuple[int, int, int],
     shard_bytes: int,
     allow_pickle: bool,
-) -> Job:
+) -> Conversion:
     if source is None:
-        needed = "--hf" if to is Layout.MEGATRON else "--megatron"
+        needed = "--hf" if to is CheckpointKind.MEGATRON else "--megatron"
         raise ValueError(f"--to {to} reads from {needed}: give it a directory")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("one process converts for any layout; start it without torchrun")
@@ -175,16 +176,16 @@ def _job(
     check_layout(shape, *sizes)
     bfloat16 = (dtype or stored) == "bfloat16"
     kind = torch.bfloat16 if bfloat16 else torch.float32
-    return Job(to, source, config_dir, out, config, kind, sizes, shard_bytes, allow_pickle)
+    return Conversion(to, source, config_dir, out, config, kind, sizes, shard_bytes, allow_pickle)
 
 
-def _print_plan(job: Job) -> None:
+def _print_plan(job: Conversion) -> None:
     from scope_megatron.convert.estimate import describe, rank_bytes
     from scope_megatron.convert.mapping import Mapping
 
     typer.echo(f"{job.out} would hold, as {job.to}:")
     mapping = Mapping(job.config)
-    for line in describe(mapping, job.dtype, job.to is Layout.MEGATRON):
+    for line in describe(mapping, job.dtype, job.to is CheckpointKind.MEGATRON):
         typer.echo(line)
     if max(job.sizes) > 1:
         size = rank_bytes(mapping, job.dtype, *job.sizes) / 2**30
@@ -195,7 +196,7 @@ def _print_plan(job: Job) -> None:
         )
 
 
-def _convert(job: Job, verify: bool) -> None:
+def _convert(job: Conversion, verify: bool) -> None:
     _refuse_damage(job)
     from scope_megatron.parallel import platform
 
@@ -207,7 +208,7 @@ def _convert(job: Job, verify: bool) -> None:
     from scope_megatron.parallel import topology
 
     source: ShardReader | LazyCheckpoint
-    if job.to is Layout.MEGATRON:
+    if job.to is CheckpointKind.MEGATRON:
         source = ShardReader(job.source, job.config, job.allow_pickle)
     topology.initialize_distributed()
     try:
@@ -219,24 +220,26 @@ def _convert(job: Job, verify: bool) -> None:
             padded_vocab=padded_vocab_size(job.config["vocab_size"], job.sizes[0]),
             materialize=False,
         )
-        if job.to is Layout.HF:
+        if job.to is CheckpointKind.HF:
             source = LazyCheckpoint(model, Mapping(job.config), job.source)
         _fill(job, model, source, verify)
     finally:
         topology.destroy()
 
 
-def _refuse_damage(job: Job) -> None:
+def _refuse_damage(job: Conversion) -> None:
     """Checksums of the checkpoint to read, where it has them."""
     from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 
-    if job.to is Layout.HF and (job.source / MANIFEST).exists():
+    if job.to is CheckpointKind.HF and (job.source / MANIFEST).exists():
         damage = find_damage(job.source)
         if damage is not None:
             raise ValueError(f"{job.source} is damaged: {damage}; copy it again")
 
 
-def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verify: bool) -> None:
+def _fill(
+    job: Conversion, model: GPTModel, source: ShardReader | LazyCheckpoint, verify: bool
+) -> None:
     """Write, verify and name the output; what an error of the disk leaves can be gone on with."""
     from scope_megatron.convert.workspace import Workspace
 
@@ -268,7 +271,7 @@ def _fill(job: Job, model: GPTModel, source: ShardReader | LazyCheckpoint, verif
     typer.echo(f"wrote {job.out}: {len(files)} files, {size:.1f} MB in {seconds:.1f} s")
 
 
-def _require_space(job: Job, finished: int) -> None:
+def _require_space(job: Conversion, finished: int) -> None:
     from scope_megatron.convert.estimate import total_bytes
     from scope_megatron.convert.mapping import Mapping
 
@@ -280,7 +283,7 @@ def _require_space(job: Job, finished: int) -> None:
 
 
 @contextmanager
-def _progress(job: Job, what: str) -> Iterator[Callable[[int], None]]:
+def _progress(job: Conversion, what: str) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal's standard error, over the bytes of the model."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -298,7 +301,7 @@ def _progress(job: Job, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def _write(
-    job: Job,
+    job: Conversion,
     model: GPTModel,
     source: Any,
     workspace: Workspace,
@@ -307,11 +310,11 @@ def _write(
     from scope_megatron.checkpoint.manifest import write_manifest
     from scope_megatron.convert import hf as hf_files
     from scope_megatron.convert.hf import ShardReader
-    from scope_megatron.convert.hf_write import compare, export_streamed
+    from scope_megatron.convert.hf_write import compare_checkpoints, export_streamed
     from scope_megatron.convert.megatron_read import LazyCheckpoint
     from scope_megatron.convert.megatron_write import save_streamed
 
-    to_megatron = job.to is Layout.MEGATRON
+    to_megatron = job.to is CheckpointKind.MEGATRON
     with _progress(job, f"to {job.to}") as advance:
         if to_megatron:
             save_streamed(model, source, workspace, job.dtype, job.shard_bytes, advance)
@@ -326,7 +329,7 @@ def _write(
             else:
                 megatron, hf = source, ShardReader(workspace.files, job.config)
             try:
-                count, digest = compare(megatron, hf, job.dtype, advance)
+                count, digest = compare_checkpoints(megatron, hf, job.dtype, advance)
             except ValueError as error:
                 raise ValueError(f"{job.out}: {error}") from error
         typer.echo(f"verified {count} tensors, sha256 {digest}")

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.rollout.prompts import READERS, Row
+from scope_megatron.data.readers import READERS, file_records
+from scope_megatron.data.rows import Row
 from scope_megatron.rollout.verify.answer import boxed_answers
 from scope_megatron.rollout.verify.code_tests import read_tests
 from scope_megatron.types import Answer
@@ -69,7 +70,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record | str]]:
     elif name.endswith(".json"):
         yield from enumerate(json.loads(path.read_text(encoding="utf-8")), start=1)
     elif path.suffix in READERS:
-        yield from READERS[path.suffix](path, "SOURCE")
+        yield from file_records(path, "SOURCE")
     else:
         raise ValueError(f"{path}: the suffix must be {', '.join(SUFFIXES)}")
 

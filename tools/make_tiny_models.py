@@ -25,9 +25,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.make_arithmetic import make_problems, write_jsonl
-from tools.tiny_tokenizer import build_tokenizer
+from tools.tiny_tokenizer import make_tokenizer
 
 ROLLOUT_PROBLEMS, EVAL_PROBLEMS, SUPERVISED_PROBLEMS = 4096, 128, 80_000
+WORKED_PROBLEMS = 1024  # of the supervised ones, shipped for configs/kd.yaml
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def random_model(recipe: Recipe, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = build_tokenizer(out)
+    tokenizer = make_tokenizer(out)
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -151,7 +152,8 @@ def _require_accuracy(recipe: Recipe, metrics: Path) -> None:
 def write_data(rollout_dir: Path, work: Path, seed: int) -> None:
     """Problems for rollouts and evaluation to ``rollout_dir``, for supervised training to ``work``.
 
-    No problem is in two of the three sets. Rollouts come without worked solutions.
+    No problem is in two of the three sets. Rollouts come without worked solutions; the first
+    supervised problems are ``worked.jsonl`` beside them.
     """
     rows = make_problems(EVAL_PROBLEMS + ROLLOUT_PROBLEMS + SUPERVISED_PROBLEMS, seed)
     rollout_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,9 @@ def write_data(rollout_dir: Path, work: Path, seed: int) -> None:
     for name, part in (("eval", held_out), ("train", rows[:ROLLOUT_PROBLEMS])):
         bare = [{key: row[key] for key in ("prompt", "answer", "data_source")} for row in part]
         write_jsonl(rollout_dir / f"{name}.jsonl", bare)
-    write_jsonl(work / "supervised.jsonl", rows[ROLLOUT_PROBLEMS:])
+    supervised = rows[ROLLOUT_PROBLEMS:]
+    write_jsonl(rollout_dir / "worked.jsonl", supervised[:WORKED_PROBLEMS])
+    write_jsonl(work / "supervised.jsonl", supervised)
     shutil.copy(rollout_dir / "eval.jsonl", work)
 
 

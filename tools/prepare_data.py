@@ -17,7 +17,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from scope_megatron.rollout.prompts import READERS, Row, Rows, read_rows
+from scope_megatron.data.readers import READERS, Table, read_rows
+from scope_megatron.data.rows import Row
 from scope_megatron.rollout.verify import verifier_for
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict, accepted
@@ -76,7 +77,7 @@ def benchmark(
         if target.suffix not in READERS:
             raise ValueError(f"{target}: the suffix must be {' or '.join(READERS)}")
         files = published_files(source or LAYOUTS[name].hub, LAYOUTS[name].files)
-        rows = Rows()
+        rows = Table()
         for path in files:
             _add_benchmark_rows(rows, name, path, instruction)
         if not rows.usable:
@@ -88,7 +89,7 @@ def benchmark(
     _write(rows.usable[:limit], target, "test")
 
 
-def _add_benchmark_rows(rows: Rows, name: str, path: Path, instruction: str | None) -> None:
+def _add_benchmark_rows(rows: Table, name: str, path: Path, instruction: str | None) -> None:
     """ValueError if the file is no table; rows without use are skipped with their reason."""
     try:
         for number, record in read_records(path):
@@ -172,7 +173,7 @@ def _load(source: Path, need_response: bool) -> list[Row]:
     return rows.usable
 
 
-def _say_rows(source: str, rows: Rows) -> None:
+def _say_rows(source: str, rows: Table) -> None:
     typer.echo(f"{source}: {len(rows.usable)} rows, {len(rows.skipped)} skipped")
     for line in rows.skipped[:NAMED]:
         typer.echo(f"  {line}")
@@ -212,7 +213,11 @@ def _write(rows: list[Row], target: Path, split: str) -> None:
 
 
 def _jsonl_record(row: Row) -> dict[str, object]:
-    record = {"prompt": list(row.messages), "answer": row.answer, "data_source": row.source}
+    record: dict[str, object] = {
+        "prompt": list(row.messages),
+        "answer": row.answer,
+        "data_source": row.source,
+    }
     return record | _optional(row)
 
 

@@ -36,7 +36,7 @@ def vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate([*SPECIALS, BOX, *CHARACTERS])}
 
 
-def build_tokenizer(out_dir: Path) -> PreTrainedTokenizerFast:
+def make_tokenizer(out_dir: Path) -> PreTrainedTokenizerFast:
     """Write the tokenizer's directory (tokenizer.json, tokenizer_config.json, ...) and return it.
 
     Encoding then decoding gives back any printable ASCII text, spaces and newlines included; any

@@ -25,7 +25,7 @@ def factories(site: str) -> dict[str, Callable[[], Cluster]]:
 
 
 def cluster(site: str, name: str) -> Cluster:
-    """What function NAME of that site's file returns. ValueError for an unknown name."""
+    """Call function NAME of that site's file. ValueError for an unknown name."""
     found = factories(site)
     if name not in found:
         close = difflib.get_close_matches(name, found, 1)

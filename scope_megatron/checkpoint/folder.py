@@ -15,8 +15,8 @@ from scope_megatron.checkpoint.manifest import (
     MANIFEST,
     Entry,
     find_damage,
-    read_score,
-    with_score,
+    read_rating,
+    with_rating,
     write_manifest,
 )
 from scope_megatron.disk import commit_directory, temporary_path, write_atomically
@@ -33,7 +33,7 @@ from scope_megatron.outputs import (
 
 
 def pointer_damage(output_dir: Path) -> str | None:
-    """How ``latest`` differs from what is there: it is damaged, or a checkpoint is gone."""
+    """Damage of the pointer ``latest``: unreadable, or naming a checkpoint that is gone."""
     pointer = latest_pointer(output_dir)
     found = checkpoints(output_dir)
     if not pointer.exists():
@@ -86,22 +86,22 @@ def commit(
     temporary: Path,
     final: Path,
     known: dict[str, Entry],
-    score: float | None,
+    rating: float | None,
 ) -> None:
     """Make a filled directory a checkpoint: manifest, fsync, rename, then ``latest``."""
-    write_manifest(temporary, known, score)
+    write_manifest(temporary, known, rating)
     commit_directory(temporary, final)
     write_atomically(final.parent / LATEST, f"{final.name}\n")
 
 
-def set_score(directory: Path, score: float) -> None:
+def set_rating(directory: Path, rating: float) -> None:
     """Give a checkpoint that was saved before its evaluation the evaluation's Avg@k."""
     outside = temporary_path(directory)  # in the checkpoint it would be damage
-    write_atomically(directory / MANIFEST, with_score(directory, score), outside)
+    write_atomically(directory / MANIFEST, with_rating(directory, rating), outside)
 
 
 def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the ``keep_best`` with the highest score.
+    """Remove all but the newest ``keep`` checkpoints and the ``keep_best`` with the highest rating.
 
     What is newer than ``newest`` was damaged, and the run went back behind it: it is renamed to
     ``damaged_step_...`` so that it is never taken for one of the newest.
@@ -112,8 +112,8 @@ def forget(output_dir: Path, newest: Path, keep: int, keep_best: int) -> None:
             _set_aside(directory)
         else:
             kept.append(directory)
-    scores = {d: score for d in kept if (score := read_score(d)) is not None}
-    ranked = sorted(scores, key=lambda d: (scores[d], step_of(d)), reverse=True)
+    ratings = {d: rating for d in kept if (rating := read_rating(d)) is not None}
+    ranked = sorted(ratings, key=lambda d: (ratings[d], step_of(d)), reverse=True)
     if ranked and keep_best:
         write_atomically(newest.parent / BEST, f"{ranked[0].name}\n")
     for directory in kept:

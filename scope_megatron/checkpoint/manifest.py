@@ -17,40 +17,41 @@ MANIFEST = "manifest.json"
 Entry = dict[str, int | str]
 
 
-def describe(path: Path) -> Entry:
-    """What a manifest says of one file: its ``bytes`` and ``sha256``."""
+def entry_of(path: Path) -> Entry:
+    """Entry of one file in a manifest: its ``bytes`` and ``sha256``."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_manifest(
-    directory: Path, known: dict[str, Entry] | None = None, score: float | None = None
+    directory: Path, known: dict[str, Entry] | None = None, rating: float | None = None
 ) -> None:
-    """Write ``manifest.json``: every other file's size and SHA-256, and the checkpoint's score.
+    """Write ``manifest.json``: every other file's size and SHA-256, and the checkpoint's rating.
 
-    ``known`` are entries that need no second reading: whoever wrote those files made them.
-    ``score`` is the evaluation's Avg@k, where there was one.
+    ``known``: entries made while the files were written, which need not be read again.
+    ``rating`` is the evaluation's Avg@k, where there was one.
     """
     known = known or {}
     names = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST)
-    files = {name: known.get(name) or describe(directory / name) for name in names}
-    (directory / MANIFEST).write_text(_encode(files, score))
+    files = {name: known.get(name) or entry_of(directory / name) for name in names}
+    (directory / MANIFEST).write_text(_encode(files, rating))
 
 
-def read_score(directory: Path) -> float | None:
+def read_rating(directory: Path) -> float | None:
     """Avg@k of a checkpoint; None where nothing was evaluated or the manifest is damaged."""
     try:
-        return _read(directory)["score"]
+        rating: float | None = _read(directory)["score"]
     except (OSError, ValueError):
         return None
+    return rating
 
 
-def with_score(directory: Path, score: float) -> str:
-    """The text of the manifest with another score. Raises ValueError when it is damaged."""
-    return _encode(_read(directory)["files"], score)
+def with_rating(directory: Path, rating: float) -> str:
+    """The text of the manifest with another rating. Raises ValueError when it is damaged."""
+    return _encode(_read(directory)["files"], rating)
 
 
 def find_damage(directory: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint directory, in a few words; None when it is whole.
+    """Damage of a checkpoint directory, in a few words; None when it is whole.
 
     Without ``contents`` only names and sizes are looked at.
     """
@@ -97,7 +98,7 @@ def _read(directory: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _encode(files: dict[str, Entry], score: float | None) -> str:
-    content: dict[str, Any] = {"files": files, "score": score}
+def _encode(files: dict[str, Entry], rating: float | None) -> str:
+    content: dict[str, Any] = {"files": files, "score": rating}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({"sha256": digest, **content}, indent=1) + "\n"

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.storage import WriteResult
 
 from scope_megatron.checkpoint import folder
-from scope_megatron.checkpoint.manifest import Entry, describe
+from scope_megatron.checkpoint.manifest import Entry, entry_of
 from scope_megatron.checkpoint.snapshot import PendingWrite, Snapshots
 from scope_megatron.checkpoint.state import SHARDING, TrainingState, state_to_save
 from scope_megatron.config import CheckpointConfig
@@ -31,7 +31,7 @@ ABANDON_S = 10.0  # an ending run waits so long for a save that it has given up
 
 @dataclass
 class _Share:
-    """What one rank tells the others after writing."""
+    """Result of one rank's writing, sent to the others."""
 
     written: list[WriteResult]
     files: dict[str, Entry]
@@ -64,12 +64,12 @@ class Saver:
         self,
         step: int,
         progress: dict[str, Any],
-        score: float | None = None,
+        rating: float | None = None,
         background: bool | None = None,
     ) -> None:
         """Save the state after ``step`` steps; waits for the save before it.
 
-        ``score`` (Avg@k) counts for checkpoint.keep_best. ``background`` None: as
+        ``rating`` (Avg@k) counts for checkpoint.keep_best. ``background`` None: as
         checkpoint.asynchronous says. Returns after the snapshot, or when all is done.
         """
         self.wait()
@@ -85,23 +85,23 @@ class Saver:
         pending = self._snapshots.take(state, temporary, SHARDING, copied=background)
         if background:
             self._thread = threading.Thread(
-                target=self._write, args=(pending, final, step, score), daemon=True
+                target=self._write, args=(pending, final, step, rating), daemon=True
             )
             self._thread.start()
         else:
-            self._write(pending, final, step, score)
+            self._write(pending, final, step, rating)
             self._report()
 
-    def rate(self, score: float) -> None:
-        """Give the newest checkpoint the score of an evaluation that came after it."""
+    def rate(self, rating: float) -> None:
+        """Give the newest checkpoint the rating of an evaluation that came after it."""
         if not self._state.topology.is_main:
             return
         try:
             newest = checkpoint_dir(self._output, self.saved_step)
-            folder.set_score(newest, score)
+            folder.set_rating(newest, rating)
             folder.forget(self._output, newest, self._settings.keep, self._settings.keep_best)
         except (OSError, ValueError) as error:
-            self._say(f"the score of the last checkpoint was not recorded: {_reason(error)}")
+            self._say(f"the rating of the last checkpoint was not recorded: {_reason(error)}")
 
     def poll(self) -> None:
         """Tell of a save that has failed in the meantime; never waits."""
@@ -131,23 +131,23 @@ class Saver:
         else:
             self._say(f"the checkpoint of step {step} was not saved: {error}")
 
-    def _write(self, pending: PendingWrite, final: Path, step: int, score: float | None) -> None:
+    def _write(self, pending: PendingWrite, final: Path, step: int, rating: float | None) -> None:
         """Write, and commit when every rank has written; leaves the outcome, on all ranks."""
         try:
-            error = self._write_together(pending, final, score)
+            error = self._write_together(pending, final, rating)
         except Exception as broken:  # a rank is gone: nothing can be agreed on any more
             error = f"{type(broken).__name__}: {broken}"
         self._outcome = (step, error)
 
     def _write_together(
-        self, pending: PendingWrite, final: Path, score: float | None
+        self, pending: PendingWrite, final: Path, rating: float | None
     ) -> str | None:
         pending.plan(self._group)
         shares = from_all(self._share(pending), self._group)
         error = next((share.error for share in shares if share.error is not None), None)
         if self._state.topology.is_main:
             if error is None:
-                error = self._commit(pending, final, shares, score)
+                error = self._commit(pending, final, shares, rating)
             if error is not None:
                 shutil.rmtree(pending.directory, ignore_errors=True)
                 error = f"{error}; {self._room(pending)}"
@@ -158,18 +158,18 @@ class Saver:
             written = pending.write()
             if self._given_up.is_set():
                 return _Share([], {}, "the run ended")
-            return _Share(written, {n: describe(pending.directory / n) for n in pending.files})
+            return _Share(written, {n: entry_of(pending.directory / n) for n in pending.files})
         except Exception as error:
             return _Share([], {}, _reason(error))
 
     def _commit(
-        self, pending: PendingWrite, final: Path, shares: list[_Share], score: float | None
+        self, pending: PendingWrite, final: Path, shares: list[_Share], rating: float | None
     ) -> str | None:
         """Rank 0's part after all have written. Returns what went wrong."""
         try:
             pending.finish([share.written for share in shares])
             known = {name: entry for share in shares for name, entry in share.files.items()}
-            folder.commit(pending.directory, final, known, score)
+            folder.commit(pending.directory, final, known, rating)
         except Exception as error:
             return _reason(error)
         try:

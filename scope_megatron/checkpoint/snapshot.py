@@ -42,7 +42,7 @@ from scope_megatron.checkpoint.arena import Arena
 from scope_megatron.parallel import platform
 
 COMMON = "common.pt"
-FORMAT = CheckpointingConfig("torch_dist", 1)  # what megatron-core's load looks for
+TORCH_DIST = CheckpointingConfig("torch_dist", 1)  # what megatron-core's load looks for
 
 
 @dataclass
@@ -72,9 +72,8 @@ class PendingWrite:
         assert self.metadata is not None
         entries = self.metadata.state_dict_metadata.values()
         tensors = (entry for entry in entries if isinstance(entry, TensorStorageMetadata))
-        return len(self.common) + sum(
-            entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors
-        )
+        sizes = (entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
+        return len(self.common) + int(sum(sizes))
 
     @property
     def _buckets(self) -> list[Any]:
@@ -109,7 +108,7 @@ class PendingWrite:
             file.write(self.common)
         assert self.writer is not None
         self.writer.finish(self.metadata, written)
-        save_config(FORMAT, str(self.directory))
+        save_config(TORCH_DIST, str(self.directory))
 
 
 class Snapshots:

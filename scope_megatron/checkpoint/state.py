@@ -24,7 +24,7 @@ from scope_megatron.parallel.agree import from_main
 from scope_megatron.parallel.optimizer import after_loading, before_loading, translate
 from scope_megatron.parallel.topology import Topology
 
-FORMAT = 1
+PROGRESS_FORMAT = 1
 SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,  # experts' states under their names alone
@@ -33,7 +33,7 @@ SHARDING = {
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds. ``model`` is the unwrapped student of this rank."""
+    """Contents of a checkpoint. ``model`` is the unwrapped student of this rank."""
 
     model: torch.nn.Module
     optimizer: MegatronOptimizer
@@ -57,9 +57,9 @@ def require_valid(directory: Path) -> None:
 
 
 def state_to_save(state: TrainingState, step: int, progress: dict[str, Any]) -> dict[str, Any]:
-    """All that a checkpoint holds, as megatron-core's sharded state (collective)."""
+    """Sharded state dict of a whole checkpoint, in megatron-core's format (collective)."""
     sharded = _sharded_state(state, is_loading=False)
-    sharded["progress"] = {"format": FORMAT, "step": step, **progress}
+    sharded["progress"] = {"format": PROGRESS_FORMAT, "step": step, **progress}
     sharded["scheduler"] = state.scheduler.state_dict()
     return sharded
 
@@ -71,8 +71,8 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     its fresh ones (rollouts do not depend on them: they are keyed by seed, step and sample).
     """
     common = dist_checkpointing.load_common_state_dict(str(directory))
-    progress = common["progress"]
-    if progress["format"] > FORMAT:
+    progress: dict[str, Any] = common["progress"]
+    if progress["format"] > PROGRESS_FORMAT:
         raise ValueError(f"resume: {directory} was written by a newer version of scope_megatron")
     before_loading(state.optimizer)
     same_layout = progress["layout"] == _layout(state.topology)

@@ -29,11 +29,11 @@ def must_launch(ranks: int) -> bool:
     return "RANK" not in os.environ and ranks > 1
 
 
-def launch(arguments: list[str], ranks: int, restarts: int = 0) -> NoReturn:
+def launch_again(arguments: list[str], ranks: int, restarts: int = 0) -> NoReturn:
     """Run `scope-megatron ARGUMENTS` again in so many processes, and end with their exit code."""
     from scope_megatron.job import launcher
 
-    sys.exit(launcher.launch(arguments, ranks, restarts))
+    sys.exit(launcher.start_ranks(arguments, ranks, restarts))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch, must_launch, settle_device, user_errors
+from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.config import ConfigError, VerifierConfig
 from scope_megatron.config.keys import choices
 from scope_megatron.job.lock import require_free
@@ -123,10 +123,10 @@ def evaluate(
             _require_free(settings.out)
         settle_device(settings.device, settings.engine.tensor)
         if must_launch(settings.ranks):
-            launch(sys.argv[1:], settings.ranks)
-        from scope_megatron.evaluation.run import run
+            launch_again(sys.argv[1:], settings.ranks)
+        from scope_megatron.evaluation.run import run_evaluation
 
-        sys.exit(run(settings))
+        sys.exit(run_evaluation(settings))
 
 
 def regrade(
@@ -174,7 +174,7 @@ def compare(
     with user_errors():
         _require_draws(draws)
         from scope_megatron.evaluation import compare as comparison
-        from scope_megatron.evaluation.results import read_results
+        from scope_megatron.evaluation.output.results import read_results
 
         one, other = read_results(a), read_results(b)
         compared = comparison.compare_results(one, other, draws, seed)

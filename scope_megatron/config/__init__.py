@@ -1,15 +1,17 @@
 """The run's configuration: schema, loading and every check that needs no torch.
 
-schema          the sections and settings (pydantic); objective has one section, section what
-                all of them share
+schema          the sections and settings (pydantic)
+sections/       sections in files of their own: data, objective, verifier, faults
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files
 rules_models    rules that read the models' directories
+rules_data      rules on data sets
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
 rules_machine   rules on device, ranks, GPUs and packages
 layout          sizes of parallel that are auto
+names           Hub names, looked up and put at their commits
 errors          ConfigError: one line per problem
 reference       the table of every key, as Markdown
 """

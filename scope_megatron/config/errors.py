@@ -1,4 +1,4 @@
-"""What a wrong configuration raises: one line per problem, each naming its key and the fix."""
+"""ConfigError, for a wrong configuration: one line per problem, each naming its key and the fix."""
 
 from __future__ import annotations
 

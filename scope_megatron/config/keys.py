@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -13,10 +14,23 @@ from scope_megatron.config.schema import Config, Section
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """The section's class if the field is a section, `X | None` included."""
-    for kind in (field.annotation, *get_args(field.annotation)):
+    for kind in _alternatives(field.annotation):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
     return None
+
+
+def entry_section_of(field: FieldInfo) -> type[Section] | None:
+    """The entries' class if the field is a list of sections, or sections under names."""
+    for kind in _alternatives(field.annotation):
+        for member in get_args(kind) if get_origin(kind) in (tuple, list, dict) else ():
+            if isinstance(member, type) and issubclass(member, Section):
+                return member
+    return None
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def walk(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -28,12 +42,24 @@ def walk(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
 
 
 def field_of(key: str) -> FieldInfo | None:
-    """The field of a dotted key; None if there is no such key."""
-    return dict(walk()).get(key)
+    """The field of a dotted key, of an entry's too (`data.train.0.split`); None: no such key."""
+    fields = dict(walk())
+    if key in fields:
+        return fields[key]
+    section, _, rest = key.rpartition(".")
+    while section:
+        if section in fields and (entry := entry_section_of(fields[section])):
+            return entry.model_fields.get(rest)
+        section = section.rpartition(".")[0]
+    return None
 
 
 def nearest_key(key: str) -> str | None:
     """The known key that was probably meant: a sibling, the same name elsewhere, or a like one."""
+    if entry := _entry_around(key):
+        section, name = key.rpartition(".")[::2]
+        close = difflib.get_close_matches(name, entry.model_fields, n=1)
+        return f"{section}.{close[0]}" if close else None
     keys = [known for known, _ in walk()]
     parent, _, name = key.rpartition(".")
     siblings = [known for known in keys if known.rpartition(".")[0] == parent]
@@ -45,6 +71,13 @@ def nearest_key(key: str) -> str | None:
         return elsewhere[0]
     close = difflib.get_close_matches(key, keys, n=1)
     return close[0] if close else None
+
+
+def _entry_around(key: str) -> type[Section] | None:
+    """The class of the entry that a wrong key stands in."""
+    fields = dict(walk())
+    parents = [known for known in fields if key.startswith(f"{known}.")]
+    return entry_section_of(fields[max(parents, key=len)]) if parents else None
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:

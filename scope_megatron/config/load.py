@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from scope_megatron.config import names
 from scope_megatron.config.errors import ConfigError, shown
 from scope_megatron.config.keys import (
     choices,
+    entry_section_of,
     field_of,
     nearest_key,
     section_of,
@@ -21,8 +23,13 @@ from scope_megatron.config.keys import (
     yaml_text,
 )
 from scope_megatron.config.layout import AUTO_SIZES, resolve_auto
-from scope_megatron.config.rules import Command, file_problems, setting_problems
-from scope_megatron.config.schema import Config, Section
+from scope_megatron.config.rules import (
+    Command,
+    file_problems,
+    local_problems,
+    setting_problems,
+)
+from scope_megatron.config.schema import Config, ParallelConfig, Section
 from scope_megatron.machine import choose
 from scope_megatron.machine.device import SETTINGS
 
@@ -58,7 +65,8 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
                 continue
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver(
@@ -78,7 +86,9 @@ def load_config(
     """Read, override, resolve what is `auto` for the machine, validate.
 
     ``check_files=False`` leaves out every rule that looks at models, data or the output
-    directory. ``command="evaluate"`` asks for data.eval and does not mind a finished run.
+    directory. ``command="evaluate"`` asks for data.eval and does not mind a finished run, "data"
+    looks at the rows and the tokenizer alone. Hub names are looked up, and fetched, once all that
+    can be checked without them is right; see :mod:`scope_megatron.config.names`.
     Raises ConfigError.
     """
     values = _read(Path(path))
@@ -87,11 +97,23 @@ def load_config(
     values = _fill_empty_sections(values, Config)
     config = _validate(_for_this_machine(values))
     problems = setting_problems(config, command)
-    if check_files:
+    if check_files and names.has_names(config, command):
+        problems += local_problems(config, command)
+        if not problems:
+            config = _resized(names.looked_up(config, command), values)
+            problems = setting_problems(config, command) + file_problems(config, command)
+    elif check_files:
         problems += file_problems(config, command)
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def _resized(config: Config, values: dict[str, Any]) -> Config:
+    """Sizes of ``parallel`` that were `auto`, once the models' shapes can be read."""
+    paths = {name: str(path) for name, path in config.model if isinstance(path, Path)}
+    parallel = _for_this_machine(values | {"model": paths}).get("parallel", {})
+    return config.model_copy(update={"parallel": ParallelConfig.model_validate(parallel)})
 
 
 def _for_this_machine(values: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +218,20 @@ def _unknown_keys(values: dict[str, Any], section: type[Section], prefix: str = 
             unknown.append(f"{prefix}{name}")
         elif (member := section_of(field)) and isinstance(value, dict):
             unknown += _unknown_keys(value, member, f"{prefix}{name}.")
+        elif entry := entry_section_of(field):
+            for label, item in _entries(value):
+                unknown += _unknown_keys(item, entry, f"{prefix}{name}.{label}.")
     return unknown
+
+
+def _entries(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The mappings in a list of entries, or in entries under names, each with its place."""
+    if isinstance(value, dict) and not isinstance(value.get("name"), str):
+        named = [(str(name), item) for name, item in value.items()]
+    else:
+        items = value if isinstance(value, list) else [value]
+        named = [(str(place), item) for place, item in enumerate(items)]
+    return [(name, item) for name, item in named if isinstance(item, dict)]
 
 
 def _unknown(key: str) -> str:

@@ -6,7 +6,7 @@ import inspect
 
 from pydantic.fields import FieldInfo
 
-from scope_megatron.config.keys import choices, section_of, yaml_text
+from scope_megatron.config.keys import choices, entry_section_of, section_of, yaml_text
 from scope_megatron.config.schema import Config, Section
 
 INTRODUCTION = """\
@@ -32,13 +32,17 @@ def _section(prefix: str, section: type[Section]) -> str:
     title = f"## {prefix}" if prefix else "## Top level"
     lines = [title, "", inspect.getdoc(section) or "", "", "| key | default | meaning |"]
     lines.append("|---|---|---|")
-    subsections = []
+    subsections, entries = [], list[type[Section]]()
     for name, field in section.model_fields.items():
-        key = f"{prefix}.{name}" if prefix else name
+        key = name if not prefix or prefix.startswith("an entry") else f"{prefix}.{name}"
         if member := section_of(field):
             subsections.append(_section(key, member))
         else:
             lines.append(f"| `{key}` | {_default(field)} | {_meaning(field)} |")
+            entry = entry_section_of(field)
+            if entry and entry not in entries:
+                entries.append(entry)
+    subsections += [_section(f"an entry of {prefix}", entry) for entry in entries]
     return "\n".join([*lines, "", *subsections])
 
 

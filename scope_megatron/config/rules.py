@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from scope_megatron.config.rules_data import data_problems
 from scope_megatron.config.rules_machine import (
     machine_problems,
     memory_problems,
@@ -16,24 +17,29 @@ from scope_megatron.config.rules_models import (
     Command,
     Problems,
     divisors,
-    evaluates,
     model_problems,
 )
 from scope_megatron.config.rules_output import output_problems, room_problems
 from scope_megatron.config.schema import Config
 
-DATA_SUFFIXES = (".jsonl", ".parquet")
-
 
 def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
+    if command == "data":
+        return []
     rules = (_machine, _algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
 def file_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings and what is on disk."""
-    rules = (_output, _data, model_problems, _memory)
+    rules = (local_problems, model_problems, _memory)
+    return [problem for rule in rules for problem in rule(config, command)]
+
+
+def local_problems(config: Config, command: Command) -> list[str]:
+    """Those of them that hold whether or not Hub names have been looked up."""
+    rules = (_output, data_problems)
     return [problem for rule in rules for problem in rule(config, command)]
 
 
@@ -44,7 +50,7 @@ def _machine(config: Config, command: Command) -> Problems:
 
 
 def _memory(config: Config, command: Command) -> Problems:
-    if config.needs_engine or command == "evaluate":
+    if (config.needs_engine and command == "train") or command == "evaluate":
         yield from memory_problems(config)
 
 
@@ -181,6 +187,8 @@ def _lengths(config: Config, command: Command) -> Problems:
 
 
 def _output(config: Config, command: Command) -> Problems:
+    if command == "data":
+        return
     directory = config.output_dir
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -195,16 +203,3 @@ def _output(config: Config, command: Command) -> Problems:
         close = difflib.get_close_matches(config.resume, ("never", "auto"), n=1)
         fix = f"did you mean {close[0]}?" if close else "use never, auto or a checkpoint directory"
         yield f"resume: {config.resume} is no checkpoint directory; {fix}"
-
-
-def _data(config: Config, command: Command) -> Problems:
-    files = [("data.train", path) for path in config.data.train] if command == "train" else []
-    if config.data.eval is not None and evaluates(config, command):
-        files.append(("data.eval", config.data.eval))
-    for key, path in files:
-        if not path.is_file():
-            yield f"{key}: {path} is no file; give a {' or '.join(DATA_SUFFIXES)} file"
-        elif path.suffix not in DATA_SUFFIXES:
-            yield f"{key}: {path} has an unknown format; use {' or '.join(DATA_SUFFIXES)}"
-        elif path.stat().st_size == 0:
-            yield f"{key}: {path} is empty; give a file with at least one row"

@@ -103,11 +103,13 @@ def package_problems(config: Config, sampling: bool) -> Iterator[str]:
     machine = choose(config.platform.device)
     if not machine.packages:
         return
-    files = [*config.data.train, *([config.data.eval] if config.data.eval else [])]
+    sets = [source for group in config.data.sources().values() for source in group]
+    folders = any(source.hub is not None or source.path.is_dir() for source in sets)
     needs = [
         ("platform.device", "every run", ["torch", "megatron.core"], True),
         ("rollout", "sampling responses", ["vllm", "math_verify"], sampling),
-        ("data.train", ".parquet", ["pyarrow"], any(f.suffix == ".parquet" for f in files)),
+        ("data.train", "every run", ["pyarrow"], True),
+        ("data.train", "a Hub name or a folder", ["datasets"], folders),
         ("objective.kernel", "triton", ["triton"], config.objective.kernel == "triton"),
         ("logging.tensorboard", "true", ["tensorboard"], config.logging.tensorboard),
         ("logging.wandb_project", "W&B", ["wandb"], config.logging.wandb_project is not None),

@@ -22,17 +22,19 @@ from scope_megatron.config.modeldir import (
 from scope_megatron.config.schema import Config
 from scope_megatron.family import ModelShape
 
-Command = Literal["train", "evaluate"]
+Command = Literal["train", "evaluate", "data"]
 Problems = Iterator[str]
 
 
 def evaluates(config: Config, command: Command) -> bool:
     """Whether the command evaluates at any time."""
-    return config.evaluates or command == "evaluate"
+    return command == "evaluate" or (config.evaluates and command == "train")
 
 
 def model_problems(config: Config, command: Command) -> Problems:
     """Every model of the run by itself, then what the pair must share."""
+    if command == "data":
+        return
     paths = {"model.student": config.model.student}
     if command == "train" and config.needs_teacher and config.model.teacher is not None:
         paths["model.teacher"] = config.model.teacher

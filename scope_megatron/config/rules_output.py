@@ -24,7 +24,7 @@ def checkpoint_bytes(config: Config, parameters: int, cuda: bool) -> int:
 
 
 def output_problems(config: Config) -> Iterator[str]:
-    """What forbids a training to start in ``output_dir``, an existing or a future directory."""
+    """Reasons not to start training in ``output_dir``, which may not exist yet."""
     directory = config.output_dir
     held = outputs.checkpoints(directory)
     if config.resume == "never":

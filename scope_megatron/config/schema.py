@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from scope_megatron.config.objective import ObjectiveConfig
-from scope_megatron.config.section import Section
+from scope_megatron.config.sections.data import DataConfig
+from scope_megatron.config.sections.faults import FaultsConfig
+from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.verifier import VerifierConfig
+from scope_megatron.hub import portable
 
 
 def _to_path(value: Any) -> Any:
@@ -25,15 +29,10 @@ def _to_path(value: Any) -> Any:
     return Path(value).expanduser()
 
 
-def _to_paths(value: Any) -> Any:
-    """One path or a list of paths -> a tuple of paths."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise ValueError("the list is empty; give at least one path")
-    return tuple(_to_path(item) for item in values)
-
-
 AnyPath = Annotated[Path, BeforeValidator(_to_path)]
+# A directory, or a Hub name until the loader puts the directory of its snapshot in its place. It is
+# written down as NAME@COMMIT, which another machine can read.
+ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
 TopK = Annotated[int, Field(ge=-1)]
 
 
@@ -61,19 +60,20 @@ class AlgorithmConfig(Section):
 class ModelConfig(Section):
     """The models and the tokenizer they share."""
 
-    student: AnyPath = Field(
-        description="Hugging Face directory of the model that is trained: config.json, "
-        "*.safetensors, tokenizer.json or tokenizer.model"
+    student: ModelPath = Field(
+        description="the model that is trained: a Hugging Face directory (config.json, "
+        "*.safetensors, tokenizer.json or tokenizer.model) or a Hub name, NAME or NAME@REVISION "
+        "(docs/hub.md)"
     )
-    teacher: AnyPath | None = Field(
+    teacher: ModelPath | None = Field(
         None,
-        description="Hugging Face directory of the frozen teacher, with the student's token map; "
+        description="the frozen teacher, a directory or a Hub name, with the student's token map; "
         "scope and opd need it, grpo and kd ignore it",
     )
-    tokenizer: AnyPath | None = Field(
+    tokenizer: ModelPath | None = Field(
         None,
-        description="Hugging Face directory or sentencepiece .model file of the tokenizer; "
-        "null: the student's directory",
+        description="the tokenizer, a directory, a Hub name or a sentencepiece .model file; "
+        "null: the student's",
     )
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "auto", description="parameters' type; auto: bfloat16 on CUDA, float32 on CPU"
@@ -111,24 +111,6 @@ class ParallelConfig(Section):
     )
     sequence: bool = Field(
         False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
-    )
-
-
-class DataConfig(Section):
-    """The prompts."""
-
-    train: Annotated[tuple[AnyPath, ...], BeforeValidator(_to_paths)] = Field(
-        description="training data, one path or a list: .jsonl or .parquet"
-    )
-    eval: AnyPath | None = Field(
-        None, description="evaluation data, .jsonl or .parquet; needed when evaluation is on"
-    )
-    max_prompt_tokens: int = Field(
-        ge=1, description="a longer prompt (chat template included) is left out"
-    )
-    shuffle: bool = Field(True, description="a new order of the training rows in every epoch")
-    system_prompt: str | None = Field(
-        None, description="system message put before every prompt; null: none"
     )
 
 
@@ -186,53 +168,6 @@ class RolloutConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
-VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "code", "custom"]
-
-
-class CodeConfig(Section):
-    """The sandbox of the code verifier (docs/verifiers.md)."""
-
-    timeout_s: float = Field(
-        10.0, gt=0, description="seconds for one test of a program, on the clock and the processor"
-    )
-    total_timeout_s: float = Field(
-        60.0, gt=0, description="seconds for all tests of one program together"
-    )
-    memory_mib: int = Field(1024, ge=64, description="address space of a program, MiB")
-    disk_mib: int = Field(64, ge=1, description="what a program may write to its /tmp, MiB")
-    output_kib: int = Field(
-        8192, ge=1, description="output of one test, KiB; a program that prints more is wrong"
-    )
-    processes: int = Field(
-        64, ge=1, description="threads of a program; it can start no other process"
-    )
-    open_files: int = Field(64, ge=8, description="files a program may have open")
-    run_without_isolation: bool = Field(
-        False,
-        description="true: where this machine cannot isolate programs, run them with limits alone, "
-        "as this user, with its files and its network; false: such rows end the run at its start",
-    )
-
-
-class VerifierConfig(Section):
-    """Who says whether a response is correct (docs/verifiers.md)."""
-
-    name: VerifierName = Field(
-        "auto",
-        description="auto: a row's verifier column, else what its data_source is known to need, "
-        "else math; any other name: that one for every row",
-    )
-    timeout_s: float = Field(
-        5.0, gt=0, description="seconds for one response; after them it is masked, not wrong"
-    )
-    workers: int = Field(1, ge=1, description="verifier processes per rank")
-    custom: str | None = Field(
-        None,
-        description="module:function of the custom verifier: function(response, answer) -> bool",
-    )
-    code: CodeConfig = CodeConfig()
-
-
 class OptimizerConfig(Section):
     """AdamW and the learning rate."""
 
@@ -266,7 +201,7 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is kept of a run."""
+    """Checkpoints and the exported student."""
 
     every: int = Field(
         0, ge=0, description="steps between checkpoints; 0: only at the end or when interrupted"
@@ -275,8 +210,8 @@ class CheckpointConfig(Section):
     keep_best: int = Field(
         1,
         ge=0,
-        description="checkpoints with the highest Avg@k that are kept besides; those count at "
-        "whose step an evaluation was made",
+        description="checkpoints with the highest Avg@k that are kept besides; only checkpoints "
+        "of steps with an evaluation count",
     )
     asynchronous: bool = Field(
         True,
@@ -317,35 +252,6 @@ class LoggingConfig(Section):
         True,
         description="entropy per token of student and teacher by path; with an exact divergence "
         "the student's on incorrect responses only with objective.old_logprobs=recompute",
-    )
-
-
-class FaultsConfig(Section):
-    """What is noticed while a run is on its way, and what is done then (docs/faults.md)."""
-
-    heartbeat_timeout_s: float = Field(
-        25.0,
-        ge=0,
-        description="a rank whose process gives no sign of life for so long (stopped, dead, its "
-        "machine gone) ends the run, which names it; 0: no watchdog",
-    )
-    hang_timeout_s: float = Field(
-        1800.0,
-        gt=0,
-        description="a rank that is alive but stays in one phase of a step for so long ends the "
-        "run; more than the longest rollout or evaluation takes",
-    )
-    nonfinite_updates: int = Field(
-        3,
-        ge=1,
-        description="an update whose loss or gradient is not finite is skipped on every rank; "
-        "after so many in a row the run stops",
-    )
-    restarts: int = Field(
-        0,
-        ge=0,
-        description="how often `train` on this machine starts its ranks again, from the last "
-        "checkpoint, after a lost or hung rank or a failed engine",
     )
 
 
@@ -454,4 +360,5 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
         values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return text

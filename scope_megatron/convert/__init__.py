@@ -8,5 +8,6 @@ megatron_read     a distributed checkpoint read one parameter at a time
 megatron_write    Hugging Face files -> a distributed checkpoint, one parameter in memory
 pickles           torch's pickle files read lazily
 workspace         where an output grows until it is complete; interrupted conversions go on
+to_hf             hf_write as a process of its own
 estimate          what a conversion would write, from config.json alone
 """

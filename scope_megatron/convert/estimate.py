@@ -1,4 +1,4 @@
-"""What a conversion would write, from config.json alone."""
+"""Tensors and bytes that a conversion would write, estimated from config.json alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rank_bytes(
 
 def total_bytes(mapping: Mapping, dtype: torch.dtype) -> int:
     """Bytes of the model's weights, without Megatron's padding of the vocabulary."""
-    return sum(map(math.prod, mapping.hf_shapes().values())) * dtype.itemsize
+    return sum(map(math.prod, mapping.hf_shapes().values())) * int(dtype.itemsize)
 
 
 def describe(mapping: Mapping, dtype: torch.dtype, to_megatron: bool) -> Iterator[str]:

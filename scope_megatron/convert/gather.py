@@ -35,7 +35,7 @@ class _Shard:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What the shards of a bucket have in common."""
+        """Properties that all shards of a bucket share."""
         return self.stage, self.dtype, is_expert(self.name)
 
 
@@ -114,7 +114,7 @@ def of_all_stages(mine: list[Item], topology: Topology) -> list[Item]:
 
 
 def _all_shards(own: dict[str, Tensor], mapping: Mapping, topology: Topology) -> list[_Shard]:
-    """What every pipeline stage holds, in the order of the stages."""
+    """Shards held by every pipeline stage, in the order of the stages."""
     mine = [
         _Shard(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)
         for name, tensor in own.items()

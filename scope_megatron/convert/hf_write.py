@@ -30,7 +30,7 @@ class _Shard:
     shapes: dict[str, Shape] = field(default_factory=dict)
 
     def nbytes(self, dtype: torch.dtype) -> int:
-        return sum(map(math.prod, self.shapes.values())) * dtype.itemsize
+        return sum(map(math.prod, self.shapes.values())) * int(dtype.itemsize)
 
 
 def export_streamed(
@@ -113,7 +113,7 @@ def raw_bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def compare(
+def compare_checkpoints(
     megatron: LazyCheckpoint,
     hf: ShardReader,
     dtype: torch.dtype,

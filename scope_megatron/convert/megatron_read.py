@@ -88,7 +88,7 @@ class LazyCheckpoint:
     def _key(self, name: str, piece: ShardedTensor) -> str:
         """The tensor's key, or the one that other layers' modules give to the same parameter."""
         if piece.key in self._stored:
-            return piece.key
+            return str(piece.key)
         for other in self.mapping.find(name)[0].megatron:
             key = other.replace("decoder.layers.{layer}.", "decoder.layers.")
             if key in self._stored:
@@ -146,7 +146,7 @@ class LazyCheckpoint:
 
 
 class _Target:
-    """Where the reader puts what it reads: the part of torch's LoadPlanner that it calls."""
+    """Target tensors of a read: the part of torch's LoadPlanner that the reader calls."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -98,7 +98,7 @@ def _reader(
 
 
 def _pieces(entry: ShardedTensorFactory, read: Read) -> dict[Place, Read]:
-    """Where the parts of gated projections go, which megatron-core's factory cuts."""
+    """Places of the parts into which megatron-core's factory cuts gated projections."""
     pieces: dict[Place, Read] = {}
     for number, piece in enumerate(entry.build()):
 
@@ -238,4 +238,4 @@ def _item_bytes(item: WriteItem) -> int:
     if item.tensor_data is None:
         return 0
     kind = item.tensor_data.properties.dtype
-    return math.prod(item.tensor_data.chunk.sizes) * kind.itemsize
+    return int(math.prod(item.tensor_data.chunk.sizes) * kind.itemsize)

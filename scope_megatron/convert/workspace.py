@@ -1,4 +1,4 @@
-"""Where an output grows until it is complete, so that an interrupted conversion can go on.
+"""Workspace of a conversion: a temporary directory from which an interrupted one can go on.
 
 ``.NAME.tmp`` beside the output holds ``files`` (which becomes the output) and ``progress.json``:
 what is converted with which options, and the bytes and SHA-256 of every finished file. A file is

@@ -1,5 +1,11 @@
 """`scope-megatron doctor`: what of this machine works, what is missing and how to get it.
 
+packages    installed versions, imports in a process of their own
+machine     GPUs, memory, limits, collectives
+cluster     Slurm and what it offers
+probe       an all-reduce among processes of this machine
+finding     one line of the table: ok, note, warning or error, and how to mend it
+
 Nothing is imported here that could be broken: packages are tried in processes of their own, so
 that one which crashes or hangs is a line of the table and not the end of it.
 """

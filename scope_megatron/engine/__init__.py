@@ -1,6 +1,6 @@
 """The rollout engine: vLLM in this process, and Megatron's parameters sent to it.
 
-vllm         the engine: sample, score, sleep, wake, load
+vllm         the engine: sample, score, sleep, take parameters
 source       the student's parameters under Hugging Face's names, bucket by bucket
 direct       parameters written into vLLM's own, shard to shard
 reshard      which slices of which rank make up each slice of the engine, and their exchange

@@ -1,6 +1,6 @@
-"""New weights straight into the memory of vLLM's parameters, once that is proven to be right.
+"""Parameters sent straight into the memory of vLLM's, once that is proven to be right.
 
-The first weights go through vLLM's own loaders. The plan is then carried out on the same weights
+The first ones go through vLLM's own loaders. The plan is then carried out on the same parameters
 and must agree with them bit for bit in every parameter; else vLLM's loaders are used ever after.
 vLLM's CPU build packs the weights of linear layers and keeps no plain copy: such a layer is put
 together aside and packed again, and compared by its output for a random input.
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from scope_megatron.engine.reshard import EngineLayout, PlanError, ReshardPlan
-from scope_megatron.engine.source import ModelWeights
+from scope_megatron.engine.source import ModelParameters
 from scope_megatron.parallel.agree import any_rank
+
+Reload = Callable[[ModelParameters], None]
 
 _log = logging.getLogger(__name__)
 
 
-class DirectWeights:
+class DirectSend:
     """The plan of one engine: unproven, in use, or given up."""
 
     def __init__(self, tensor: int) -> None:
@@ -30,42 +32,38 @@ class DirectWeights:
         self.plan: ReshardPlan | None = None
         self.refused = ""  # why the plan is not used
 
-    def load(
-        self, engine: torch.nn.Module, weights: ModelWeights, reload: Callable[[ModelWeights], None]
-    ) -> None:
-        """``weights`` into vLLM's model (collective); ``reload`` does it by vLLM's loaders."""
+    def send(self, engine: torch.nn.Module, source: ModelParameters, reload: Reload) -> None:
+        """``source`` into vLLM's model (collective); ``reload`` does it by vLLM's loaders."""
         if self.plan is not None:
             parameters = EngineParameters(engine)
             parameters.clear_padding(self.plan.rows)
-            self.plan.run(weights.model, parameters.write)
+            self.plan.run(source.model, parameters.write)
             parameters.finish()
             return
-        reload(weights)
+        reload(source)
         if not self.refused:
-            self._prove(engine, weights, reload)
+            self._prove(engine, source, reload)
 
-    def _prove(
-        self, engine: torch.nn.Module, weights: ModelWeights, reload: Callable[[ModelWeights], None]
-    ) -> None:
-        topology = weights.topology
+    def _prove(self, engine: torch.nn.Module, source: ModelParameters, reload: Reload) -> None:
+        topology = source.topology
         plan, reason = None, ""
         try:
             parameters = EngineParameters(engine, compare=True)
-            plan = ReshardPlan(weights, parameters.layout(self._tensor))
+            plan = ReshardPlan(source, parameters.layout(self._tensor))
         except (PlanError, ValueError) as error:
             reason = str(error)
         if not any_rank(plan is None, topology.mp_group):
             assert plan is not None
-            plan.run(weights.model, parameters.write)
+            plan.run(source.model, parameters.write)
             reason = parameters.finish()
             if not any_rank(bool(reason), topology.mp_group):
                 self.plan = plan
                 return
-            reload(weights)  # a packed layer may have been put together wrongly
+            reload(source)  # a packed layer may have been put together wrongly
         self.refused = reason or "another rank's parameters differ"
         if topology.is_main or reason:
             _log.warning(
-                "weights reach the engine through vLLM's loaders, more slowly: %s", self.refused
+                "parameters reach the engine through vLLM's loaders, more slowly: %s", self.refused
             )
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of a Megatron shard lie in the parameters of one engine rank."""
+"""Placement: rows of a Megatron shard -> rows of one engine rank's parameters."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from scope_megatron.convert.mapping import FusedQKV, Rule, Vocabulary
+from scope_megatron.convert.mapping import FusedQKV, Rule, Shape, Vocabulary
 from scope_megatron.family import ModelShape
-
-Shape = tuple[int, ...]
 
 
 class PlanError(ValueError):
@@ -22,7 +20,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class EngineLayout:
-    """What is known of the parameters of one engine rank; all ranks have the same shapes."""
+    """Names and shapes of the parameters of one engine rank; all ranks have the same."""
 
     size: int  # tensor-parallel size of the engine
     shapes: dict[str, Shape]  # of every parameter, by name

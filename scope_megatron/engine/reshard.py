@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.convert.gather import global_parameters, of_all_stages
-from scope_megatron.convert.mapping import Mapping
+from scope_megatron.convert.mapping import Mapping, Shape
 from scope_megatron.engine.placement import (
     Copy,
     EngineLayout,
@@ -29,9 +29,8 @@ from scope_megatron.engine.placement import (
     stretches,
     uncovered,
 )
-from scope_megatron.engine.source import ModelWeights
+from scope_megatron.engine.source import ModelParameters
 
-Shape = tuple[int, ...]
 Write = Callable[[str, int, int, Tensor], object]
 
 __all__ = ["EngineLayout", "PlanError", "ReshardPlan"]
@@ -52,7 +51,7 @@ class _Held:
 
     @property
     def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
+        return self.width * int(self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -93,20 +92,20 @@ def _slots(wanted: Wanted, tensor: int) -> int:
 
 
 class ReshardPlan:
-    """What goes where, for one model and one engine. ``received`` counts bytes of the last run."""
+    """Plan of the transfer from one model to one engine; ``received``: bytes of the last run."""
 
-    def __init__(self, weights: ModelWeights, layout: EngineLayout) -> None:
+    def __init__(self, source: ModelParameters, layout: EngineLayout) -> None:
         """Collective over the tensor x pipeline ranks; each may raise :class:`PlanError`.
 
         Raises on a rank only after the last collective, so that the ranks can agree afterwards.
         """
-        self.topology = weights.topology
+        self.topology = source.topology
         self.received = 0
-        held = _held(weights)
+        held = _held(source)
         tensor, engine_rank = self.topology.tp_size, self.topology.tp_rank % layout.size
         if tensor % layout.size:
             raise PlanError(f"{layout.size} engine ranks do not divide the tensor ranks")
-        table = Mapping(weights.hf)
+        table = Mapping(source.hf)
         self._buckets: list[_Bucket] = []
         taken: list[Copy] = []
         for parameter in held:
@@ -116,7 +115,7 @@ class ReshardPlan:
                 for rank in range(layout.size)
             ]
             mine = copies[engine_rank]
-            self._add(parameter, copies, mine, weights.bucket_bytes)
+            self._add(parameter, copies, mine, source.bucket_bytes)
             taken += mine
         self.rows = {  # of each engine parameter; those that follow are padding
             name: real_rows(name, layout, engine_rank, table.sizes.vocab) for name in layout.shapes
@@ -206,7 +205,7 @@ class ReshardPlan:
     def _buffer_bytes(self) -> int:
         tensor = self.topology.tp_size
         return max(
-            _slots(bucket.wanted, tensor) * bucket.numel * bucket.dtype.itemsize
+            _slots(bucket.wanted, tensor) * bucket.numel * int(bucket.dtype.itemsize)
             for bucket in self._buckets
             if not self._is_local(bucket)
         )
@@ -294,12 +293,12 @@ def _own_rows(bucket: _Bucket, own: dict[str, Tensor]) -> Iterator[Tensor]:
     return (own[name][first : first + rows] for name, first, rows in bucket.parts)
 
 
-def _held(weights: ModelWeights) -> list[_Held]:
-    """What every pipeline stage holds, in the order of the stages (a collective)."""
-    topology, table = weights.topology, Mapping(weights.hf)
+def _held(source: ModelParameters) -> list[_Held]:
+    """Parameters held by every pipeline stage, in the order of the stages (a collective)."""
+    topology, table = source.topology, Mapping(source.hf)
     mine = [
         _Held(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)
-        for name, tensor in global_parameters(weights.model)
+        for name, tensor in global_parameters(source.model)
         if not table.find(name)[0].duplicate
     ]
     return of_all_stages(mine, topology)

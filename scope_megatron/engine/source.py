@@ -1,4 +1,4 @@
-"""The model's weights in the form in which the rollout engine takes them."""
+"""The model's parameters, named and shaped as the rollout engine takes them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scope_megatron.parallel.topology import Topology
 
 
 @dataclass(frozen=True)
-class ModelWeights:
-    """The trainer's model as a source of weights; iterated, it gives :func:`engine_weights`."""
+class ModelParameters:
+    """The trainer's model as what the engine is sent; iterated: :func:`engine_parameters`."""
 
     model: torch.nn.Module
     hf: dict[str, Any]
@@ -24,10 +24,10 @@ class ModelWeights:
     bucket_bytes: int
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return engine_weights(self.model, self.hf, self.topology, self.bucket_bytes)
+        return engine_parameters(self.model, self.hf, self.topology, self.bucket_bytes)
 
 
-def engine_weights(
+def engine_parameters(
     model: torch.nn.Module, hf: dict[str, Any], topology: Topology, bucket_bytes: int
 ) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor) for vLLM's ``reload_weights(weights_iterator=...)``; a collective.

@@ -1,4 +1,4 @@
-"""The rollout engine: what the trainer asks of it, and vLLM inside the Megatron ranks.
+"""The rollout engine: its interface, and vLLM inside the Megatron ranks.
 
 ``engine.tensor`` ranks that stand next to each other form one engine replica; every rank of a
 replica makes the same calls with the same arguments (vLLM's external launcher).
@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
-from scope_megatron.engine.direct import DirectWeights
-from scope_megatron.engine.source import ModelWeights
+from scope_megatron.engine.direct import DirectSend
+from scope_megatron.engine.source import ModelParameters
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
@@ -35,7 +35,7 @@ Member = tuple[Prompt, int]  # a prompt and the number of its sample
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
+    """Sampling parameters. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
 
     samples: int
     max_tokens: int
@@ -46,7 +46,7 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """What the trainer needs of a rollout engine. Each call is collective over a replica."""
+    """Interface of a rollout engine. Each call is collective over an engine replica's ranks."""
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """``sampling.samples`` responses for each prompt, in order: whole groups, side by side."""
@@ -56,15 +56,15 @@ class Engine(Protocol):
         """Log-probability (temperature 1) of every token after the first, for each sequence."""
         ...
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take new weights and drop what old ones cached.
+    def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Give the engine new parameters and drop what it cached under the old ones.
 
-        Hugging Face names and full tensors; :class:`ModelWeights` may be taken shard by shard.
+        Hugging Face names and full tensors; :class:`ModelParameters` may be taken shard by shard.
         """
         ...
 
     def sleep(self) -> None:
-        """Free weights and cache while training runs (where the platform can)."""
+        """Free parameters and cache while training runs (where the platform can)."""
         ...
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class VLLMEngine:
         self._sleeps = settings.sleep and platform.has_cuda()
         self._asleep = False
         self._ranks = settings.tensor
-        self._direct = DirectWeights(settings.tensor)
+        self._direct = DirectSend(settings.tensor)
         _prepare_environment(settings, model_dir)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
@@ -222,11 +222,11 @@ class VLLMEngine:
         others would wait): the run goes on from its checkpoint with a new engine.
         """
         try:
-            return self._llm.generate(requests, parameters, use_tqdm=False)
+            return list(self._llm.generate(requests, parameters, use_tqdm=False))
         except Exception as error:
             self._require_retry(error, retried=False)
         try:
-            return self._llm.generate(requests, parameters, use_tqdm=False)
+            return list(self._llm.generate(requests, parameters, use_tqdm=False))
         except Exception as error:
             self._require_retry(error, retried=True)
             raise
@@ -257,28 +257,28 @@ class VLLMEngine:
             engine.step()
         self._llm.reset_prefix_cache()
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """See :class:`Engine`. In place; every weight of the model must come, each once."""
+    def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See :class:`Engine`. In place; every parameter of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        if isinstance(weights, ModelWeights):
+        if isinstance(source, ModelParameters):
             (model,) = self._llm.apply_model(lambda model: model)  # it is in this process
-            self._direct.load(model, weights, self._reload)
+            self._direct.send(model, source, self._reload)
         else:
-            self._reload(weights)
+            self._reload(source)
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
 
-    def _reload(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _reload(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
         """By vLLM's own loaders, each of which cuts its part out of the full tensor."""
         if not platform.has_cuda():
             self._llm.collective_rpc(_forget_packed_experts)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(source)})
 
     def sleep(self) -> None:
-        """Level 2: weights are dropped too, since new ones come before the next request."""
+        """Level 2: parameters are dropped too, since new ones come before the next request."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
@@ -287,7 +287,7 @@ class VLLMEngine:
         del self._llm
 
     def _wake(self) -> None:
-        assert not self._asleep, "load_weights wakes the engine: it slept without its weights"
+        assert not self._asleep, "send_parameters wakes the engine: it slept without parameters"
 
 
 def _rollout(prompt: Prompt, sample: int, completion: Any) -> Rollout:
@@ -363,14 +363,14 @@ def _name_shared_memory() -> None:
 
 
 def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
-    """What vLLM is to read in place of the model's own ``config.json``."""
+    """Settings that vLLM reads in place of the model's own ``config.json``."""
     if head_dtype is None:
         return {}
     return {"head_dtype": str(head_dtype).removeprefix("torch.")}
 
 
 def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
-    """What vLLM reads from the environment when it is imported."""
+    """Set the environment variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from scope_megatron.disk import write_atomically
-from scope_megatron.evaluation.figure import PASS_AT_K, draw_pass_at_k
+from scope_megatron.evaluation.output.figure import PASS_AT_K, draw_pass_at_k
+from scope_megatron.evaluation.output.results import Results, SetResult
+from scope_megatron.evaluation.output.table import markdown_table
 from scope_megatron.evaluation.paired import Paired, compare_paired
-from scope_megatron.evaluation.results import Results, SetResult
 from scope_megatron.evaluation.statistics import (
     Values,
     pass_without_replacement,
     powers_of_two,
 )
-from scope_megatron.evaluation.table import markdown_table
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 
+from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.evaluation.samples import Sample, SampleWriter
 from scope_megatron.exits import UNSAVED, StopRun
-from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Rollout, Verdict
 

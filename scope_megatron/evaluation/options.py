@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scope_megatron.config import Config, ConfigError, EngineConfig, VerifierConfig, load_config
+from scope_megatron.config.names import at_commit
+from scope_megatron.config.sections.data import DataSource
 from scope_megatron.evaluation.rules import (
     LONGEST_RESPONSE,
     engine_ranks,
@@ -22,6 +24,8 @@ from scope_megatron.evaluation.rules import (
 )
 from scope_megatron.evaluation.settings import EvaluationSet, EvaluationSettings
 from scope_megatron.evaluation.source import ModelSource, find_model
+from scope_megatron.hub import HubError, hub_name, shown_path
+from scope_megatron.hub.names import name_of_snapshot
 from scope_megatron.machine import choose
 from scope_megatron.outputs import EVALUATIONS, HF, is_checkpoint_name
 
@@ -135,7 +139,7 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         source = find_model(options.model, options.base or _base_if_needed(options.model, config))
         overrides = [*overrides, f"model.student={json.dumps(str(source.base))}"]
     if sets:
-        overrides = [*overrides, f"data.eval={json.dumps(str(sets[0].path))}"]
+        overrides = [*overrides, f"data.eval={json.dumps(sets[0].source.model_dump(mode='json'))}"]
     config = load_config(path, overrides, command="evaluate")
     evaluation, response = config.evaluation, config.evaluation_response_tokens
     assert config.data.eval is not None and response is not None  # rules of the loader
@@ -147,9 +151,9 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
     return _settings(
         options,
         source=source or find_model(str(config.model.student), None, "model.student"),
-        model=options.model or str(config.model.student),
+        model=options.model or shown_path(config.model.student),
         tokenizer=config.model.tokenizer,
-        sets=sets or (parse_set(str(config.data.eval)),),
+        sets=sets or _sets_of(config),
         engine=config.engine.model_copy(update=alone),
         verifier=config.verifier.model_copy(update=_verifier(options)),
         ranks=config.world_size,
@@ -157,6 +161,8 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         max_prompt_tokens=options.max_prompt_tokens or config.data.max_prompt_tokens,
         max_tokens=options.max_tokens or response,
         system_prompt=options.system_prompt or config.data.system_prompt,
+        chat_template_kwargs=config.data.chat_template_kwargs,
+        cache_dir=config.data.cache_dir,
         limit=options.limit or evaluation.limit,
         below=config.output_dir / EVALUATIONS,
         values=own | given(options, *own),
@@ -212,9 +218,36 @@ def parse_set(text: str) -> EvaluationSet:
                 f"--data: {name!r} cannot name a set; use letters, digits, dots, dashes and "
                 "underscores"
             )
-        return EvaluationSet(name, Path(path).expanduser())
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).stem).lstrip("._-")
-    return EvaluationSet(stem or "set", Path(text).expanduser())
+        return EvaluationSet(name, _source(path))
+    return EvaluationSet(_stem(text), _source(text))
+
+
+def _stem(text: str) -> str:
+    """A set's name from its path or Hub name."""
+    name = hub_name(text)
+    last = name.repo.partition("/")[2] if name else Path(text).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-") or "set"
+
+
+def _source(text: str) -> DataSource:
+    """A Hub name stands at the commit that it has now. Raises ConfigError."""
+    source = DataSource(name=text)
+    try:
+        return at_commit(source, "--data")
+    except HubError as error:
+        raise ConfigError(f"--data: {error}") from None
+
+
+def _sets_of(config: Config) -> tuple[EvaluationSet, ...]:
+    """The sets of data.eval, each with the columns that hold for it."""
+    data = config.data
+    return tuple(
+        EvaluationSet(
+            name or _stem(source.name),
+            source.model_copy(update={"columns": data.columns_of(source)}),
+        )
+        for name, source in (data.eval or {}).items()
+    )
 
 
 def default_name(settings: EvaluationSettings) -> str:
@@ -223,12 +256,15 @@ def default_name(settings: EvaluationSettings) -> str:
     asked = [settings.sampling(), settings.limit, settings.system_prompt, settings.verifier.name]
     digest.update(json.dumps([*asked, settings.max_prompt_tokens]).encode())
     for entry in settings.sets:
-        content = entry.path.read_bytes() if entry.path.is_file() else b""
+        path = entry.path
+        content = path.read_bytes() if path.is_file() else str(entry.source).encode()
         digest.update(f"{entry.name} {hashlib.sha256(content).hexdigest()}\n".encode())
     return f"{_model_name(settings.source)}-{digest.hexdigest()[:8]}"
 
 
 def _model_name(source: ModelSource) -> str:
+    if name := name_of_snapshot(source.weights):
+        return f"{name.repo.replace('/', '-')}-{name.revision[:8]}"
     weights = source.weights.absolute()
     if is_checkpoint_name(weights.name):
         return f"{weights.parents[1].name}-{weights.name}"

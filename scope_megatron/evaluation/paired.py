@@ -48,7 +48,7 @@ def sign_test(better: int, worse: int) -> float:
     """P-value of the exact sign test; problems without a difference say nothing."""
     total = better + worse
     tail = sum(comb(total, i) for i in range(min(better, worse) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return float(min(1.0, 2 * tail / 2**total))
 
 
 def permutation_test(differences: Values, draws: int, seed: int) -> float:

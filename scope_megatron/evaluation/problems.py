@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.evaluation.settings import EvaluationSettings
-from scope_megatron.rollout.prompts import PromptDataset
-from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.types import Prompt
 
 
@@ -26,15 +26,18 @@ def load_problems(settings: EvaluationSettings, tokenizer: Tokenizer) -> list[Pr
     sets = []
     for entry in settings.sets:
         dataset = PromptDataset(
-            entry.path,
+            entry.source,
             tokenizer,
             settings.max_prompt_tokens,
             settings.system_prompt,
             setting=f"--data {entry.name}",
+            cache_dir=settings.cache_dir,
         )
         asked = len(dataset) if settings.limit is None else min(settings.limit, len(dataset))
         prompts = [dataset[i] for i in range(asked)]
         sets.append(
-            ProblemSet(entry.name, str(entry.path), prompts, dataset.skipped, dataset.fingerprint())
+            ProblemSet(
+                entry.name, str(entry.source), prompts, dataset.skipped, dataset.fingerprint()
+            )
         )
     return sets

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from scope_megatron.config import VerifierConfig
-from scope_megatron.evaluation.report import summarize, write_report
-from scope_megatron.evaluation.results import Results
+from scope_megatron.evaluation.output.report import count_results, write_results
+from scope_megatron.evaluation.output.results import Results
 from scope_megatron.evaluation.samples import (
     Outcome,
     SampleStore,
@@ -36,16 +36,16 @@ def regrade(directory: Path, verifier: VerifierConfig, draws: int) -> Results:
     store = SampleStore(directory)
     names = [entry["name"] for entry in store.identity()["sets"]]
     before = store.outcomes()
-    summarize(store, before.values(), "", 1)  # refuses an unfinished evaluation
+    count_results(store, before.values(), "", 1)  # refuses an unfinished evaluation
     after = list(_judged(store, names, verifier))
-    results = summarize(store, after, verifier.name, draws)
+    results = count_results(store, after, verifier.name, draws)
     out = directory / REGRADED / verifier.name
     lines = (
         json.dumps({"set": o.set, "problem": o.problem, "sample": o.sample, "verdict": o.verdict})
         for o in after
     )
     write_lines(out / VERDICTS, lines)
-    write_report(results, out, draws)
+    write_results(results, out, draws)
     changes = Counter((before[o.key].verdict, o.verdict) for o in after)
     print(describe_changes(changes))
     return results

@@ -13,7 +13,7 @@ from scope_megatron.config import (
 )
 from scope_megatron.config.keys import choices
 from scope_megatron.config.modeldir import ModelDirError, check_weights, read_shape, tokenizer_file
-from scope_megatron.config.rules import DATA_SUFFIXES
+from scope_megatron.config.rules_data import source_problems
 from scope_megatron.config.rules_machine import engine_build_problems, full_gpu_problems
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.evaluation.source import architecture, read_context
@@ -47,10 +47,10 @@ BY_CONFIG = {
     "kv_cache_gib": "rollout.engine.kv_cache_gib",
     "max_num_seqs": "rollout.engine.max_num_seqs",
 }
-Problems = Iterator[str]
+Refusals = Iterator[str]
 
 
-def option_problems(options: Options, has_config: bool) -> Problems:
+def option_problems(options: Options, has_config: bool) -> Refusals:
     """Rules on single options, before anything else is looked at."""
     for name, least in AT_LEAST.items():
         value = getattr(options, name)
@@ -75,7 +75,7 @@ def option_problems(options: Options, has_config: bool) -> Problems:
                 yield f"{_flag(name)}: the configuration decides it; set {key}=VALUE instead"
 
 
-def settings_problems(settings: EvaluationSettings) -> Problems:
+def settings_problems(settings: EvaluationSettings) -> Refusals:
     """Rules between settings, and between settings and what is on disk."""
     yield from _sampling(settings)
     yield from _sets(settings)
@@ -85,7 +85,7 @@ def settings_problems(settings: EvaluationSettings) -> Problems:
     yield from _ranks(settings)
 
 
-def _ranks(settings: EvaluationSettings) -> Problems:
+def _ranks(settings: EvaluationSettings) -> Refusals:
     tensor, machine = settings.engine.tensor, choose(settings.device)
     if machine.problem:
         yield f"--device: {machine.problem}"
@@ -138,7 +138,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def custom_problems(verifier: str, function: str | None) -> Problems:
+def custom_problems(verifier: str, function: str | None) -> Refusals:
     """A function of the user's goes with the verifier that calls it."""
     if function is None:
         if verifier == "custom":
@@ -147,7 +147,7 @@ def custom_problems(verifier: str, function: str | None) -> Problems:
         yield f"--custom: {function} names no function; give module:function"
 
 
-def _sampling(settings: EvaluationSettings) -> Problems:
+def _sampling(settings: EvaluationSettings) -> Refusals:
     if settings.temperature == 0 and settings.samples > 1:
         yield (
             f"--temperature: is 0, which makes all {settings.samples} samples of a problem alike; "
@@ -155,21 +155,15 @@ def _sampling(settings: EvaluationSettings) -> Problems:
         )
 
 
-def _sets(settings: EvaluationSettings) -> Problems:
+def _sets(settings: EvaluationSettings) -> Refusals:
     names = [entry.name for entry in settings.sets]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"--data: two sets are called {name}; name them, as --data NAME=PATH"
     for entry in settings.sets:
-        path = entry.path
-        if not path.is_file():
-            yield f"--data: {path} is no file; give a {' or '.join(DATA_SUFFIXES)} file"
-        elif path.suffix not in DATA_SUFFIXES:
-            yield f"--data: {path} has an unknown format; use {' or '.join(DATA_SUFFIXES)}"
-        elif path.stat().st_size == 0:
-            yield f"--data: {path} is empty; give a file with at least one row"
+        yield from (f"--data: {problem}" for problem in source_problems(entry.source))
 
 
-def _model(settings: EvaluationSettings) -> Problems:
+def _model(settings: EvaluationSettings) -> Refusals:
     """What vLLM will ask of it. An architecture that training does not know is vLLM's to judge,
     unless its weights must be converted first."""
     base, source = settings.source.base, settings.source
@@ -208,7 +202,7 @@ def _model(settings: EvaluationSettings) -> Problems:
             )
 
 
-def _out(settings: EvaluationSettings) -> Problems:
+def _out(settings: EvaluationSettings) -> Refusals:
     out = settings.out
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():

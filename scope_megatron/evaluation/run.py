@@ -13,27 +13,27 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scope_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from scope_megatron.engine.vllm import Sampling, VLLMEngine
 from scope_megatron.evaluation.grader import Grader
+from scope_megatron.evaluation.output.report import report_results
 from scope_megatron.evaluation.problems import ProblemSet, load_problems
 from scope_megatron.evaluation.ranks import Ranks, join
-from scope_megatron.evaluation.report import report
 from scope_megatron.evaluation.samples import SampleStore, SampleWriter
 from scope_megatron.evaluation.settings import EvaluationSettings
 from scope_megatron.exits import TERMINATED
 from scope_megatron.job.lock import locked
 from scope_megatron.parallel import platform
-from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt
 
-FORMAT = 1
+_FORMAT = 1
 MOST_SKIPPED = 5  # rows that cannot be asked are all counted; so many are named
 _TELL_S = 10.0
-Wanted = tuple[str, Prompt, int]  # set, problem, sample
+WantedSample = tuple[str, Prompt, int]  # set, problem, sample
 
 
-def run(settings: EvaluationSettings) -> int:
+def run_evaluation(settings: EvaluationSettings) -> int:
     """Evaluate, or go on; returns 0. Collective over all ranks."""
     signal.signal(signal.SIGTERM, _terminated)
     ranks = join(settings.engine.tensor)
@@ -47,7 +47,9 @@ def run(settings: EvaluationSettings) -> int:
 
 
 def _run(settings: EvaluationSettings, ranks: Ranks) -> None:
-    tokenizer = load_tokenizer(settings.tokenizer or settings.source.base)
+    tokenizer = load_tokenizer(
+        settings.tokenizer or settings.source.base, settings.chat_template_kwargs
+    )
     sets = load_problems(settings, tokenizer)
     store = SampleStore(settings.out)
     done = ranks.from_main(lambda: _begin(settings, store, sets))
@@ -67,7 +69,7 @@ def _run(settings: EvaluationSettings, ranks: Ranks) -> None:
     if ranks.is_main:
         store.finish(entry.name for entry in sets)
         shutil.rmtree(_converted(settings), ignore_errors=True)
-        report(settings.out, settings.draws, metrics_line=settings.metrics_line)
+        report_results(settings.out, settings.draws, metrics_line=settings.metrics_line)
 
 
 def _begin(
@@ -75,7 +77,7 @@ def _begin(
 ) -> set[tuple[str, int, int]]:
     """Open the store; which samples are there already."""
     identity = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "model": settings.model,
         "fingerprint": settings.source.fingerprint(),
         "sampling": settings.sampling(),
@@ -128,7 +130,7 @@ def _sample(
     settings: EvaluationSettings,
     tokenizer: Tokenizer,
     model: Path,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[WantedSample],
     ranks: Ranks,
 ) -> None:
     """This engine's share, each sample graded and written as soon as it is finished."""
@@ -159,7 +161,7 @@ def _sample(
             return
         with closing(SampleWriter(settings.out, ranks.rank)) as writer:
             grader = Grader(judges, tokenizer, writer)
-            progress = Progress(len(wanted), enabled=ranks.is_main)
+            progress = SampleProgress(len(wanted), enabled=ranks.is_main)
             for rollout in rollouts:
                 grader.put(names[id(rollout.prompt), rollout.sample], rollout)
                 progress.add(len(rollout.token_ids))
@@ -167,7 +169,7 @@ def _sample(
             progress.close()
 
 
-class Progress:
+class SampleProgress:
     """How far rank 0's engine is, in lines; the other engines have as much to do."""
 
     def __init__(self, total: int, enabled: bool) -> None:

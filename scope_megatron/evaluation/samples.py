@@ -87,7 +87,7 @@ class SampleStore:
         path = self.directory / IDENTITY
         if path.exists():
             there = self.identity()
-            if difference := first_difference(there | {"model": ""}, identity | {"model": ""}):
+            if difference := differing_key(there | {"model": ""}, identity | {"model": ""}):
                 fix = ", or grade its samples with regrade" * difference.startswith("verifier")
                 raise ValueError(
                     f"--out: {self.directory} holds another evaluation ({difference}); give "
@@ -159,17 +159,17 @@ def without_text(sample: Sample) -> Outcome:
     return Outcome(**values)
 
 
-def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+def differing_key(before: Any, now: Any, name: str = "") -> str | None:
     """``sampling.seed is 1 there, 2 here``: the first value in which two JSON trees differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
             inner = f"{name}.{key}" if name else str(key)
-            if found := first_difference(before.get(key), now.get(key), inner):
+            if found := differing_key(before.get(key), now.get(key), inner):
                 return found
         return None
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = zip(before, now, strict=True)
-        found_all = (first_difference(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))
+        found_all = (differing_key(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(pairs))
         return next(filter(None, found_all), None)
     return None if before == now else f"{name} is {before} there, {now} here"
 

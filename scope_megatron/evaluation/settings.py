@@ -3,20 +3,26 @@ that another file would have to know."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope_megatron.config import EngineConfig, VerifierConfig
+from scope_megatron.config.sections.data import DataSource
 from scope_megatron.evaluation.source import ModelSource
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A file of problems and the name under which its results stand."""
+    """A set of problems and the name under which its results stand."""
 
     name: str
-    path: Path
+    source: DataSource
+
+    @property
+    def path(self) -> Path:
+        """Where a set that is no Hub name lies."""
+        return self.source.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class EvaluationSettings:
     engine: EngineConfig
     verifier: VerifierConfig
     ranks: int
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    cache_dir: str | None = None  # of tokenised problems
     draws: int = 10_000  # of the bootstrap over problems
     notes: tuple[str, ...] = ()  # what was decided that the user may not expect
     metrics_line: bool = False  # one JSON line of metrics at the end, for programs

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scope_megatron.checkpoint.manifest import MANIFEST, find_damage
 from scope_megatron.config import ConfigError
+from scope_megatron.hub import HubError, fetch, hub_name
 from scope_megatron.outputs import HF, checkpoints, checkpoints_dir
 
 INDEX = ".metadata"  # of torch's distributed checkpoints
@@ -60,7 +60,7 @@ def find_model(text: str, base: Path | None, option: str = "--model") -> ModelSo
 
     A run's output_dir stands for its newest whole checkpoint.
     """
-    given = Path(text).expanduser()
+    given = _fetched(text, option)
     if not given.is_dir():
         what = "is a file" if given.exists() else "does not exist"
         raise ConfigError(
@@ -83,6 +83,17 @@ def find_model(text: str, base: Path | None, option: str = "--model") -> ModelSo
             )
         return ModelSource(weights, weights)
     return ModelSource(weights, _base_of(weights, base))
+
+
+def _fetched(text: str, option: str) -> Path:
+    """The path, or the snapshot of a Hub name. Raises ConfigError naming ``option``."""
+    name = hub_name(text)
+    if name is None:
+        return Path(text).expanduser()
+    try:
+        return fetch(name, setting=option)
+    except HubError as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def _newest_checkpoint(run: Path, option: str) -> Path:
@@ -131,7 +142,7 @@ def _trained_from(checkpoint: Path) -> Path | None:
     try:
         common = torch.load(checkpoint / "common.pt", map_location="cpu", weights_only=True)
         values = yaml.safe_load(common["progress"]["config"])
-        return Path(os.path.expanduser(values["model"]["student"]))
+        return _fetched(values["model"]["student"], "--base")
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None
     except Exception as error:  # pickle.UnpicklingError: more in the file than plain values

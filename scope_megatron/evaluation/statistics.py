@@ -90,7 +90,8 @@ def resampled_means(values: Values, draws: int, seed: int) -> Values:
 def interval(means: Values, level: float = 0.95) -> Values:
     """Percentile interval of each column, [2, M]: the lower ends, then the upper ends."""
     tail = 100 * (1 - level) / 2
-    return np.percentile(means, [tail, 100 - tail], axis=0)
+    ends: Values = np.percentile(means, [tail, 100 - tail], axis=0)
+    return ends
 
 
 def _check(correct: Sequence[Sequence[bool]]) -> None:

@@ -26,7 +26,7 @@ LOST_KEY = "scope_megatron/lost"  # in its store: the rank that it saw end by a 
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(module_args: list[str], nproc: int, restarts: int = 0) -> int:
+def start_ranks(module_args: list[str], nproc: int, restarts: int = 0) -> int:
     """Run ``python -m scope_megatron MODULE_ARGS...`` as ``nproc`` ranks; returns the exit code.
 
     After an exit code of ``exits.RESTARTABLE`` all ranks are started again, up to ``restarts``

@@ -1,4 +1,4 @@
-"""Who stopped? Every rank gives signs of life; one that does not, or hangs, ends the run by name.
+"""Watchdog: heartbeats of every rank; a rank that stops or hangs is named and ends the run.
 
 Each rank's watchdog thread publishes a heartbeat in the job's store, over a connection of its own:
 where the rank is (step, phase) and since when. Rank 0 reads all of them, the others read rank 0's.
@@ -40,7 +40,7 @@ _ABORT, _SUSPECT = "abort", "suspect"
 
 
 class Progress:
-    """Where this rank is; the training thread writes it, the watchdog's reads it."""
+    """Step and phase of this rank; the training thread writes it, the watchdog's reads it."""
 
     def __init__(self) -> None:
         self.step, self._state = 0, ("start", 0, time.monotonic())
@@ -72,7 +72,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """Why the run ends, and the exit code."""
 
     code: int
@@ -90,8 +90,8 @@ class Judge:
         self._seen: dict[int, tuple[int, float]] = {}  # rank: (count, when it changed)
         self._looked = 0.0
 
-    def look(self, now: float, beats: Mapping[int, Beat]) -> Verdict | None:
-        """The verdict at ``now``, seconds of a monotonic clock."""
+    def look(self, now: float, beats: Mapping[int, Beat]) -> Diagnosis | None:
+        """The diagnosis at ``now``, seconds of a monotonic clock."""
         slept = now - self._looked > 3 * self._interval_s + 1.0
         self._looked = now
         for rank, beat in beats.items():
@@ -102,13 +102,13 @@ class Judge:
         silent = [rank for rank in beats if now - self._seen[rank][1] > limit]
         if silent:
             why = f"gave no sign of life for {limit:.0f} s"
-            return Verdict(LOST_RANK, f"{_names(silent, beats)} {why}")
+            return Diagnosis(LOST_RANK, f"{_names(silent, beats)} {why}")
         slowest = max(beats.values(), key=lambda beat: beat.seconds)
         if self._hangs and slowest.seconds > self._settings.hang_timeout_s:
             last = min(beat.order for beat in beats.values())
             behind = [rank for rank, beat in beats.items() if beat.order == last]
             why = f"made no progress for {slowest.seconds:.0f} s (faults.hang_timeout_s)"
-            return Verdict(HUNG, f"{_names(behind, beats)} {why}")
+            return Diagnosis(HUNG, f"{_names(behind, beats)} {why}")
         return None
 
 
@@ -150,7 +150,8 @@ class Watchdog:
     def __init__(self, settings: FaultsConfig, output_dir: Path, progress: Progress) -> None:
         self.progress = progress
         self._settings, self._stacks = settings, output_dir / outputs.STACKS
-        self._rank, self._size = dist.get_rank(), dist.get_world_size()
+        self._rank: int = dist.get_rank()
+        self._size: int = dist.get_world_size()
         self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
         self._judge = Judge(settings, self._interval_s, hangs=self._rank == 0)
         self._stopped, self._broken = threading.Event(), threading.Event()
@@ -159,7 +160,7 @@ class Watchdog:
         self._answered = time.monotonic()
         self._store: Store | None = None
         self._launcher: Store | None = None  # where the launcher writes, if there is one
-        self._heard = False  # the verdict is rank 0's, which says it
+        self._heard = False  # the diagnosis is rank 0's, which says it
 
     def start(self) -> None:
         """Collective; does nothing when ``faults.heartbeat_timeout_s`` is 0."""
@@ -172,7 +173,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """No verdict after this one returns (but for one that is being carried out)."""
+        """No diagnosis after this returns (but for one that is being carried out)."""
         self._stopped.set()
 
     def peer_lost(self, error: BaseException) -> StopRun | None:
@@ -197,12 +198,12 @@ class Watchdog:
         while not self._stopped.wait(self._interval_s):
             try:
                 self._publish()
-                verdict = self._look()
+                diagnosis = self._look()
                 self._answered = time.monotonic()
             except (RuntimeError, OSError):  # DistStoreError and its kin
-                verdict = self._store_is_gone()
-            if verdict is not None and not self._stopped.is_set():
-                self._abort(verdict)
+                diagnosis = self._store_is_gone()
+            if diagnosis is not None and not self._stopped.is_set():
+                self._abort(diagnosis)
 
     def _publish(self) -> None:
         assert self._store is not None
@@ -210,24 +211,24 @@ class Watchdog:
         beat = self.progress.beat(self._count)
         self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
 
-    def _look(self) -> Verdict | None:
-        """What rank 0 says; rank 0 itself, and who watches rank 0, judge."""
+    def _look(self) -> Diagnosis | None:
+        """Rank 0's diagnosis; on rank 0 and on ranks that watch it, one of their own."""
         assert self._store is not None
         if self._store.check([_ABORT]):
             self._heard = True
-            return Verdict(**json.loads(self._store.get(_ABORT)))
+            return Diagnosis(**json.loads(self._store.get(_ABORT)))
         watched: range | list[int] = range(self._size) if self._rank == 0 else [0]
         self._read(watched)
-        verdict = None
+        diagnosis = None
         if self._rank == 0 and self._store.check([_SUSPECT]):
             witness, why = json.loads(self._store.get(_SUSPECT))
-            verdict = self._find_gone(watched, (witness, why))
+            diagnosis = self._find_gone(watched, (witness, why))
         elif (self._rank and self._broken.is_set()) or self._launcher_saw():
-            verdict = self._find_gone(watched, None)
-        verdict = verdict or self._judge.look(time.monotonic(), self._beats)
-        if verdict is not None and self._rank == 0:
-            self._store.set(_ABORT, json.dumps(asdict(verdict)))
-        return verdict
+            diagnosis = self._find_gone(watched, None)
+        diagnosis = diagnosis or self._judge.look(time.monotonic(), self._beats)
+        if diagnosis is not None and self._rank == 0:
+            self._store.set(_ABORT, json.dumps(asdict(diagnosis)))
+        return diagnosis
 
     def _read(self, ranks: range | list[int]) -> None:
         assert self._store is not None
@@ -243,9 +244,9 @@ class Watchdog:
 
     def _find_gone(
         self, watched: range | list[int], witness: tuple[int, str] | None
-    ) -> Verdict | None:
+    ) -> Diagnosis | None:
         """Who of the ``watched`` gives no signs any more, now that a connection is lost: that of
-        ``witness`` (rank, its error), or an unknown one (None), which is no verdict by itself."""
+        ``witness`` (rank, its error), or an unknown one (None), which is no diagnosis by itself."""
         before = self._beats
         for _ in range(3):
             time.sleep(self._interval_s)
@@ -254,19 +255,19 @@ class Watchdog:
         others = ((rank, beat) for rank, beat in self._beats.items() if rank != self._rank)
         gone = [rank for rank, beat in others if beat.count == before[rank].count]
         if gone:
-            return Verdict(LOST_RANK, f"{_names(gone, self._beats)} went away")
+            return Diagnosis(LOST_RANK, f"{_names(gone, self._beats)} went away")
         if witness is None:
             return None
         rank, why = witness
-        return Verdict(LOST_RANK, f"{_names([rank], self._beats)} lost a connection: {why}")
+        return Diagnosis(LOST_RANK, f"{_names([rank], self._beats)} lost a connection: {why}")
 
-    def _store_is_gone(self) -> Verdict | None:
+    def _store_is_gone(self) -> Diagnosis | None:
         """Rank 0 serves the store, unless a launcher does."""
         quiet = time.monotonic() - self._answered
         if quiet < self._settings.heartbeat_timeout_s and not self._broken.is_set():
             return None
         known = _names([0], self._beats) if 0 in self._beats else "rank 0"
-        return Verdict(LOST_RANK, f"{known} went away: the job's store does not answer")
+        return Diagnosis(LOST_RANK, f"{known} went away: the job's store does not answer")
 
     def _speaks(self) -> bool:
         """Rank 0; when it is gone, rank 1 and the first rank of every machine: with rank 0's
@@ -275,18 +276,20 @@ class Watchdog:
             return self._rank == 0
         return self._rank == 1 or os.environ.get("LOCAL_RANK") == "0"
 
-    def _abort(self, verdict: Verdict) -> None:
-        """Say so, dump the stacks, exit. Rank 0 stays until the others have read the verdict."""
+    def _abort(self, diagnosis: Diagnosis) -> None:
+        """Say so, dump the stacks, exit. Rank 0 stays until the others have read the diagnosis."""
         if self._speaks():
-            print(f"error: {verdict.message}; stacks: {self._stacks}", file=sys.stderr, flush=True)
+            print(
+                f"error: {diagnosis.message}; stacks: {self._stacks}", file=sys.stderr, flush=True
+            )
         try:
             self._stacks.mkdir(parents=True, exist_ok=True)
             with open(self._stacks / f"rank_{self._rank:05d}.txt", "w", encoding="utf-8") as file:
-                file.write(f"{verdict.message}\n")
+                file.write(f"{diagnosis.message}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             print(f"error: no stacks: {error}", file=sys.stderr, flush=True)
         if self._rank == 0:
             time.sleep(3 * self._interval_s)
-        os._exit(verdict.code)
+        os._exit(diagnosis.code)

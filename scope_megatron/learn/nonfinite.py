@@ -2,7 +2,7 @@
 
 An update is skipped on every rank or on none, so parameters, optimizer states and schedule stay
 what they were. The responses of the batch are written down with the student's log-probability of
-each, computed again: those where it is not finite are what to look at.
+each, computed again; look first at responses where it is not finite.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from scope_megatron.parallel.optimizer import gradients_are_finite
 
 
 class NonFiniteGuard:
-    """Decides with all ranks whether an update may be applied, and counts those that may not."""
+    """Decides with all ranks whether an update may be applied, and counts refused updates."""
 
     def __init__(self, output_dir: Path, limit: int) -> None:
-        self._directory, self._limit = output_dir / outputs.NONFINITE, limit
+        self._directory, self._limit = output_dir / outputs.NONFINITE_DIR, limit
         self._in_a_row = 0
 
     def accepts(

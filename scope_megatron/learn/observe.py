@@ -68,7 +68,7 @@ def note_rows(batch: Batch, index: int, values: Tensor) -> None:
 
 
 def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
-    """Everything that is known of a batch besides its losses and weights."""
+    """Record a batch's rollouts, perplexities, rewards and engine mismatch."""
     _rollouts(metrics, batch)
     _perplexities(metrics, batch)
     _entropies(metrics, batch)

@@ -16,14 +16,14 @@ from scope_megatron.config import Config
 
 # none: no log-probabilities of the student before its update
 # engine: as the engine said; weights: a pass over what eq. 4 weighs; all: a pass over all
-Student = Literal["none", "engine", "weights", "all"]
+StudentPass = Literal["none", "engine", "weights", "all"]
 
 
 @dataclass(frozen=True)
 class Passes:
     """What is known of a batch before its first update."""
 
-    student: Student
+    student: StudentPass
     ratio: bool  # the loss takes rho against the student's scores; else rho is 1
     teacher_logprobs: bool  # of what the algorithm gives the frozen model
     teacher_hidden: bool  # kept for an exact divergence
@@ -51,7 +51,7 @@ class Passes:
         )
 
     @staticmethod
-    def _student(config: Config) -> tuple[Student, bool]:
+    def _student(config: Config) -> tuple[StudentPass, bool]:
         objective = config.objective
         if not config.on_policy:
             return "none", False

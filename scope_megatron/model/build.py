@@ -37,7 +37,7 @@ VOCAB_MULTIPLE = 128  # per tensor rank, as Megatron's --make-vocab-size-divisib
 
 def read_hf_config(directory: Path | str) -> dict[str, Any]:
     """``config.json`` of a Hugging Face model directory."""
-    hf = json.loads((Path(directory) / "config.json").read_text())
+    hf: dict[str, Any] = json.loads((Path(directory) / "config.json").read_text())
     return hf | {"tie_word_embeddings": True} if is_tied(hf) else hf
 
 

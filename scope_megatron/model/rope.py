@@ -55,8 +55,8 @@ def _yarn_frequencies(inv: Tensor, rope: Rope) -> Tensor:
 
     def dimension(turns: float) -> float:
         """The (fractional) frequency that turns so often over the original context."""
-        context = rope["original_max_position_embeddings"]
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
+        context = float(rope["original_max_position_embeddings"])
+        return float(dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base)))
 
     low, high = dimension(rope.get("beta_fast") or 32), dimension(rope.get("beta_slow") or 1)
     if rope.get("truncate", True):

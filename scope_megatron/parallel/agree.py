@@ -1,4 +1,4 @@
-"""What the ranks of a job, or of one process group, tell each other: numbers, values, errors.
+"""Agreement among ranks: numbers reduced, values broadcast or gathered, errors raised together.
 
 Every function is a collective: each rank of the group calls it, and each gets the same result.
 ``group`` None is all ranks of the job.
@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 from scope_megatron.parallel import platform
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def all_sum(numbers: Sequence[float], group: ProcessGroup | None = None) -> list[float]:
@@ -35,8 +35,8 @@ def any_rank(flag: bool, group: ProcessGroup | None = None) -> bool:
     return all_max([float(flag)], group) == [1.0]
 
 
-def from_main(make: Callable[[], T], group: ProcessGroup | None = None) -> T:
-    """What ``make`` returns or raises on rank 0 of the job, the only one that calls it."""
+def from_main(make: Callable[[], _T], group: ProcessGroup | None = None) -> _T:
+    """Broadcast the value or the exception of ``make``, which only rank 0 of the job calls."""
     found: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -46,11 +46,11 @@ def from_main(make: Callable[[], T], group: ProcessGroup | None = None) -> T:
     dist.broadcast_object_list(found, src=0, group=group)
     if found[1] is not None:
         raise found[1]
-    made: T = found[0]
+    made: _T = found[0]
     return made
 
 
-def from_all(value: T, group: ProcessGroup | None = None) -> list[T]:
+def from_all(value: _T, group: ProcessGroup | None = None) -> list[_T]:
     """Every rank's value, in the order of the group's ranks."""
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)

@@ -1,4 +1,4 @@
-"""How the ranks of a job meet, also after torchrun started them again.
+"""Rendezvous of the ranks of a job, also after torchrun restarted them.
 
 torchrun keeps one store over its restarts, with the addresses of ranks that are gone, and PyTorch
 reads them. So the ranks agree on a name that is new for every start and keep apart by it. The
@@ -23,7 +23,7 @@ _name = "0"  # of this start, the same on all ranks
 
 
 def start_name() -> str:
-    """What tells this start of the ranks from one before in the same store."""
+    """Name of this start of the ranks, different from earlier starts' in the same store."""
     return _name
 
 

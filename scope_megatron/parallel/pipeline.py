@@ -88,7 +88,7 @@ def _run(
             output = packed_forward(module, pack)
         return output, partial(collect, index=index)
 
-    return get_forward_backward_func()(
+    collected: list[Tensor] = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iter(enumerate(packs)),
         model=model,
@@ -98,6 +98,7 @@ def _run(
         forward_only=forward_only,
         collect_non_loss_data=forward_only,
     )
+    return collected
 
 
 @contextmanager

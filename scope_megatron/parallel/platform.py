@@ -40,7 +40,7 @@ _MODULES_NAMING_CUDA = (
 
 def has_cuda() -> bool:
     """True when the job runs on CUDA devices (``platform.device``; chosen in machine/device.py)."""
-    return os.environ.get(DEVICE_VARIABLE) != "cpu" and torch.cuda.is_available()
+    return os.environ.get(DEVICE_VARIABLE) != "cpu" and bool(torch.cuda.is_available())
 
 
 def has_transformer_engine() -> bool:

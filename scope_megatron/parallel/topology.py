@@ -16,7 +16,7 @@ from scope_megatron.parallel.meeting import meet
 
 @dataclass(frozen=True)
 class Topology:
-    """Where this rank stands. Megatron's order: tensor fastest, then data, then pipeline."""
+    """Ranks and process groups of this process. Order: tensor fastest, then data, then pipeline."""
 
     rank: int
     world_size: int
@@ -46,7 +46,7 @@ class Topology:
     @property
     def last_stage_rank(self) -> int:
         """Global rank of this pipeline's last stage (same tensor and data rank)."""
-        return dist.get_global_rank(self.pp_group, self.pp_size - 1)
+        return int(dist.get_global_rank(self.pp_group, self.pp_size - 1))
 
     @property
     def is_main(self) -> bool:
@@ -57,7 +57,7 @@ class Topology:
         return is_expert and self.ep_size > 1
 
     def shard_rank(self, is_expert: bool) -> int:
-        """Which tensor-parallel shard of such a parameter this rank holds."""
+        """Index of the tensor-parallel shard of such a parameter that this rank holds."""
         return 0 if self.holds_whole_experts(is_expert) else self.tp_rank
 
     def shard_group(self, is_expert: bool) -> tuple[ProcessGroup | None, int]:

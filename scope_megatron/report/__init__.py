@@ -1,6 +1,8 @@
-"""What a run tells: numbers, lines on a terminal, a picture.
+"""Reporting of a run: metrics, lines on a terminal, a figure.
 
-metrics    sums, means and phases of a step, reduced over ranks, and the files they go to
+metrics    sums, means and phases of a step, reduced over ranks
+logger     the files they go to: metrics.jsonl, TensorBoard, W&B
 console    progress and tables on the terminal
+header     the lines that a run begins with
 figure     report.png: the curves of a finished or running run
 """

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, on rank 0 only.
+"""Terminal output of a run: header, progress, tables; rank 0 only.
 
 On a terminal: a header, then a live progress bar with the last step's numbers under it. Where
 stdout is not a terminal (CI, a Slurm log): the same header, then one plain line per step. A
@@ -187,7 +187,7 @@ class Console:
         self._rich.print(table if table.row_count else "Evaluation: nothing was evaluated")
 
     def interrupted(self, path: Path | str | None, command: str) -> None:
-        """What was saved and the exact command to go on (on one line, to be copied)."""
+        """Name the saved checkpoint and the exact command to resume (on one line, to be copied)."""
         if not self.enabled:
             return
         self.close()

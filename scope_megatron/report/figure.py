@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
-from scope_megatron.report.metrics import NONFINITE_SUFFIX, parse_line
+from scope_megatron.report.logger import NONFINITE_SUFFIX, parse_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#999999", "#333333"
 SOFT, MAGENTA = "#555555", "#A8487C"  # a darker PINK, for text
 
-PHASES = (
+PHASE_COLORS = (
     ("rollout", SKY),
     ("verify", GREY),
     ("score", ORANGE),
@@ -222,7 +222,7 @@ def headline(history: History) -> str:
 
 
 def footnote(history: History, left_out: list[str]) -> str:
-    """What is not in the picture, and why."""
+    """Note under the panels: lines skipped, panels without data."""
     notes = []
     if left_out:
         notes.append("Not logged in this run: " + ", ".join(left_out).lower())
@@ -305,7 +305,7 @@ def _paths(cell: Cell, history: History, title: str) -> None:
 
 
 def _times(cell: Cell, history: History, title: str) -> None:
-    parts = [(f"time/{name}", name, color) for name, color in PHASES]
+    parts = [(f"time/{name}", name, color) for name, color in PHASE_COLORS]
     _stack(cell, history, title, "seconds", parts)
 
 
@@ -375,7 +375,7 @@ Painter = Callable[[Cell, History, str], None]
 PANELS: tuple[tuple[str, tuple[str, ...], Painter], ...] = (
     ("Accuracy", ("reward/mean", "eval/avg@", "eval/pass@"), _accuracy),
     ("Responses per path", tuple(f"path/{name}" for name, _ in PATHS), _paths),
-    ("Time per step", tuple(f"time/{name}" for name, _ in PHASES), _times),
+    ("Time per step", tuple(f"time/{name}" for name, _ in PHASE_COLORS), _times),
     ("Perplexity", tuple(name for name, _, _ in PERPLEXITIES), _perplexity),
     ("Weight spread in a group", tuple(name for name, _, _ in SPREADS), _spread),
     ("Loss and health", tuple(name for name, _, _ in STRIPS), _health),

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch.distributed as dist
 
+from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.engine.vllm import Engine, Sampling
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 
 @dataclass(frozen=True)
 class EnginePlace:
-    """Where this rank's engine stands among the engines of its data-parallel replica."""
+    """Index of this rank's engine among the engines of its data-parallel replica."""
 
     index: int
     count: int

@@ -1,15 +1,13 @@
 """The training step and the run around it. Every file stands on the step's route.
 
-run           from the first step to the last: resume, evaluate, save, report
+run           from the first step to the last: the loop
+resume        what a run saves beside the training state, and how it goes on from it
+identity      what must not change between the parts of a run, and between its ranks
+finish        the exported student and the report
 trainer       one step on one page
 setup         everything a run is made of, built once
-actor         samples and grades; sync sends parameters to the engine and proves it
-learner       scores, weights and updates; update is one optimizer update
-algorithms    which weight each response gets in which term
-batch         graded responses and their scores
+actor         samples, grades, sends parameters to the engine and proves that they arrived
 evaluate      an evaluation set over the replicas, while training
-observe       the numbers of one step
-nonfinite     losses and gradients that are not finite: no update
 """
 
 import scope_megatron.parallel  # noqa: F401  before megatron-core: see parallel/optional.py

@@ -1,20 +1,39 @@
-"""The acting half of a step: sample responses with the engine, grade them, take new weights."""
+"""The acting half of a step: responses sampled by the engine and graded; parameters sent to it."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from scope_megatron.config import Config
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.data.tokenizer import Tokenizer
+from scope_megatron.engine.source import ModelParameters
 from scope_megatron.engine.vllm import Sampling, request_seed
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import grade, sample
-from scope_megatron.rollout.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
-from scope_megatron.train.evaluate import share_of_replica, summarize
-from scope_megatron.train.sync import check_sync, sync_weights
+from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
 from scope_megatron.types import Prompt, Rollout
+
+# rollout.engine.logprob_tolerance null, by the parameters' type
+TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.1}
+
+
+class ParametersOutOfSync(ValueError):
+    """The engine does not compute with the trainer's parameters."""
+
+
+def tolerance(config: Config) -> float:
+    """Largest mean difference of scores at which engine and trainer count as having the same
+    parameters."""
+    given = config.engine.logprob_tolerance
+    return TOLERANCE[platform.resolve_dtype(config.model.dtype)] if given is None else given
 
 
 class Actor:
@@ -47,18 +66,42 @@ class Actor:
         """Fill in every rollout's text and verdict."""
         grade(rollouts, self.verifiers, self.tokenizer, self.topology)
 
-    def take_weights(self, student: Student) -> None:
-        """The student's weights to the engine, in memory; the engine wakes."""
-        sync_weights(student, self.engine, self.config, self.topology)
+    def send_parameters(self, student: Student) -> None:
+        """The student's parameters to every engine, in memory and in buckets; the engine wakes."""
+        platform.release_cached_memory()
+        bucket = self.config.engine.bucket_mib * 2**20
+        self.engine.send_parameters(
+            ModelParameters(student.model, student.hf, self.topology, bucket)
+        )
 
-    def check_weights(
+    def check_parameters(
         self, student: Student, rollouts: list[Rollout], scorer: Scorer
     ) -> tuple[float, float]:
-        """(largest, mean) difference of log-probabilities; stops the run when it is too large."""
-        return check_sync(student, self.engine, rollouts, self.config, scorer)
+        """Largest and mean absolute difference of the engine's scores to the trainer's.
 
-    def evaluate(self, dataset: PromptDataset) -> dict[str, float]:
-        """``eval/avg@k`` and ``eval/pass@k`` in [0, 1] over the whole evaluation set.
+        Both score the response tokens of ``rollout.engine.check_samples`` sequences at temperature
+        1. Collective over all ranks, maxima over all engines. Raises
+        :class:`ParametersOutOfSync` when the mean is above ``rollout.engine.logprob_tolerance``.
+        """
+        settings = self.config.engine
+        chosen = [r for r in rollouts if r.token_ids][: settings.check_samples]
+        spec = scorer.head.spec.alone().at(1.0)
+        ours = scorer.score(student, dict(enumerate(chosen)), list(range(len(chosen))), spec)
+        theirs = self.engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
+        largest, mean = _differences(chosen, ours.logprobs, theirs)
+        limit = tolerance(self.config)
+        if mean > limit:
+            raise ParametersOutOfSync(
+                f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
+                f"log-probabilities differ from the trainer's by {mean:.3g} on average, more than "
+                f"{limit:.3g}; the engine works with other weights (raise the "
+                "limit only if the precision differs on purpose)"
+            )
+        return largest, mean
+
+    def evaluate(self, sets: dict[str, PromptDataset]) -> dict[str, float]:
+        """``eval/avg@k`` and ``eval/pass@k`` in [0, 1]: means over the evaluation sets, and each
+        set's own as ``eval/NAME/avg@k`` where it has a name.
 
         The same problems and seeds at every call. A response that nobody could judge, or that was
         cut off, counts as wrong. Collective over all ranks.
@@ -73,12 +116,29 @@ class Actor:
             top_k=settings.top_k,
             seed=self.config.seed,
         )
-        prompts = share_of_replica(dataset, settings.limit, self.topology)
-        rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
-        self.grade(rollouts)
-        return summarize(rollouts, settings.samples, self.topology)
+        values: dict[str, dict[str, float]] = {}
+        for name, dataset in sets.items():
+            prompts = share_of_replica(dataset, settings.limit, self.topology)
+            rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
+            self.grade(rollouts)
+            values[name] = summarize(rollouts, settings.samples, self.topology)
+        return join_sets(values)
 
     def close(self) -> None:
         """End the verifiers' processes and the engine."""
         self.verifiers.close()
         self.engine.close()
+
+
+def _differences(
+    rollouts: list[Rollout], ours: dict[int, Tensor], theirs: list[list[float]]
+) -> tuple[float, float]:
+    """(largest, mean) over this rank's response tokens, then the maximum over all ranks."""
+    largest, total, count = 0.0, 0.0, 0
+    for index, rollout in enumerate(rollouts):
+        engine_side = torch.tensor(theirs[index][len(rollout.prompt.token_ids) - 1 :])
+        gap = (ours[index] - engine_side).abs()
+        largest = max(largest, float(gap.max()))
+        total, count = total + float(gap.sum()), count + gap.numel()
+    largest, mean = all_max([largest, total / max(count, 1)])
+    return largest, mean

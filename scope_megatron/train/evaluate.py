@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.evaluation.statistics import avg_at_k, pass_at_k
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 
@@ -13,6 +13,22 @@ def share_of_replica(dataset: PromptDataset, limit: int | None, topology: Topolo
     """This data-parallel replica's prompts among the first ``limit`` (None: all)."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
     return [dataset[i] for i in range(topology.dp_rank, count, topology.dp_size)]
+
+
+def join_sets(values: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The numbers of every evaluation set, ``eval/NAME/...``, and their means over the sets.
+
+    One set without a name has the means alone: they are its numbers.
+    """
+    own = {
+        f"eval/{name}/{key.removeprefix('eval/')}": value
+        for name, numbers in values.items()
+        for key, value in numbers.items()
+        if name
+    }
+    keys = next(iter(values.values()))
+    means = {key: sum(numbers[key] for numbers in values.values()) / len(values) for key in keys}
+    return means | own
 
 
 def summarize(rollouts: list[Rollout], k: int, topology: Topology) -> dict[str, float]:

@@ -1,19 +1,22 @@
-"""Everything a run is made of, built once in the right order."""
+"""Builders of a run's parts: process groups, data, models, optimizer, engine."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from scope_megatron.config import Config, FaultsConfig
+from scope_megatron.config.sections.data import eval_setting
+from scope_megatron.data.dataset import PromptDataset, open_dataset
+from scope_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from scope_megatron.engine.vllm import Engine, VLLMEngine
 from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import read_hf_config
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
-from scope_megatron.rollout.prompts import PromptDataset
 from scope_megatron.rollout.sample import EnginePlace
-from scope_megatron.rollout.tokenizer import Tokenizer, load_tokenizer
 
 WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
 
@@ -79,24 +82,26 @@ def engine_head(config: Config) -> torch.dtype | None:
 
 
 def build_tokenizer(config: Config) -> Tokenizer:
-    return load_tokenizer(config.model.tokenizer or config.model.student)
+    path = config.model.tokenizer or config.model.student
+    return load_tokenizer(path, config.data.chat_template_kwargs)
 
 
 def build_train_data(config: Config, tokenizer: Tokenizer) -> PromptDataset:
-    data = config.data
-    return PromptDataset(
-        data.train,
-        tokenizer,
-        data.max_prompt_tokens,
-        data.system_prompt,
-        need_response=config.algorithm.name == "kd",
-    )
+    return open_dataset(config, "data.train", config.data.train, tokenizer)
 
 
-def build_eval_data(config: Config, tokenizer: Tokenizer) -> PromptDataset:
-    """The evaluation set; the configuration's rules say that it is there when it is asked for."""
-    data = config.data
-    assert data.eval is not None
-    return PromptDataset(
-        data.eval, tokenizer, data.max_prompt_tokens, data.system_prompt, setting="data.eval"
-    )
+def build_eval_data(config: Config, tokenizer: Tokenizer) -> dict[str, PromptDataset]:
+    """The evaluation sets by name ("" for one without); the configuration's rules say that they
+    are there when they are asked for."""
+    assert config.data.eval is not None
+    return {
+        name: open_dataset(config, eval_setting(name), (source,), tokenizer)
+        for name, source in config.data.eval.items()
+    }
+
+
+def found_here(identity: dict[str, Any], sets: dict[str, PromptDataset]) -> dict[str, str]:
+    """What this rank found on its machine, by setting: it must be the same on all of them."""
+    keys = ("data.train", "model.tokenizer", "model.student", "model.teacher")
+    found = {key: identity[key] for key in keys if key in identity}
+    return found | {eval_setting(name): data.fingerprint() for name, data in sets.items()}

@@ -7,6 +7,7 @@ import time
 import torch
 
 from scope_megatron.config import Config
+from scope_megatron.data.order import order_of
 from scope_megatron.job.watchdog import Progress
 from scope_megatron.learn import observe
 from scope_megatron.learn.batch import Batch
@@ -14,9 +15,8 @@ from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.learner import Learner
 from scope_megatron.parallel import platform, topology
 from scope_megatron.report.metrics import PhaseTimer
-from scope_megatron.rollout.prompts import PromptOrder
 from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.train import setup
+from scope_megatron.train import identity, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.types import Prompt, Rollout, Verdict
 
@@ -28,10 +28,12 @@ class Trainer:
         self.config = config
         self.topology = setup.start_process(config)
         tokenizer = setup.build_tokenizer(config)
-        self.token_map = tokenizer.token_map_fingerprint()
         self.data = setup.build_train_data(config, tokenizer)
-        self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else None
-        self.order = PromptOrder(len(self.data), config.seed, config.data.shuffle)
+        self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else {}
+        self.identity = identity.of_run(config, self.data, tokenizer)
+        identity.require_agreement(setup.found_here(self.identity, self.eval_data))
+        weights = [source.weight for source in config.data.train]
+        self.order = order_of(self.data.sizes, weights, config.seed, config.data.shuffle)
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
@@ -44,9 +46,8 @@ class Trainer:
 
     def _build_verifiers(self) -> Verifiers:
         """Before any model is loaded: a row nobody can grade ends the run here."""
-        sets = [self.data if self.config.on_policy else None, self.eval_data]
-        prompts = (data[i] for data in sets if data is not None for i in range(len(data)))
-        return Verifiers(self.config.verifier, prompts)
+        sets = [*([self.data] if self.config.on_policy else []), *self.eval_data.values()]
+        return Verifiers(self.config.verifier, (one for data in sets for one in data.kinds()))
 
     @property
     def actor(self) -> Actor:
@@ -87,26 +88,25 @@ class Trainer:
         return [self.data[i] for i in indices[self.topology.dp_rank :: self.topology.dp_size]]
 
     def sync(self, rollouts: list[Rollout]) -> None:
-        """Give the engine the new weights and check that it computes with them."""
-        self.send_weights()
+        """Send the engine the new parameters and check that it computes with them."""
+        self.send_parameters()
         if self.config.engine.check_samples:
-            largest, mean = self.actor.check_weights(
+            largest, mean = self.actor.check_parameters(
                 self.learner.student, rollouts, self.learner.scorer
             )
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
-    def send_weights(self) -> None:
-        """The student's weights to the engine, if there is one."""
+    def send_parameters(self) -> None:
+        """The student's parameters to the engine, if there is one."""
         if self._actor is not None:
-            self._actor.take_weights(self.learner.student)
+            self._actor.send_parameters(self.learner.student)
 
     def evaluate(self) -> dict[str, float]:
-        """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no weights: send them now)."""
-        assert self.eval_data is not None
+        """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no parameters: now)."""
         self.progress.enter("evaluate")
         if not self.config.on_policy:
-            self.send_weights()
+            self.send_parameters()
         return self.actor.evaluate(self.eval_data)
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:

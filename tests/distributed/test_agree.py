@@ -16,7 +16,7 @@ from scope_megatron.parallel.agree import (
     from_main,
     raise_together,
 )
-from tests.distributed.harness import run_distributed_test
+from tests.support.harness import run_distributed_test
 
 
 def _told(rank: int, error: Exception | None) -> str:

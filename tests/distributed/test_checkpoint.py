@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
+from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step
-from tests.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import make_tiny_model
 
 Layouts = dict[str, dict[str, Any]]  # the first one saves, all of them load
 LOADS: Layouts = {"same": {"tensor": 2}, "pipeline": {"pipeline": 2}, "data": {}}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scope_megatron.objective import Streams
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_loss_tp import SETTINGS, SHAPES, counted
+from tests.support.harness import run_distributed_test
 from tests.support.heads import fused_logprob, fused_logprob_and_divergence, fused_loss
 from tests.support.losses import policy_loss
 

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from scope_megatron.objective.head import gradient, kernels
 from scope_megatron.objective.head import statistics as vocab
 from tests.distributed import test_step_layouts as steps
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_loss_tp import SHAPES
+from tests.support.harness import run_distributed_test
 from tests.support.heads import vocab_parallel_logprob_and_divergence, vocab_parallel_scores
-from tests.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import make_tiny_model
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton (requirements/dev.txt)"

@@ -139,9 +139,9 @@ def save(output: Path, step: int, counter: Counter | None = None) -> None:
     import torch
     import torch.distributed as dist
 
-    from benchmarks.bench_checkpoint import training_state
     from scope_megatron.checkpoint.saver import Saver
     from scope_megatron.config import CheckpointConfig
+    from tests.support.training_state import training_state
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     state = training_state(1, layers=1, hidden=64, vocab=128)
@@ -177,7 +177,7 @@ def read(directory: Path) -> tuple[set[float], int]:
     """(all numbers in the tensors of a checkpoint, the step that its progress names)."""
     import torch
 
-    from tests.checkpoint_tensors import read_tensors
+    from tests.support.checkpoint_tensors import read_tensors
 
     tensors = read_tensors(directory).values()
     values = {float(value) for tensor in tensors for value in tensor.unique()}
@@ -260,7 +260,7 @@ def program() -> None:
     platform.initialize()
     import torch.distributed.checkpoint  # noqa: F401  before the forks
 
-    import benchmarks.bench_checkpoint  # noqa: F401
+    import tests.support.training_state  # noqa: F401
 
     what, directory = sys.argv[1], Path(sys.argv[2])
     result = kill_everywhere(directory) if what == "kill" else damage_everything(directory)

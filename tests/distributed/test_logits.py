@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import MIXTURES, TINY_MODELS, VOCAB, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import MIXTURES, TINY_MODELS, VOCAB, make_tiny_model
 
 TOLERANCE = 1e-4
 LENGTHS = (3, 40, 13)  # 56 tokens, a multiple of tp; 40 reaches into llama3's scaled frequencies

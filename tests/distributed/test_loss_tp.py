@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.objective import Streams
-from tests.distributed.harness import DistributedTestError, run_distributed_test
+from tests.support.harness import DistributedTestError, run_distributed_test
 from tests.support.heads import (
     vocab_parallel_divergence,
     vocab_parallel_logprob,

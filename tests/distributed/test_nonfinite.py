@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
+from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step
-from tests.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import make_tiny_model
 
 LAYOUTS = {
     "data": {"parallel.data": 2},

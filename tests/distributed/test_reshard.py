@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.memory import peak_memory
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import STACKED, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
+from tests.support.tiny_hf import STACKED, make_tiny_model
 
-MODELS = ("llama-tied", "qwen2-bias", "qwen3-norms", *STACKED)
+MODELS = (*STACKED, "llama-tied", "qwen2-bias", "qwen3-norms")
 LAYOUTS = [(2, 2, 1), (2, 2, 2), (2, 1, 1), (2, 1, 2), (4, 1, 2)]  # tensor, pipeline, engine
 BUCKET = 10_000  # the largest parameters are several times that
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -139,7 +139,7 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.source import ModelParameters
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
@@ -150,7 +150,7 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=True)
             load_hf_weights(model, root / family, hf, topology)
-            weights = ModelWeights(model, hf, topology, BUCKET)
+            weights = ModelParameters(model, hf, topology, BUCKET)
             state = load_file(root / family / "model.safetensors")
             for layout in LAYOUTS:
                 if layout[:2] == (tensor, pipeline):
@@ -194,7 +194,7 @@ def refusals(weights: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def refusal(case: str, weights: Any, expected: dict[str, Tensor]) -> dict[str, Any]:
     """Three loads into an engine whose own loader puts one parameter elsewhere than expected."""
-    from scope_megatron.engine.direct import DirectWeights
+    from scope_megatron.engine.direct import DirectSend
 
     expected = dict(expected)
     qkv = "model.layers.0.self_attn.qkv_proj.weight"
@@ -225,9 +225,9 @@ def refusal(case: str, weights: Any, expected: dict[str, Tensor]) -> dict[str, A
     handler = logging.Handler()
     handler.emit = lines.append  # type: ignore[method-assign]
     logging.getLogger("scope_megatron.engine.direct").addHandler(handler)
-    direct = DirectWeights(2)
+    direct = DirectSend(2)
     for _ in range(3):
-        direct.load(engine, weights, reload)
+        direct.send(engine, weights, reload)
     logging.getLogger("scope_megatron.engine.direct").removeHandler(handler)
     plain = {name: p for name, p in engine.named_parameters() if name != down}
     inputs = torch.randn(2, expected[down].shape[1])

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.memory import peak_memory
 from scope_megatron.family import FAMILIES
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import MIXTURES, TINY_MODELS, architecture_of, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.memory import peak_memory
+from tests.support.tiny_hf import MIXTURES, TINY_MODELS, architecture_of, make_tiny_model
 
 WORLD = 4
 SHARD_BYTES = 200_000  # several files per model
@@ -121,7 +121,7 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     from scope_megatron.convert.hf import export_hf, load_hf_weights
-    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.engine.source import engine_parameters
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
 
@@ -133,8 +133,8 @@ def convert(rank: int, world_size: int, root: Path) -> dict[str, Any]:
             model = build_model(hf, topology, torch.float32, trainable=True)
             load_hf_weights(model, root / family, hf, topology)
             # Kept until the end: a bucket must not overwrite what an earlier one gave.
-            results[family] = dict(engine_weights(model, hf, topology, BUCKET_BYTES))
-            weights = partial(engine_weights, model, hf, topology, BUCKET_BYTES)
+            results[family] = dict(engine_parameters(model, hf, topology, BUCKET_BYTES))
+            weights = partial(engine_parameters, model, hf, topology, BUCKET_BYTES)
             held = peak_memory(lambda weights=weights: drain(weights()))
             results["held"].append((expert, held))
             source, target = root / family, root / f"{family}-{out}"

@@ -17,9 +17,9 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.types import Prompt, Rollout, Verdict
-from tests.distributed.harness import run_distributed_test
+from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step
-from tests.tiny_hf import VOCAB, make_tiny_model
+from tests.support.tiny_hf import VOCAB, make_tiny_model
 
 GROUPS, SIZE = 6, 4
 LR, EPS = 1.0, 1.0

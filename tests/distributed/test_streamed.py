@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import STACKED, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import STACKED, make_tiny_model
 
 MODELS = ("llama", "qwen2-bias", "mixtral", "gemma3", *STACKED)  # untied, tied, experts, norms
 

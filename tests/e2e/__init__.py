@@ -1,0 +1,1 @@
+"""The command as a user types it, on the tiny models of assets/."""

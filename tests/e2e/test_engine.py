@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import ONE_PER_FAMILY, VOCAB, architecture_of, make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import ONE_PER_FAMILY, VOCAB, architecture_of, make_tiny_model
 
 TOKENS = 12
 LOGPROB_TOLERANCE = 1e-3
@@ -101,7 +101,7 @@ def generate(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.source import ModelParameters
     from scope_megatron.engine.vllm import Sampling, VLLMEngine
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
@@ -123,10 +123,10 @@ def generate(
     requests = [Prompt(index, tuple(ids), "") for index, ids in enumerate(prompts())]
     sampling = Sampling(samples=1, max_tokens=TOKENS, temperature=0.0)
     answers: Answers = []
-    weights = ModelWeights(model, hf, topology, bucket_bytes=50_000)
+    weights = ModelParameters(model, hf, topology, bucket_bytes=50_000)
     for name in LOADS:
         load_hf_weights(model, root / name, hf, topology)
-        engine.load_weights(weights)
+        engine.send_parameters(weights)
         tokens = [rollout.token_ids for rollout in engine.generate(requests, sampling)]
         sequences = [[*prompt, *new] for prompt, new in zip(prompts(), tokens, strict=True)]
         answers.append((tokens, engine.score(sequences)))

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, An
 
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.engine.source import engine_weights
+    from scope_megatron.engine.source import engine_parameters
     from scope_megatron.engine.vllm import Sampling, VLLMEngine
     from scope_megatron.exits import StopRun
     from scope_megatron.model.build import build_model, read_hf_config
@@ -68,7 +68,7 @@ def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, An
         eos_ids=[],
         seed=0,
     )
-    engine.load_weights(engine_weights(model, hf, topology, 1 << 20))
+    engine.send_parameters(engine_parameters(model, hf, topology, 1 << 20))
     prompts = [Prompt(i, tuple(range(3 + i, 9 + i)), "") for i in range(3)]
     sampling = Sampling(samples=4, max_tokens=16, temperature=1.0, seed=3)
     core = engine._llm.llm_engine

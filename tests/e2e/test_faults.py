@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import kd_run
+from tests.support import kd_run
 
 
 def test_killed_rank_is_named_and_the_run_restarts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoint_tensors import read_tensors
+from tests.support.checkpoint_tensors import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10

@@ -1,0 +1,1 @@
+"""Faults put into real runs: `python tests/faults/run.py` plays them all."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e import kd_run
 from tests.faults.stage import Impossible, Missed, Outcome, Running, Stage
+from tests.support import kd_run
 
 Body = Callable[[Stage], Outcome]
 FAULT_AT = 4  # of 8 steps

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2e import kd_run
+from tests.support import kd_run
 
 INJECT = kd_run.ROOT / "tests" / "faults" / "inject"
 

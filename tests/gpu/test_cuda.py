@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
 from tests.distributed.test_step_layouts import OBJECTIVES, one_update, reference, settings
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.harness import run_distributed_test
-from tests.tiny_hf import make_tiny_model
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +49,7 @@ def scores(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
-    from scope_megatron.engine.source import ModelWeights
+    from scope_megatron.engine.source import ModelParameters
     from scope_megatron.engine.vllm import VLLMEngine
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
@@ -66,15 +66,15 @@ def scores(
         eos_ids=[],
         seed=0,
     )
-    weights = ModelWeights(model, hf, topology, bucket_bytes=50_000)
+    weights = ModelParameters(model, hf, topology, bucket_bytes=50_000)
     load_hf_weights(model, root / "a", hf, topology)
-    engine.load_weights(weights)  # proves the plan
+    engine.send_parameters(weights)  # proves the plan
     results: dict[str, object] = {}
     for name in ("b", "a"):
         load_hf_weights(model, root / name, hf, topology)
         for how, source in (("direct", weights), ("loaders", iter(weights))):
             engine.sleep()
-            engine.load_weights(source)
+            engine.send_parameters(source)
             results[f"{how} {name}"] = engine.score([SEQUENCE])
     results["refused"] = engine._direct.refused
     return results

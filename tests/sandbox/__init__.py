@@ -1,0 +1,1 @@
+"""Hostile programs in the sandbox of the code verifier."""

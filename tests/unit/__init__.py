@@ -1,0 +1,1 @@
+"""One process, no engine: seconds. Run these after every change (`make check`)."""

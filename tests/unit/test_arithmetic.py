@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tools.make_arithmetic import make_problems, write_splits
-from tools.tiny_tokenizer import build_tokenizer
+from tools.tiny_tokenizer import make_tokenizer
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -69,7 +69,7 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizer_round_trips_and_has_one_token_a_character(tmp_path: Path) -> None:
-    build_tokenizer(tmp_path)
+    make_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     printable = "".join(chr(code) for code in range(32, 127))
     for text in (printable, " a  , b .\n\n don't ", string.punctuation, "3+4=7\n\\boxed{7}"):
@@ -83,7 +83,7 @@ def test_tokenizer_round_trips_and_has_one_token_a_character(tmp_path: Path) -> 
 
 
 def test_chat_template_gives_the_prompt_the_models_were_trained_on(tmp_path: Path) -> None:
-    build_tokenizer(tmp_path)
+    make_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": "14 +7"}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -96,7 +96,7 @@ def test_chat_template_gives_the_prompt_the_models_were_trained_on(tmp_path: Pat
 
 
 def test_prompts_and_responses_are_short(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer(tmp_path)
+    tokenizer = make_tokenizer(tmp_path)
     rows = make_problems(500, seed=9)
     assert max(len(tokenizer.encode(row["prompt"])) for row in rows) <= 17
     assert max(len(tokenizer.encode(row["response"])) for row in rows) <= 44

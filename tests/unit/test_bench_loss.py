@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.bench_loss import Case, run
 from benchmarks.loss_report import verdicts
-from benchmarks.memory import peak_memory
+from tests.support.memory import peak_memory
 
 
 def test_benchmark_of_one_process_compares_methods_that_agree() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from scope_megatron import cli
 from scope_megatron.commands.common import must_launch, user_errors
 from scope_megatron.config import Config, load_config, modeldir
-from tests.unit.config_run import make_run
+from tests.support.config_run import make_run
 from tests.unit.test_config_errors import CASES, read_golden
 
 ROOT = Path(__file__).parents[2]

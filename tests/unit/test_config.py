@@ -18,7 +18,7 @@ from scope_megatron.config import (
     reference_markdown,
     validating_for,
 )
-from tests.unit.config_run import TOKENS, append, edit_json, make_run, write
+from tests.support.config_run import TOKENS, append, edit_json, make_run, write
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_good_config_loads(run: Path) -> None:
     config = load_config("run.yaml")
     assert config.optimizer.lr == 5e-5  # PyYAML alone reads 5e-5 as text
-    assert config.data.train == (Path("train.jsonl"),)
+    assert [source.path for source in config.data.train] == [Path("train.jsonl")]
     assert (config.world_size, config.needs_teacher, config.needs_engine) == (1, True, True)
     assert (config.max_sequence_tokens, config.max_model_len) == (400, 400)
     with pytest.raises(pydantic.ValidationError):

@@ -13,8 +13,8 @@ from tools.check_contracts import ROOT, own_files, own_uses
 from tools.contracts import page, versions
 from tools.contracts.declared import CONTRACTS, VLLM
 from tools.contracts.guards import te_guard
-from tools.contracts.judge import Verdict, judge
-from tools.contracts.package import Package
+from tools.contracts.judge import Ruling, judge
+from tools.contracts.package import SourcePackage
 from tools.contracts.uses import Use, collect
 
 ENGINE = """
@@ -49,7 +49,7 @@ ENGINE = """
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Package:
+def package(tmp_path: Path) -> SourcePackage:
     """``pkg`` with a lazy ``Engine``, a re-export, a version guard and a guarded import."""
     files = {
         "pkg/__init__.py": """
@@ -70,10 +70,10 @@ def package(tmp_path: Path) -> Package:
         path = tmp_path / "sources" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    return Package(tmp_path / "sources", "pkg")
+    return SourcePackage(tmp_path / "sources", "pkg")
 
 
-def verdicts(package: Package, source: str, **forwards: str) -> list[Verdict]:
+def verdicts(package: SourcePackage, source: str, **forwards: str) -> list[Ruling]:
     """Verdicts on every use of ``pkg`` in a source."""
     path = package.root.parent / "own.py"
     path.write_text(textwrap.dedent(source))
@@ -82,7 +82,7 @@ def verdicts(package: Package, source: str, **forwards: str) -> list[Verdict]:
     ]
 
 
-def reasons(package: Package, source: str, **forwards: str) -> list[str]:
+def reasons(package: SourcePackage, source: str, **forwards: str) -> list[str]:
     return [v.reason for v in verdicts(package, source, **forwards) if v.missing]
 
 
@@ -128,13 +128,13 @@ def reasons(package: Package, source: str, **forwards: str) -> list[str]:
         ("from functools import partial\nfrom pkg import start\npartial(start, bar=1)", "bar"),
     ],
 )
-def test_what_is_missing_is_found(package: Package, source: str, reason: str) -> None:
+def test_what_is_missing_is_found(package: SourcePackage, source: str, reason: str) -> None:
     found = reasons(package, source)
     assert len(found) >= 1
     assert all(reason in text for text in found)
 
 
-def test_what_is_there_is_not_reported(package: Package) -> None:
+def test_what_is_there_is_not_reported(package: SourcePackage) -> None:
     source = """
         import pkg.engine
         from functools import partial
@@ -157,7 +157,7 @@ def test_what_is_there_is_not_reported(package: Package) -> None:
     assert reasons(package, source) == []
 
 
-def test_keywords_passed_on_are_looked_for_where_they_go(package: Package) -> None:
+def test_keywords_passed_on_are_looked_for_where_they_go(package: SourcePackage) -> None:
     source = "from pkg import Engine\nEngine('m', eager=True, fast=1)"
     open_call = [v for v in verdicts(package, source) if v.use.call is not None]
     assert [v.decided for v in open_call] == [False]  # **kwargs: it is said that nobody looked
@@ -167,9 +167,9 @@ def test_keywords_passed_on_are_looked_for_where_they_go(package: Package) -> No
 
 @pytest.mark.parametrize(("version", "missing"), [("2.1", 1), ("1.9", 0)])
 def test_branches_for_other_versions_are_passed_over(
-    package: Package, version: str, missing: int
+    package: SourcePackage, version: str, missing: int
 ) -> None:
-    guarded = Package(package.root, "pkg", te_guard(version))
+    guarded = SourcePackage(package.root, "pkg", te_guard(version))
     use = "from pkg.old import move\nmove(1, 2, 3)"
     assert len(reasons(guarded, use)) == missing
     guard = te_guard(version)
@@ -178,7 +178,7 @@ def test_branches_for_other_versions_are_passed_over(
     assert len(collect([(path, "consumer")], ("pkg",), package.root, guard)) == missing
 
 
-def test_absent_but_asked_for_is_a_fallback(package: Package) -> None:
+def test_absent_but_asked_for_is_a_fallback(package: SourcePackage) -> None:
     source = """
         import pkg.engine
         try:
@@ -225,7 +225,7 @@ def test_ranges_and_their_ends() -> None:
 def test_the_section_is_put_into_a_page_and_replaced(tmp_path: Path) -> None:
     target = tmp_path / "gpu.md"
     target.write_text("# On a GPU\n\nA.\n")
-    missing = Verdict(Use("pkg.Motor"), "no pkg.Motor")
+    missing = Ruling(Use("pkg.Motor"), "no pkg.Motor")
     first = [page.Checked("pkg", ">=1", "1.0", [missing])]
     page.write(target, page.section(first, "2026-01-01"))
     assert "| pkg | `>=1` | 1.0 | 1 | no pkg.Motor | 0 | 0 |" in target.read_text()

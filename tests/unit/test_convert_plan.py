@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert_tool import convert, in_process
-from tests.tiny_hf import make_tiny_model
+from tests.support.convert_tool import convert, in_process
+from tests.support.tiny_hf import make_tiny_model
 
 
 def test_dry_run_needs_no_weights(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scope_megatron.convert.workspace import Workspace
-from tests.convert_tool import ROOT, convert, in_process
-from tests.tiny_hf import make_tiny_model
+from tests.support.convert_tool import ROOT, convert, in_process
+from tests.support.tiny_hf import make_tiny_model
 from tools import convert_hf_checkpoint as tool
 
 
@@ -32,6 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_to_megatron_and_back_is_bitwise_equal(model: Path, tmp_path: Path) -> None:
     megatron, back = tmp_path / "megatron", tmp_path / "back"
     result = convert("--hf", model, "--out", megatron, "--to", "megatron", "--verify")
@@ -152,6 +153,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["megatron", "hf"])
 def test_full_disk_leaves_nothing(to: str, model: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -191,6 +193,7 @@ typer.run(tool.main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["megatron", "hf"])
 def test_killed_conversion_goes_on_and_ends_the_same(
     to: str,

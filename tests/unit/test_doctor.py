@@ -39,6 +39,7 @@ def named(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
+@pytest.mark.slow
 def test_this_machine_is_ready_but_for_a_low_limit() -> None:
     def few_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))

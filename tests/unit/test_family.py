@@ -14,7 +14,7 @@ import transformers
 
 from scope_megatron.family import FAMILIES, ModelShape
 from scope_megatron.model.rope import inverse_frequencies
-from tests.tiny_hf import ONE_PER_FAMILY
+from tests.support.tiny_hf import ONE_PER_FAMILY
 
 MODELS_PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 SIZES = {"num_hidden_layers": 14, "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}

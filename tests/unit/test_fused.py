@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import peak_memory
 from scope_megatron.objective import Streams
 from tests.support.heads import (
     fused_logprob,
@@ -16,6 +15,7 @@ from tests.support.heads import (
     vocab_parallel_logprob_and_divergence,
 )
 from tests.support.losses import policy_loss
+from tests.support.memory import peak_memory
 
 T, H, H_TEACHER, WIDTH, VOCAB = 7, 5, 6, 24, 19
 KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]

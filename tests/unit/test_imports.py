@@ -12,25 +12,27 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# machine, exits, disk, outputs, family <- config, types <- parallel, report <- model, checkpoint,
-# job <- convert <- engine, doctor <- rollout <- evaluation, learn <- train
+# machine, exits, disk, outputs, family, hub <- config, types <- parallel, report <- model,
+# checkpoint, job <- convert <- engine, doctor, data <- rollout <- evaluation, learn <- train
 # <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
+    "hub": 0,
     "exits": 0,
     "disk": 0,
     "outputs": 0,
     "config": 1,
     "types": 1,
     "parallel": 2,
-    "report": 2,
+    "report": 3,
     "model": 3,
     "checkpoint": 3,
     "job": 3,
     "convert": 4,
     "engine": 5,
     "doctor": 5,
+    "data": 5,
     "rollout": 6,
     "evaluation": 7,
     "learn": 7,

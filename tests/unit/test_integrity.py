@@ -76,7 +76,7 @@ def make_checkpoints(output: Path, scores: dict[int, float | None]) -> None:
         directory = outputs.checkpoint_dir(output, step)
         directory.mkdir(parents=True)
         (directory / "common.pt").write_bytes(b"common")
-        write_manifest(directory, score=score)
+        write_manifest(directory, rating=score)
 
 
 def steps_in(output: Path) -> list[int]:
@@ -99,7 +99,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_score_that_comes_later(tmp_path: Path) -> None:
     make_checkpoints(tmp_path, {10: 0.2, 20: 0.3, 30: None})
     newest = outputs.checkpoint_dir(tmp_path, 30)
-    folder.set_score(newest, 0.4)
+    folder.set_rating(newest, 0.4)
     assert folder.newest_whole(tmp_path) == (newest, [])
     folder.forget(tmp_path, newest, keep=1, keep_best=2)
     assert steps_in(tmp_path) == [30, 20]

@@ -40,6 +40,7 @@ def child(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 def test_interpreted_kernels_agree_with_float64_and_the_torch_path() -> None:
     cases = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/kernel_cases.py")

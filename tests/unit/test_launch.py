@@ -131,6 +131,7 @@ def test_local_launch_really_runs(tmp_path: Path, config_file: Path) -> None:
     assert "SUCCEEDED" in done.stdout
 
 
+@pytest.mark.slow
 @in_git
 def test_sweep_with_packaged_code_runs_here(tmp_path: Path, config_file: Path) -> None:
     """One run after the other, each from HEAD's copy, with its own settings and directory."""
@@ -151,6 +152,7 @@ def test_sweep_with_packaged_code_runs_here(tmp_path: Path, config_file: Path) -
         assert str(folder / "code" / "scope_megatron") in shown.stdout, "not the working tree's"
 
 
+@pytest.mark.slow
 def test_nemo_run_s_own_command_line(tmp_path: Path, config_file: Path) -> None:
     arguments = (f"config={config_file}", "cluster=slurm", "cluster.nodes=2", "--dryrun")
     done = launch(tmp_path, *arguments, module="launch.nemo")

@@ -31,7 +31,7 @@ def test_restarts(
         return codes[attempt]
 
     monkeypatch.setattr(launcher, "_run", run)
-    assert launcher.launch(["train", "x.yaml", "resume=never"], 2, restarts=2) == result
+    assert launcher.start_ranks(["train", "x.yaml", "resume=never"], 2, restarts=2) == result
     assert len(begun) == starts
     assert begun[0][-1] == "resume=never"
     assert all(arguments == ["train", "x.yaml", "resume=auto"] for arguments in begun[1:])

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scope_megatron.config import VerifierConfig
-from scope_megatron.rollout.prompts import Row, read_rows
+from scope_megatron.data.readers import read_rows
+from scope_megatron.data.rows import Row
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt, Verdict
 from tests.sandbox.isolation import needs_isolation

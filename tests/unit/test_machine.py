@@ -13,7 +13,7 @@ from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.layout import resolve_auto
 from scope_megatron.machine import Gpu, Machine, choose, settle
 from scope_megatron.machine.gpus import chosen_by
-from tests.unit.config_run import edit_json, make_run
+from tests.support.config_run import edit_json, make_run
 from tests.unit.pretended import H100, pretend
 
 ROOT = Path(__file__).parents[2]

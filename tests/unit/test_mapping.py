@@ -15,7 +15,7 @@ from scope_megatron.config.modeldir import check_weights, read_shape
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.convert.mapping import FusedQKV, GatedMLP, Mapping, RowParallel, Rule
 from scope_megatron.family import FAMILIES, ModelShape
-from tests.tiny_hf import TINY_MODELS, make_tiny_model
+from tests.support.tiny_hf import TINY_MODELS, make_tiny_model
 
 SIZES = ModelShape(
     family=FAMILIES["LlamaForCausalLM"],

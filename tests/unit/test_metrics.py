@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from scope_megatron.report.console import Console
-from scope_megatron.report.metrics import MetricLogger, PhaseTimer, StepMetrics, rewind
+from scope_megatron.report.logger import MetricLogger, rewind
+from scope_megatron.report.metrics import PhaseTimer, StepMetrics
 
 
 def rows(path: Path) -> list[dict]:

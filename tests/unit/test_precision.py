@@ -11,9 +11,9 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.learn.head import fuses
 from scope_megatron.parallel import platform
+from scope_megatron.train.actor import tolerance
 from scope_megatron.train.setup import engine_head
-from scope_megatron.train.sync import tolerance
-from tests.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import make_tiny_model
 
 
 @pytest.fixture

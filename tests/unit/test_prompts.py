@@ -10,7 +10,9 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from scope_megatron.rollout.prompts import PromptDataset, PromptOrder, read_rows
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.data.order import PromptOrder
+from scope_megatron.data.readers import read_rows
 from scope_megatron.rollout.verify.mathematics import MathVerifier
 from scope_megatron.types import Verdict
 from tools.prepare_data import app
@@ -37,8 +39,17 @@ class Characters:
             raise ValueError("the last message must be the user's")
         return self.encode("".join(f"{m['role'][0]}:{m['content']}|" for m in messages))
 
+    def parts(self):
+        return {"model.tokenizer": "characters"}
+
     def token_map_fingerprint(self):
         return "characters"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SCOPE_MEGATRON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def write_jsonl(path: Path, *rows: object) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from scope_megatron.config import ConfigError, load_config
-from tests.unit.config_run import make_run
+from tests.support.config_run import make_run
 
 Usage = namedtuple("Usage", "total used free")
 PARAMETERS = 2**20

@@ -11,7 +11,7 @@ import sentencepiece
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from scope_megatron.rollout.tokenizer import (
+from scope_megatron.data.tokenizer import (
     HFTokenizer,
     SentencePieceTokenizer,
     load_tokenizer,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK
-from scope_megatron.job.watchdog import Beat, Judge, Verdict
+from scope_megatron.job.watchdog import Beat, Diagnosis, Judge
 
 SETTINGS = FaultsConfig(heartbeat_timeout_s=25, hang_timeout_s=600)
 
@@ -21,7 +21,7 @@ class World:
         }
         self.judge = Judge(SETTINGS, 1.0)
 
-    def second(self, silent: tuple[int, ...] = (), idle: float = 1.0) -> Verdict | None:
+    def second(self, silent: tuple[int, ...] = (), idle: float = 1.0) -> Diagnosis | None:
         """One second later; ``idle``: how much longer every rank has been in its phase."""
         self.now += 1.0
         for rank, beat in self.beats.items():

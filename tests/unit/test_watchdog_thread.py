@@ -12,7 +12,7 @@ import torch.distributed as dist
 from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import LOST_RANK
 from scope_megatron.job.launcher import LOST_KEY
-from scope_megatron.job.watchdog import Beat, Progress, Verdict, Watchdog
+from scope_megatron.job.watchdog import Beat, Diagnosis, Progress, Watchdog
 
 SIZE = 3
 
@@ -44,7 +44,7 @@ def test_launcher_saw_a_rank_end_while_the_others_hang(
     """No connection broke: shared memory and NCCL wait for ever."""
     store.set(LOST_KEY, "0")
     verdict = watchdog(monkeypatch, tmp_path, store, rank=1)._look()
-    assert verdict == Verdict(LOST_RANK, "rank 0 (node0, pid 100; step 5, phase train) went away")
+    assert verdict == Diagnosis(LOST_RANK, "rank 0 (node0, pid 100; step 5, phase train) went away")
     store.set(LOST_KEY, "2")
     assert watchdog(monkeypatch, tmp_path, store, rank=1)._look() is None, "rank 0 looks for it"
     dog = watchdog(monkeypatch, tmp_path, store, rank=0)
@@ -86,7 +86,7 @@ def test_only_rank_0_judges_a_hang(
 
 def test_who_speaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: dist.TCPStore) -> None:
     """Without rank 0 (its machine may have held rank 1): the first rank of each machine."""
-    heard = Verdict(LOST_RANK, "rank 0 (a) and rank 2 (b) hang")
+    heard = Diagnosis(LOST_RANK, "rank 0 (a) and rank 2 (b) hang")
     for rank, local, speaks in ((0, "0", True), (1, "1", True), (2, "2", False), (2, "0", True)):
         monkeypatch.setenv("LOCAL_RANK", local)
         assert watchdog(monkeypatch, tmp_path, store, rank)._speaks() is speaks

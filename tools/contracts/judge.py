@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.contracts.members import UNKNOWN, Signature, constructors, members, signature
-from tools.contracts.package import Definition, Function, Package, dotted_name
+from tools.contracts.package import Definition, Function, SourcePackage, dotted_name
 from tools.contracts.uses import Call, Use
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Ruling:
     """``reason`` says what is missing; ``decided`` is False where sources do not show it."""
 
     use: Use
@@ -26,7 +26,7 @@ class Verdict:
         return bool(self.reason)
 
 
-def judge(use: Use, package: Package, forwards: Mapping[str, str]) -> Verdict:
+def judge(use: Use, package: SourcePackage, forwards: Mapping[str, str]) -> Ruling:
     """``forwards``: class -> the class that takes the keywords it passes on as ``**kwargs``."""
     if use.instance:
         return _judge_path(use, package, package.find(use.target), use.path, forwards)
@@ -37,51 +37,51 @@ def judge(use: Use, package: Package, forwards: Mapping[str, str]) -> Verdict:
     classes = [item for item in package.find(owner) if item.kind == "class"] if owner else []
     if classes:
         return _judge_path(use, package, classes, (last,), forwards)
-    return Verdict(use, f"no {use.target}")
+    return Ruling(use, f"no {use.target}")
 
 
 def _judge_path(
     use: Use,
-    package: Package,
+    package: SourcePackage,
     classes: list[Definition],
     path: tuple[str, ...],
     forwards: Mapping[str, str],
-) -> Verdict:
+) -> Ruling:
     """Attributes one after the other, from the classes that an object may be of."""
     if not classes:
-        return Verdict(use, f"no {use.target}")
+        return Ruling(use, f"no {use.target}")
     owner = use.target if use.instance else use.target.rpartition(".")[0]
     for place, name in enumerate(path):
         classes = [item for item in classes if item.kind == "class"]
         known = [members(package, item) for item in classes]
         having = [k for k in known if name in k]
         if not known and place:
-            return Verdict(use)  # of a class of another package
+            return Ruling(use)  # of a class of another package
         if not having:
             if not known or any(k.open for k in known):
-                return Verdict(use, decided=False)
-            return Verdict(use, f"{owner} has no {name}")
+                return Ruling(use, decided=False)
+            return Ruling(use, f"{owner} has no {name}")
         owner = f"{owner}.{name}"
         if place == len(path) - 1:
             functions = [f for k in having for f in k.methods.get(name, [])]
             if use.call is None or any(_is_property(f) for f in functions):
-                return Verdict(use)
+                return Ruling(use)
             if not functions:  # a callable that it was given, or another package's method
-                return Verdict(use)
+                return Ruling(use)
             signatures = [signature(f, bound=use.instance or _is_classmethod(f)) for f in functions]
             return _fits(use, owner, signatures, use.call, package, forwards)
         types = [t for k in having for t in k.types.get(name, [])]
         if UNKNOWN in types:
-            return Verdict(use)
+            return Ruling(use)
         classes = [item for t in types for item in package.find(t)]
-    return Verdict(use)
+    return Ruling(use)
 
 
 def _judge_call(
-    use: Use, package: Package, found: list[Definition], forwards: Mapping[str, str]
-) -> Verdict:
+    use: Use, package: SourcePackage, found: list[Definition], forwards: Mapping[str, str]
+) -> Ruling:
     if use.call is None:
-        return Verdict(use)
+        return Ruling(use)
     signatures: list[Signature] = []
     for item in found:
         if item.kind == "class":
@@ -98,22 +98,22 @@ def _fits(
     name: str,
     signatures: list[Signature],
     call: Call,
-    package: Package,
+    package: SourcePackage,
     forwards: Mapping[str, str],
-) -> Verdict:
+) -> Ruling:
     """Whether one of the signatures takes the call."""
     if not signatures:
-        return Verdict(use, decided=False)
+        return Ruling(use, decided=False)
     into = forwards.get("") or forwards.get(name)
     reasons = [_misfit(s, call, package, into) for s in signatures]
     if "" in reasons:
         passed = signatures[reasons.index("")]
         hidden = passed.any_keyword and not into and set(call.keywords) - passed.keywords
-        return Verdict(use, decided=not hidden)
-    return Verdict(use, f"{name}: {reasons[0]}")
+        return Ruling(use, decided=not hidden)
+    return Ruling(use, f"{name}: {reasons[0]}")
 
 
-def _misfit(taken: Signature, call: Call, package: Package, into: str | None) -> str:
+def _misfit(taken: Signature, call: Call, package: SourcePackage, into: str | None) -> str:
     """Why the call does not fit, or the empty string."""
     if call.positional > len(taken.positional) and not taken.any_positional:
         return f"takes {len(taken.positional)} positional arguments, {call.positional} given"
@@ -132,7 +132,7 @@ def _misfit(taken: Signature, call: Call, package: Package, into: str | None) ->
     return ""
 
 
-def _keywords_of(name: str, package: Package) -> set[str]:
+def _keywords_of(name: str, package: SourcePackage) -> set[str]:
     """The keywords of a class or a method: of the package's sources, or of an installed package."""
     if name.partition(".")[0] == package.name:
         owner, _, method = name.rpartition(".")
@@ -153,7 +153,7 @@ def _is_classmethod(function: Function) -> bool:
     return any(dotted_name(d) == "classmethod" for d in function.decorator_list)
 
 
-def mentions(package: Package, module: str, word: str) -> bool:
+def mentions(package: SourcePackage, module: str, word: str) -> bool:
     """Whether a module's code has this attribute, name or string."""
     found = package.module(module)
     for node in ast.walk(found.tree) if found is not None else []:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tools.contracts.package import (
     Definition,
     Function,
-    Package,
+    SourcePackage,
     assignments,
     dotted_name,
     statements,
@@ -36,16 +36,17 @@ class Members:
         return any(name in table for table in known)
 
 
-def members(package: Package, definition: Definition) -> Members:
+def members(package: SourcePackage, definition: Definition) -> Members:
     """The members of a class; bases come after the class itself, as Python looks them up."""
     if definition.name not in package.members:
         out = Members()
         _add(package, definition, out, set())
         package.members[definition.name] = out
-    return package.members[definition.name]
+    found: Members = package.members[definition.name]
+    return found
 
 
-def _add(package: Package, definition: Definition, out: Members, seen: set[str]) -> None:
+def _add(package: SourcePackage, definition: Definition, out: Members, seen: set[str]) -> None:
     node, module = definition.node, definition.module
     if definition.name in seen or not isinstance(node, ast.ClassDef) or module is None:
         return
@@ -74,7 +75,7 @@ def _add(package: Package, definition: Definition, out: Members, seen: set[str])
 
 
 def _add_base(
-    package: Package, definition: Definition, base: ast.expr, out: Members, seen: set[str]
+    package: SourcePackage, definition: Definition, base: ast.expr, out: Members, seen: set[str]
 ) -> None:
     if isinstance(base, ast.IfExp):  # class X(a.B if HAVE_A else object)
         base = base.body
@@ -109,7 +110,7 @@ def _names_of(dotted: str) -> set[str]:
 
 
 def _set_on_self(
-    package: Package, definition: Definition, function: Function, out: Members
+    package: SourcePackage, definition: Definition, function: Function, out: Members
 ) -> None:
     """Attributes that a method assigns to its first argument."""
     arguments = [*function.args.posonlyargs, *function.args.args]
@@ -141,7 +142,7 @@ def _set_on_self(
 
 
 def _add_types(
-    package: Package, definition: Definition, name: str, node: ast.expr | None, out: Members
+    package: SourcePackage, definition: Definition, name: str, node: ast.expr | None, out: Members
 ) -> None:
     known = out.types.setdefault(name, [])
     for dotted in annotated(node):
@@ -205,7 +206,7 @@ def signature(function: Function, bound: bool) -> Signature:
     )
 
 
-def constructors(package: Package, definition: Definition) -> list[Signature]:
+def constructors(package: SourcePackage, definition: Definition) -> list[Signature]:
     """What the class may be called with; empty where nothing is known."""
     known = members(package, definition)
     structure = _is_structure(package, definition)
@@ -218,7 +219,7 @@ def constructors(package: Package, definition: Definition) -> list[Signature]:
     return [Signature(tuple(names), frozenset(names), required, False, False)]
 
 
-def _is_structure(package: Package, definition: Definition) -> bool:
+def _is_structure(package: SourcePackage, definition: Definition) -> bool:
     """Whether annotated names of the class are its constructor's parameters."""
     node, module = definition.node, definition.module
     if not isinstance(node, ast.ClassDef) or module is None:
@@ -232,7 +233,7 @@ def _is_structure(package: Package, definition: Definition) -> bool:
     return any(_is_structure(package, item) for item in found if item.kind == "class")
 
 
-def _fields_in_order(package: Package, definition: Definition) -> dict[str, bool]:
+def _fields_in_order(package: SourcePackage, definition: Definition) -> dict[str, bool]:
     """Fields of a dataclass: the bases' first, redefined ones keep their place."""
     node, module = definition.node, definition.module
     if not isinstance(node, ast.ClassDef) or module is None:

@@ -46,7 +46,7 @@ def never(condition: ast.expr) -> bool | None:
 
 
 @dataclass
-class Package:
+class SourcePackage:
     """The sources below ``root``; ``name`` is the first part of their dotted names.
 
     ``guard`` evaluates conditions on versions, so that branches for others are passed over.

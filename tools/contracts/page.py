@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.contracts.judge import Verdict
+from tools.contracts.judge import Ruling
 
 BEGIN = "<!-- versions: written by tools/check_contracts.py -->"
 END = "<!-- versions: end -->"
@@ -20,18 +20,18 @@ class Checked:
     distribution: str
     allowed: str  # setup.py's range
     version: str
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Ruling]
 
     @property
-    def failures(self) -> list[Verdict]:
+    def failures(self) -> list[Ruling]:
         return [v for v in self.verdicts if v.missing and not v.use.optional]
 
     @property
-    def fallbacks(self) -> list[Verdict]:
+    def fallbacks(self) -> list[Ruling]:
         return [v for v in self.verdicts if v.missing and v.use.optional]
 
     @property
-    def undecided(self) -> list[Verdict]:
+    def undecided(self) -> list[Ruling]:
         return [v for v in self.verdicts if not v.decided]
 
     @property
@@ -40,7 +40,7 @@ class Checked:
         return len({str(v.use) for v in self.verdicts})
 
 
-def table(checked: Sequence[Checked]) -> str:
+def versions_table(checked: Sequence[Checked]) -> str:
     """A Markdown table, a row per version."""
     lines = [
         "| package | setup.py | version | uses checked | missing | optional, absent | undecided |",
@@ -71,7 +71,7 @@ lowest and the highest version that `setup.py` allows, without installing them, 
 class, function, keyword and attribute that this project uses. That a name is there says nothing of
 what it does: the tests on a GPU say that.
 
-{table(checked)}
+{versions_table(checked)}
 
 *Optional, absent*: names that the program, or megatron-core, asks for first and does without.
 *Undecided*: what sources alone do not show (attributes made at run time).

@@ -173,9 +173,9 @@ def class_scope(node: ast.ClassDef, names: Names, outer: Scope) -> Scope:
     scope = Scope(outer=outer)
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            ref = names.annotation(statement.annotation)
-            if ref is not None:
-                scope.types[f"self.{statement.target.id}"] = ref
+            declared = names.annotation(statement.annotation)
+            if declared is not None:
+                scope.types[f"self.{statement.target.id}"] = declared
     for method in node.body:
         if not isinstance(method, Function):
             continue

@@ -118,8 +118,8 @@ class _Collector(ast.NodeVisitor):
     # scopes -----------------------------------------------------------------------------------
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for child in [*node.bases, *node.decorator_list, *[k.value for k in node.keywords]]:
-            self.visit(child)
+        for outside in [*node.bases, *node.decorator_list, *[k.value for k in node.keywords]]:
+            self.visit(outside)
         before = self._scope, self._class
         self._scope, self._class = class_scope(node, self.names, self._scope), node
         self._within.append(node.name)
@@ -157,9 +157,9 @@ class _Collector(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: Function | ast.Lambda) -> None:
         if isinstance(node, Function):
-            for child in [*node.decorator_list, node.returns, *node.args.defaults]:
-                if child is not None:
-                    self.visit(child)
+            for outside in [*node.decorator_list, node.returns, *node.args.defaults]:
+                if outside is not None:
+                    self.visit(outside)
             for parameter in [*node.args.args, *node.args.kwonlyargs]:
                 if parameter.annotation is not None:
                     self.visit(parameter.annotation)
@@ -173,8 +173,8 @@ class _Collector(ast.NodeVisitor):
         self._functions.pop()
         self._scope = before
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
-    visit_Lambda = visit_FunctionDef  # type: ignore[assignment]
+    visit_AsyncFunctionDef = visit_FunctionDef
+    visit_Lambda = visit_FunctionDef
 
     # branches ---------------------------------------------------------------------------------
 
@@ -186,8 +186,8 @@ class _Collector(ast.NodeVisitor):
         for child in node.body:
             self.visit(child)
         self._optional = before
-        for child in [*node.handlers, *node.orelse, *node.finalbody]:
-            self.visit(child)
+        for outside in [*node.handlers, *node.orelse, *node.finalbody]:
+            self.visit(outside)
 
     def visit_If(self, node: ast.If) -> None:
         value = self.guard(node.test)

@@ -1,4 +1,4 @@
-"""What a response's boxed answer says, as far as text alone decides it."""
+"""Boxed answers of responses: extraction, and equality as far as text alone decides it."""
 
 from __future__ import annotations
 

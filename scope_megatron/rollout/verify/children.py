@@ -179,7 +179,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return int(self._process.pid)
 
     def send(self, request: Request, timeout_s: float) -> bool:
         """Start a request; what does not fit into the pipe goes out by ``flush``. False if the

@@ -60,7 +60,7 @@ def _code(config: VerifierConfig) -> Verifier:
     return CodeVerifier(limits, config.workers, code.total_timeout_s, isolated=False)
 
 
-# To add a verifier: a line here, and its name in config.schema.VerifierName.
+# To add a verifier: a line here, and its name in config.sections.verifier.VerifierName.
 VERIFIERS: dict[str, Callable[[VerifierConfig], Verifier]] = {
     "math": lambda config: MathVerifier(config.timeout_s, config.workers),
     "exact": lambda config: text.TextVerifier(text.exact),

@@ -6,11 +6,9 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
-from scope_megatron.rollout.verify.answer import last_boxed
+from scope_megatron.rollout.verify.answer import MAX_CHARACTERS, last_boxed
 from scope_megatron.rollout.verify.hendrycks import is_equivalent
 from scope_megatron.types import Answer, Verdict, accepted
-
-MAX_CHARACTERS = 4096  # of a response, counted from its end
 
 Equal = Callable[[str, str], bool]
 

@@ -1,0 +1,1 @@
+"""Evaluation: options, samples on disk, statistics, comparison."""

@@ -11,16 +11,16 @@ from typer.testing import CliRunner
 from scope_megatron import cli
 from scope_megatron.config import VerifierConfig
 from scope_megatron.evaluation.compare import compare_results, compared_markdown
+from scope_megatron.evaluation.output.report import report_results
+from scope_megatron.evaluation.output.results import Results
 from scope_megatron.evaluation.paired import sign_test
 from scope_megatron.evaluation.regrade import regrade
-from scope_megatron.evaluation.report import report
-from scope_megatron.evaluation.results import Results
 from tests.unit.evaluation.support import make_evaluation
 
 
 def evaluation(directory: Path, name: str, counts: list[int], samples: int = 4) -> Results:
     make_evaluation(directory / name, name, {"sums": counts}, samples)
-    return report(directory / name, draws=100)
+    return report_results(directory / name, draws=100)
 
 
 def test_differences_are_those_of_the_problems(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_problems_of_one_evaluation_only_are_left_out_and_told(tmp_path: Path) -
 def test_nothing_in_common_is_refused(tmp_path: Path) -> None:
     a = evaluation(tmp_path, "a", [1])
     make_evaluation(tmp_path / "b", "b", {"other": [1]})
-    b = report(tmp_path / "b", draws=100)
+    b = report_results(tmp_path / "b", draws=100)
     with pytest.raises(ValueError, match="A and B have no problem in common: sums and other"):
         compare_results(a, b, draws=100, seed=1)
 
@@ -77,7 +77,7 @@ def test_regraded_verdicts_replace_wrong_ones(tmp_path: Path) -> None:
     rows[0]["verdict"] = "timeout"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = path.read_bytes()
-    assert report(tmp_path, draws=100).sets[0].correct == (3, 2, 0)
+    assert report_results(tmp_path, draws=100).sets[0].correct == (3, 2, 0)
     found = regrade(tmp_path, VerifierConfig(name="math"), draws=100)
     assert found.sets[0].correct == (4, 2, 0)
     assert found.verifier == "math"
@@ -118,7 +118,7 @@ def test_the_commands(tmp_path: Path) -> None:
     )
     assert regraded.exit_code == 0, regraded.output
     assert "0 of 12 verdicts changed" in regraded.stdout
-    report(tmp_path, draws=100)
+    report_results(tmp_path, draws=100)
     out = tmp_path / "compared"
     again = str(tmp_path / "regraded" / "math")
     compared = CliRunner().invoke(cli.app, ["compare", str(tmp_path), again, "--out", str(out)])

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from tests.unit.config_run import leave, make_run, remove, student, truncate, write
+from tests.support.config_run import leave, make_run, remove, student, truncate, write
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "evaluate_errors.txt"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))

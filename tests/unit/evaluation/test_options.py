@@ -10,7 +10,7 @@ from scope_megatron.config import ConfigError
 from scope_megatron.evaluation.options import Options, parse_set, resolve
 from scope_megatron.evaluation.source import find_model
 from scope_megatron.machine import validating_for
-from tests.unit.config_run import edit_json, make_run, write
+from tests.support.config_run import edit_json, make_run, write
 
 ASSETS = Path(__file__).parents[3] / "assets"
 

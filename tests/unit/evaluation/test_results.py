@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scope_megatron.evaluation.report import metrics, report, summarize
-from scope_megatron.evaluation.results import per_problem, read_results
+from scope_megatron.evaluation.output.report import count_results, metrics, report_results
+from scope_megatron.evaluation.output.results import per_problem, read_results
 from scope_megatron.types import Verdict
 from tests.unit.evaluation.support import make_evaluation
 
@@ -17,7 +17,7 @@ COUNTS = {"easy": [4, 3, 4, 2], "hard": [0, 1]}  # correct of 4 samples, for eve
 
 def test_numbers_of_known_verdicts(tmp_path: Path) -> None:
     make_evaluation(tmp_path, "model", COUNTS)
-    found = report(tmp_path, draws=2000)
+    found = report_results(tmp_path, draws=2000)
     easy, hard = (entry.scores for entry in found.sets)
     assert easy.avg.value == pytest.approx(13 / 16)
     assert [p.k for p in easy.passes] == [1, 2, 4]
@@ -37,14 +37,14 @@ def test_numbers_of_known_verdicts(tmp_path: Path) -> None:
 def test_interval_of_a_set_is_that_of_all_resamples(tmp_path: Path) -> None:
     """Two problems, 0 and 1/4: a resampled mean is 0, 1/8 or 1/4, each end in a quarter."""
     make_evaluation(tmp_path, "model", {"hard": [0, 1]})
-    scores = report(tmp_path, draws=4000).sets[0].scores
+    scores = report_results(tmp_path, draws=4000).sets[0].scores
     assert (scores.avg.low, scores.avg.high) == (0.0, 0.25)
 
 
 def test_the_table_is_the_same_however_the_samples_came(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_evaluation(tmp_path / name, "model", COUNTS)
-        report(tmp_path / name, draws=500)
+        report_results(tmp_path / name, draws=500)
     pages = [(tmp_path / name / "table.md").read_text() for name in ("one", "two")]
     assert pages[0] == pages[1]
     lines = pages[0].splitlines()
@@ -62,7 +62,7 @@ def test_the_table_is_the_same_however_the_samples_came(tmp_path: Path) -> None:
 
 def test_metrics_have_trainings_names(tmp_path: Path) -> None:
     make_evaluation(tmp_path / "one", "model", {"hard": [0, 1]})
-    found = metrics(report(tmp_path / "one", draws=100))
+    found = metrics(report_results(tmp_path / "one", draws=100))
     assert found == {
         "eval/avg@4": 0.125,
         "eval/pass@4": 0.5,
@@ -70,7 +70,7 @@ def test_metrics_have_trainings_names(tmp_path: Path) -> None:
         "eval/truncated": 0.0,
     }
     make_evaluation(tmp_path / "two", "model", COUNTS)
-    assert metrics(report(tmp_path / "two", draws=100))["eval/hard/avg@4"] == 0.125
+    assert metrics(report_results(tmp_path / "two", draws=100))["eval/hard/avg@4"] == 0.125
 
 
 def test_cut_off_and_unjudged_count_as_wrong_and_are_told(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_cut_off_and_unjudged_count_as_wrong_and_are_told(tmp_path: Path) -> Non
             store.outcomes().values(), [Verdict.CORRECT] * 7 + [Verdict.TIMEOUT], strict=True
         )
     ]
-    (entry,) = summarize(store, changed, "math", draws=100).sets
+    (entry,) = count_results(store, changed, "math", draws=100).sets
     assert entry.correct == (3, 2)
     assert (entry.truncated, entry.unjudged) == (0.25, 1)
     assert entry.lengths.mean_incorrect == pytest.approx((10 + 10 + 13) / 3)
@@ -92,7 +92,7 @@ def test_unfinished_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "samples" / "hard.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
     with pytest.raises(ValueError, match="3 samples of hard are missing; repeat the evaluate"):
-        report(tmp_path, draws=100)
+        report_results(tmp_path, draws=100)
     with pytest.raises(ValueError, match=r"no readable results\.json"):
         read_results(tmp_path)
 

@@ -16,7 +16,7 @@ from scope_megatron.evaluation.samples import (
     Sample,
     SampleStore,
     SampleWriter,
-    first_difference,
+    differing_key,
     without_text,
     write_lines,
 )
@@ -123,7 +123,7 @@ def test_no_evaluation(tmp_path: Path) -> None:
     ],
 )
 def test_first_difference(before: Any, now: Any, expected: str | None) -> None:
-    assert first_difference(before, now) == expected
+    assert differing_key(before, now) == expected
 
 
 def test_what_counts_as_correct() -> None:

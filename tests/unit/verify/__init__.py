@@ -1,0 +1,1 @@
+"""Verifiers, each on right, wrong and broken responses."""

@@ -64,6 +64,9 @@ def make_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("bin/nvidia-smi").write_text("#!/bin/sh\nexit 0\n")  # no GPU is listed
     Path("bin/nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # a name that is no path is looked for in the cache
+    monkeypatch.setenv("HF_HOME", "/no/hf-home")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "SCOPE_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     write_model("student", hidden=64, heads=2, vocab=64)

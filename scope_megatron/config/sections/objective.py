@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from scope_megatron.config.section import Section
+from scope_megatron.config.sections.section import Section
 
 Weighting = Literal["perplexity", "uniform", "reversed"]
 

@@ -1,4 +1,4 @@
-"""What every section of the configuration shares."""
+"""Base class of every section of the configuration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """What all sections share: no unknown keys, no conversions, no NaN, no later change."""
+    """A section: no unknown keys, no conversions of types, no NaN, frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

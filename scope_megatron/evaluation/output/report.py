@@ -9,31 +9,31 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scope_megatron.disk import write_atomically
-from scope_megatron.evaluation.figure import PASS_AT_K, draw_pass_at_k
-from scope_megatron.evaluation.results import (
+from scope_megatron.evaluation.output.figure import PASS_AT_K, draw_pass_at_k
+from scope_megatron.evaluation.output.results import (
     Results,
     digest,
     summarize_set,
     with_intervals,
 )
+from scope_megatron.evaluation.output.table import results_markdown
 from scope_megatron.evaluation.samples import Outcome, SampleStore
-from scope_megatron.evaluation.table import results_markdown
 
 TABLE = "table.md"
 
 
-def report(directory: Path, draws: int, metrics_line: bool = False) -> Results:
+def report_results(directory: Path, draws: int, metrics_line: bool = False) -> Results:
     """Write the results of a finished evaluation and print its table."""
     store = SampleStore(directory)
     verifier = str(store.identity()["verifier"])
-    results = summarize(store, store.outcomes().values(), verifier, draws)
-    write_report(results, directory, draws)
+    results = count_results(store, store.outcomes().values(), verifier, draws)
+    write_results(results, directory, draws)
     if metrics_line:
         print(json.dumps({"model": results.model, **metrics(results)}))
     return results
 
 
-def summarize(
+def count_results(
     store: SampleStore, outcomes: Iterable[Outcome], verifier: str, draws: int
 ) -> Results:
     """Results of all outcomes of the store, as judged by ``verifier``.
@@ -67,7 +67,7 @@ def summarize(
     )
 
 
-def write_report(results: Results, directory: Path, draws: int) -> None:
+def write_results(results: Results, directory: Path, draws: int) -> None:
     """results.json, table.md and pass_at_k.png in ``directory``; the table is printed."""
     directory.mkdir(parents=True, exist_ok=True)
     results.write(directory)

@@ -14,7 +14,7 @@ import typer
 
 from tools import convert_hf_checkpoint as tool
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "convert_hf_checkpoint.py"
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+# What a tokenizer is loaded from, beside tokenizer*; the chat template has a part of its own.
+_FILES = ("vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
+    """Interface of a tokenizer."""
 
     name_or_path: str
     vocab_size: int  # number of ids it can produce; a model's padded vocabulary may be larger
@@ -34,6 +38,11 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def parts(self) -> dict[str, Any]:
+        """All that decides the ids of a conversation, by name: digests, and the template's
+        variables. Equal parts give equal ids."""
+        ...
+
     def token_map_fingerprint(self) -> str:
         """SHA-256 of the id -> token map. Two models can be compared token by token (teacher and
         student) only if their fingerprints are equal."""
@@ -49,7 +58,10 @@ class HFTokenizer:
     and add end tokens with ids that the model's embedding does not have.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """``chat_template_kwargs``: variables that every conversation gives the chat template."""
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         exact = (directory / "tokenizer.json").is_file()
@@ -67,31 +79,49 @@ class HFTokenizer:
         self.eos_id, self.eos_ids = _end_tokens(
             directory, self._tokenizer.eos_token_id, self.vocab_size
         )
+        self._variables = dict(chat_template_kwargs or {})
+        _require_used(self._variables, self._tokenizer.chat_template, directory)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_tokenizer, (self.name_or_path, self._variables)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         known = [int(i) for i in ids if i < self.vocab_size]
-        return self._tokenizer.decode(
+        text: str = self._tokenizer.decode(
             known, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
+        return text
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         """Without a template: the contents joined by newlines, with the begin token the tokenizer
         itself adds (an end token it adds is taken off again: the answer has yet to come)."""
         if not self._tokenizer.chat_template:
-            ids = self._tokenizer.encode(_joined(messages), add_special_tokens=True)
+            ids: list[int] = self._tokenizer.encode(_joined(messages), add_special_tokens=True)
             return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
         from jinja2.exceptions import TemplateError
 
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+                [dict(m) for m in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                **self._variables,
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error}") from error
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def parts(self) -> dict[str, Any]:
+        template = json.dumps(self._tokenizer.chat_template)
+        return {
+            "chat template": hashlib.sha256(template.encode()).hexdigest(),
+            "data.chat_template_kwargs": self._variables,
+            "model.tokenizer": _files_digest(Path(self.name_or_path)),
+            "end tokens": [self.eos_id, *sorted(self.eos_ids)],
+        }
 
     def token_map_fingerprint(self) -> str:
         return _fingerprint((i, token) for token, i in self._tokenizer.get_vocab().items())
@@ -119,13 +149,13 @@ class SentencePieceTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
+        return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Control pieces (<s>, </s>, <pad>) are left out, or written by name."""
         known = [int(i) for i in ids if i < self.vocab_size]
         if skip_special:
-            return self._model.decode([i for i in known if not self._model.is_control(i)])
+            return str(self._model.decode([i for i in known if not self._model.is_control(i)]))
         text, run = "", list[int]()
         for i in known:
             if self._model.is_control(i):
@@ -133,24 +163,39 @@ class SentencePieceTokenizer:
                 run = []
             else:
                 run.append(i)
-        return text + self._model.decode(run)
+        return text + str(self._model.decode(run))
 
     def apply_chat_template(self, messages: Sequence[Message]) -> list[int]:
         begin = self._model.bos_id()
         return ([begin] if begin >= 0 else []) + self.encode(_joined(messages))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_tokenizer, (self.name_or_path,)
+
+    def parts(self) -> dict[str, Any]:
+        pieces = self._model.serialized_model_proto()
+        return {
+            "model.tokenizer": hashlib.sha256(pieces).hexdigest(),
+            "end tokens": [self.eos_id, *sorted(self.eos_ids)],
+        }
+
     def token_map_fingerprint(self) -> str:
         return _fingerprint((i, self._model.id_to_piece(i)) for i in range(self.vocab_size))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> Tokenizer:
     """The tokenizer at ``path``: a Hugging Face directory (tokenizer.json or
     tokenizer_config.json), a sentencepiece ``.model`` file, or a directory whose only tokenizer
-    file is ``tokenizer.model``. Raises ValueError naming ``model.tokenizer``."""
+    file is ``tokenizer.model``. Raises ValueError naming ``model.tokenizer``, or
+    ``data.chat_template_kwargs`` where it names what the template does not use."""
     path = Path(path)
     if path.is_dir():
         if any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            return HFTokenizer(path)
+            return HFTokenizer(path, chat_template_kwargs)
+    _require_used(chat_template_kwargs or {}, None, path)
+    if path.is_dir():
         if (path / "tokenizer.model").is_file():
             return SentencePieceTokenizer(path / "tokenizer.model", path)
         raise ValueError(
@@ -164,6 +209,36 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise ValueError(
         f"model.tokenizer: {path} is neither a directory nor a sentencepiece .model file"
     )
+
+
+def _require_used(variables: Mapping[str, Any], template: Any, path: Path) -> None:
+    """Raise ValueError unless the chat template mentions every variable that it is given."""
+    if variables and not template:
+        raise ValueError(
+            f"data.chat_template_kwargs: {path} has no chat template; remove the setting"
+        )
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", json.dumps(template)):
+            raise ValueError(
+                f"data.chat_template_kwargs: the chat template of {path} does not use {name}; "
+                "correct the name or remove it"
+            )
+
+
+def _files_digest(directory: Path) -> str:
+    """SHA-256 of the files that a tokenizer is loaded from, without the chat template."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.is_file()):
+        if path.name == "tokenizer_config.json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.pop("chat_template", None)
+            content = json.dumps(values, sort_keys=True).encode()
+        elif path.name in _FILES or path.name.startswith("tokenizer"):
+            content = path.read_bytes()
+        else:
+            continue
+        digest.update(f"{path.name}\t{len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _joined(messages: Sequence[Message]) -> str:

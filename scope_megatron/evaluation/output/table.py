@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scope_megatron.evaluation.results import Estimate, Results, Scores
+from scope_megatron.evaluation.output.results import Accuracies, Estimate, Results
 
 
 def results_markdown(results: Results, draws: int) -> str:
@@ -71,11 +71,11 @@ def _responses(results: Results) -> str:
     return markdown_table(head, rows)
 
 
-def _unbiased(scores: Scores) -> list[str]:
+def _unbiased(scores: Accuracies) -> list[str]:
     return [_percent(entry.unbiased) for entry in scores.passes]
 
 
-def _with_replacement(scores: Scores) -> list[str]:
+def _with_replacement(scores: Accuracies) -> list[str]:
     return [_percent(entry.with_replacement) for entry in scores.passes]
 
 

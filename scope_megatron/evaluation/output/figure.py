@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.evaluation.results import Results, Scores
+from scope_megatron.evaluation.output.results import Accuracies, Results
 from scope_megatron.report.figure import BLUE, GREEN, ORANGE, PINK, RED, SKY, SOFT, STYLE
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, RED, SKY)
@@ -54,7 +54,7 @@ def _colors(count: int) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
-def _curves(axes: Any, scores: Scores, label: str, color: str) -> None:
+def _curves(axes: Any, scores: Accuracies, label: str, color: str) -> None:
     ks = [entry.k for entry in scores.passes]
     unbiased = [entry.unbiased for entry in scores.passes]
     low, high = [100 * e.low for e in unbiased], [100 * e.high for e in unbiased]

@@ -57,7 +57,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Accuracies:
     """Avg@n and Pass@k of one set, or of the mean over sets."""
 
     name: str
@@ -73,7 +73,7 @@ class Scores:
 class SetResult:
     """A set's scores, what its responses look like, and the counts that both come from."""
 
-    scores: Scores
+    scores: Accuracies
     lengths: Lengths
     truncated: float  # share of responses that were cut off
     unjudged: int  # responses that the verifier could not judge: counted as wrong
@@ -91,7 +91,7 @@ class Results:
     verifier: str
     sampling: dict[str, Any]
     sets: tuple[SetResult, ...]
-    mean: Scores | None  # over sets, each counting the same; None with one set
+    mean: Accuracies | None  # over sets, each counting the same; None with one set
 
     def write(self, directory: Path) -> Path:
         path = directory / RESULTS
@@ -115,12 +115,12 @@ def read_results(directory: Path) -> Results:
         ) from None
 
 
-def _read_scores(values: dict[str, Any]) -> Scores:
+def _read_scores(values: dict[str, Any]) -> Accuracies:
     passes = tuple(
         PassAt(e["k"], Estimate(**e["unbiased"]), Estimate(**e["with_replacement"]))
         for e in values["passes"]
     )
-    return Scores(values["name"], values["problems"], Estimate(**values["avg"]), passes)
+    return Accuracies(values["name"], values["problems"], Estimate(**values["avg"]), passes)
 
 
 def _read_set(values: dict[str, Any]) -> SetResult:
@@ -183,7 +183,7 @@ def summarize_set(
 
 def with_intervals(
     sets: Sequence[SetResult], samples: int, draws: int, seed: int
-) -> tuple[tuple[SetResult, ...], Scores | None]:
+) -> tuple[tuple[SetResult, ...], Accuracies | None]:
     """The sets with their intervals, and the mean over them: problems are drawn within sets."""
     finished, all_means, all_draws = [], [], []
     for number, entry in enumerate(sets):
@@ -203,8 +203,8 @@ def with_intervals(
     return tuple(finished), mean
 
 
-def _scores(name: str, problems: int, samples: int, means: Values, bounds: Values) -> Scores:
-    """Scores from the columns of :func:`per_problem`."""
+def _scores(name: str, problems: int, samples: int, means: Values, bounds: Values) -> Accuracies:
+    """Accuracies from the columns of :func:`per_problem`."""
     ks = powers_of_two(samples)
     estimates = [
         Estimate(float(value), float(low), float(high))
@@ -212,4 +212,4 @@ def _scores(name: str, problems: int, samples: int, means: Values, bounds: Value
     ]
     unbiased, replaced = estimates[1 : 1 + len(ks)], estimates[1 + len(ks) :]
     passes = (PassAt(*entry) for entry in zip(ks, unbiased, replaced, strict=True))
-    return Scores(name, problems, estimates[0], tuple(passes))
+    return Accuracies(name, problems, estimates[0], tuple(passes))

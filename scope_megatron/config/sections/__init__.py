@@ -1,0 +1,8 @@
+"""Sections of the configuration that are long enough for a file of their own.
+
+section      the base of every section: no unknown keys, no conversions, frozen
+data         `data` and its sets
+objective    `objective`
+verifier     `verifier` and `verifier.code`
+faults       `faults`
+"""

@@ -1,0 +1,36 @@
+"""Every configuration in configs/ loads; each algorithm has one that runs on this machine."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import pytest
+
+from scope_megatron.config import AlgorithmConfig, Config, load_config, validating_for
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+ELSEWHERE = {"paper_1p5b"}  # names models and data that are not shipped
+
+
+def load(path: Path, *overrides: str) -> Config:
+    if path.stem not in ELSEWHERE:
+        return load_config(path, list(overrides))
+    with validating_for(gpus=8):
+        return load_config(path, list(overrides), check_files=False)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configuration_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load(path)
+    assert config.output_dir.name == path.stem, "two of them never share a directory"
+    assert load(path, "seed=5").seed == 5
+
+
+def test_each_algorithm_has_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    here = [path for path in SHIPPED if path.stem not in ELSEWHERE]
+    names = {load(path).algorithm.name for path in here}
+    assert names == set(typing.get_args(AlgorithmConfig.model_fields["name"].annotation))
