@@ -7,6 +7,7 @@ hf/                              the trained student as a Hugging Face directory
 tensorboard/, wandb_run_id       what the two loggers keep
 evaluations/                     of `scope-megatron evaluate` with the run's configuration
 nonfinite/                       responses of updates with a loss that is not finite
+profile/                         traces of the steps in profile.steps
 stacks/                          stacks of all threads of a rank, where a rank hung
 run.lock                         names the process of the live run
 """
@@ -22,6 +23,7 @@ HF = "hf"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_run_id"
 NONFINITE_DIR = "nonfinite"
+PROFILE_DIR = "profile"
 STACKS = "stacks"
 EVALUATIONS = "evaluations"
 LOCK = "run.lock"

@@ -103,6 +103,11 @@ class PackedBatch:
         return int(self.tokens.numel())
 
     @property
+    def real_tokens(self) -> int:
+        """Tokens of its members: the others are padding."""
+        return self.bounds[len(self.members)]
+
+    @property
     def num_rows(self) -> int:
         """R."""
         return int(self.rows.numel())

@@ -27,7 +27,16 @@ def setting_problems(config: Config, command: Command) -> list[str]:
     """Rules between settings alone."""
     if command == "data":
         return []
-    rules = (_machine, _algorithm, _objective, _verifier, _evaluation, _parallel, _lengths)
+    rules = (
+        _machine,
+        _algorithm,
+        _objective,
+        _verifier,
+        _evaluation,
+        _profile,
+        _parallel,
+        _lengths,
+    )
     return [problem for rule in rules for problem in rule(config, command)]
 
 
@@ -126,6 +135,16 @@ def _evaluation(config: Config, command: Command) -> Problems:
         yield (
             f"evaluation.max_response_tokens: is missing but {reason} needs it without a rollout "
             f"section; set it{off}"
+        )
+
+
+def _profile(config: Config, command: Command) -> Problems:
+    last = config.train.steps
+    wrong = [step for step in config.profile.steps if not 1 <= step <= last]
+    if wrong:
+        yield (
+            f"profile.steps: has {wrong[0]} but the run has the steps 1 to {last}; "
+            "name some of them, or raise train.steps"
         )
 
 

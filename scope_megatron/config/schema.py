@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.verifier import VerifierConfig
 from scope_megatron.hub import portable
@@ -143,7 +144,13 @@ class EngineConfig(Section):
         "and wrong weights make 1 or more",
     )
     check_samples: int = Field(
-        4, ge=0, description="responses re-scored after each weight transfer; 0: no check"
+        4, ge=0, description="responses re-scored after a weight transfer; 0: no check"
+    )
+    check_every: int = Field(
+        5,
+        ge=1,
+        description="transfers are checked after each of a process's first five steps, then after "
+        "every so many; the proof bit for bit at the first transfer is always made",
     )
     sleep: bool = Field(
         True, description="CUDA: the engine frees its weights and cache while the trainer works"
@@ -280,6 +287,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     faults: FaultsConfig = FaultsConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ A row has
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,14 @@ def row_of(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
 
 def _answer(record: Mapping[str, Any]) -> Answer:
     """The reference answer, "" if the row has none. A number is taken as its text, a list as the
-    answers that are accepted."""
+    answers that are accepted, tests of code (an object, or a list of them) as their JSON text."""
     answer = record.get("answer")
     if answer is None and isinstance(record.get("reward_model"), Mapping):
         answer = record["reward_model"].get("ground_truth")
+    if isinstance(answer, Mapping) or (
+        isinstance(answer, list) and answer and isinstance(answer[0], Mapping)
+    ):
+        return json.dumps(answer, ensure_ascii=False)
     if isinstance(answer, list | tuple):
         answers = tuple(text for one in answer if (text := _answer_text(one)))
         return answers if len(answers) > 1 else "".join(answers)

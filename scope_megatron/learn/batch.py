@@ -37,6 +37,7 @@ class Batch:
     student_entropy: dict[int, float] = field(default_factory=dict)  # nats per token
     teacher_entropy: dict[int, float] = field(default_factory=dict)
     unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
+    imbalance: float = 1.0  # largest over mean arithmetic of a replica
 
     def __len__(self) -> int:
         """B."""

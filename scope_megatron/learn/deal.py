@@ -68,18 +68,18 @@ def make_batch(
     verdicts = [None if r == _NO_VERDICT else float(r) for r in table[:, 1].tolist()]
     lengths = table[:, 3].long()
     routes = route(verdicts, (table[:, 2] > 0).tolist(), lengths.tolist(), truncated)
-    held = dict(zip(mine, rollouts, strict=True))
+    held, imbalanced = dict(zip(mine, rollouts, strict=True)), 1.0
     if topology.dp_size > 1:
-        at = numbers.clone()
-        at[:] = torch.arange(topology.dp_size)[:, None]
         cost = arithmetic.cost(table[:, 3] + table[:, 4])
         holders = deal(cost, routes, topology.dp_size)
-        held = _exchange(held, at.flatten(), holders, topology)
+        held = _exchange(held, holders, topology)
+        imbalanced = imbalance(cost, holders, routes.routed, topology.dp_size)
     return Batch(
         rollouts=held,
         group=torch.arange(len(table)) // each if each else torch.zeros(0, dtype=torch.int64),
         lengths=lengths,
         routes=routes,
+        imbalance=imbalanced,
     )
 
 
@@ -133,10 +133,8 @@ def _gathered(facts: Tensor, topology: Topology) -> Tensor:
     return out.cpu()
 
 
-def _exchange(
-    held: dict[int, Rollout], at: Tensor, holders: Tensor, topology: Topology
-) -> dict[int, Rollout]:
-    """Send every response that is ``at`` this replica to its holder; returns what is held then."""
+def _exchange(held: dict[int, Rollout], holders: Tensor, topology: Topology) -> dict[int, Rollout]:
+    """Send every response to its holder; returns what this replica holds then."""
     parcels: list[list[tuple[int, Rollout]]] = [[] for _ in range(topology.dp_size)]
     for index, rollout in held.items():
         parcels[int(holders[index])].append((index, rollout))

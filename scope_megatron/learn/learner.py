@@ -112,11 +112,14 @@ class Learner:
         self.student.optimizer.zero_grad()
         members = batch.members(weighed.streams.active())
         packs = self.scorer.pack(batch.rollouts, members) or [self._idle()]
+        padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
+        metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
         rows = [Rows.of(pack, batch, weighed.streams, self.clip, exact=exact) for pack in packs]
         told = pipeline.forward_backward(
             self.student.ddp, packs, partial(self.head.loss, rows=rows)
         )
+        metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
         observe.observe_update(metrics, batch, weighed, terms)
         metrics.maximum("lr", learning_rate(self.student.optimizer))

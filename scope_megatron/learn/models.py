@@ -16,7 +16,12 @@ from scope_megatron.config import Config
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.optimizer import build_optimizer, build_scheduler, wrap_student
+from scope_megatron.parallel.optimizer import (
+    Waiting,
+    build_optimizer,
+    build_scheduler,
+    wrap_student,
+)
 from scope_megatron.parallel.topology import Topology
 
 
@@ -37,6 +42,7 @@ class Student:
     ddp: DistributedDataParallel
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    waiting: Waiting
 
     @property
     def vocab_size(self) -> int:
@@ -48,10 +54,12 @@ def build_student(config: Config, topology: Topology) -> Student:
     dtype = platform.resolve_dtype(config.model.dtype)
     hf = read_hf_config(config.model.student)
     model = _load(config.model.student, hf, topology, dtype, _padded(config, topology), True)
-    ddp = wrap_student(model, config.optimizer)
+    waiting = Waiting()
+    ddp = wrap_student(model, config.optimizer, waiting)
     optimizer = build_optimizer(ddp, config.optimizer, dtype)
     updates = config.train.steps * config.train.updates_per_batch
-    return Student(hf, model, ddp, optimizer, build_scheduler(optimizer, config.optimizer, updates))
+    scheduler = build_scheduler(optimizer, config.optimizer, updates)
+    return Student(hf, model, ddp, optimizer, scheduler, waiting)
 
 
 def build_frozen(config: Config, topology: Topology) -> FrozenModel | None:

@@ -40,6 +40,7 @@ def step_metrics() -> StepMetrics:
             "entropy/teacher_incorrect",
             "weight/student_spread",
             "weight/teacher_spread",
+            "balance/padded_share",
             "mismatch/mean_abs_logprob",
             "mismatch/mean_abs_prob",
             "mismatch/k3_kl",
@@ -51,8 +52,8 @@ def step_metrics() -> StepMetrics:
             "lr",
             "grad_norm",
             "update/skipped",
-            "balance/rank_imbalance",
-            "balance/padded_share",
+            "balance/imbalance",
+            "time/wait",
         ],
     )
 
@@ -72,6 +73,7 @@ def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     _rollouts(metrics, batch)
     _perplexities(metrics, batch)
     _entropies(metrics, batch)
+    metrics.maximum("balance/imbalance", batch.imbalance)
     if config.on_policy:
         _rewards(metrics, batch)
         _mismatch(metrics, batch, config)

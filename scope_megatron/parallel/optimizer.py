@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -21,7 +24,35 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.config import OptimizerConfig
 
 
-def wrap_student(model: GPTModel, settings: OptimizerConfig) -> DistributedDataParallel:
+class Waiting:
+    """Seconds that this rank waited for the others' backward passes, before gradients are summed.
+
+    A barrier separates the waiting from the reduction; the reduction would wait as long.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def measure(self) -> None:
+        """Wait for the data-parallel ranks (collective)."""
+        group = parallel_state.get_data_parallel_group()
+        if group.size() == 1:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        dist.barrier(group=group)
+        self._seconds += time.perf_counter() - begun
+
+    def pop(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+def wrap_student(
+    model: GPTModel, settings: OptimizerConfig, waiting: Waiting | None = None
+) -> DistributedDataParallel:
     """Give the student gradient buffers; gradients are summed over the data-parallel ranks.
 
     Experts get buffers and an optimizer of their own, with and without expert parallelism (their
@@ -40,15 +71,20 @@ def wrap_student(model: GPTModel, settings: OptimizerConfig) -> DistributedDataP
         ),
         module=model,
     )
-    model.config.finalize_model_grads_func = _finalize_without_division
+    model.config.finalize_model_grads_func = partial(_finalize_without_division, waiting)
     model.config.no_sync_func = ddp.no_sync
     return ddp
 
 
 def _finalize_without_division(
-    model: list[torch.nn.Module], num_tokens: torch.Tensor | None = None, **kwargs: object
+    waiting: Waiting | None,
+    model: list[torch.nn.Module],
+    num_tokens: torch.Tensor | None = None,
+    **kwargs: object,
 ) -> None:
     """megatron-core's reductions; the losses are normalised already, so no division by tokens."""
+    if waiting is not None:
+        waiting.measure()
     finalize_model_grads(model, None, **kwargs)
 
 

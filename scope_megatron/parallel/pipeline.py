@@ -45,7 +45,7 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(output, index).float()
 
-    rows = _run(model, packs, collect, forward_only=True)
+    rows = get_forward_backward_func()(**_walk(model, packs, collect, forward_only=True))
     counts = [pack.num_rows for pack in packs]
     if not topology.is_last_stage:
         rows = [packs[0].tokens.new_empty(sum(counts), columns, dtype=torch.float32)]
@@ -63,7 +63,9 @@ def forward_backward(
     data-parallel ranks divides it again.
     Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
-    return _run(model, packs, loss_function, forward_only=False)
+    walk = _walk(model, packs, loss_function, forward_only=False)
+    told: list[Any] = get_forward_backward_func()(**walk)
+    return told
 
 
 def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
@@ -76,9 +78,11 @@ def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
     )
 
 
-def _run(
+def _walk(
     model: torch.nn.Module, packs: list[PackedBatch], collect: Callable, *, forward_only: bool
-) -> list:
+) -> dict[str, Any]:
+    """The schedule's arguments: one microbatch is one pack."""
+
     def forward_step(
         iterator: Iterator[tuple[int, PackedBatch]], module: torch.nn.Module
     ) -> tuple[Tensor, Callable]:
@@ -88,17 +92,16 @@ def _run(
             output = packed_forward(module, pack)
         return output, partial(collect, index=index)
 
-    collected: list[Tensor] = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iter(enumerate(packs)),
-        model=model,
-        num_microbatches=len(packs),
-        seq_length=packs[0].num_tokens,  # packs differ: with pipelining, shapes travel along
-        micro_batch_size=1,
-        forward_only=forward_only,
-        collect_non_loss_data=forward_only,
-    )
-    return collected
+    return {
+        "forward_step_func": forward_step,
+        "data_iterator": iter(enumerate(packs)),
+        "model": model,
+        "num_microbatches": len(packs),
+        "seq_length": packs[0].num_tokens,  # packs differ: with pipelining, shapes travel along
+        "micro_batch_size": 1,
+        "forward_only": forward_only,
+        "collect_non_loss_data": forward_only,
+    }
 
 
 @contextmanager

@@ -5,6 +5,7 @@ resume        what a run saves beside the training state, and how it goes on fro
 identity      what must not change between the parts of a run, and between its ranks
 finish        the exported student and the report
 trainer       one step on one page
+profile       torch's profiler around single steps
 setup         everything a run is made of, built once
 actor         samples, grades, sends parameters to the engine and proves that they arrived
 evaluate      an evaluation set over the replicas, while training

@@ -18,6 +18,7 @@ from scope_megatron.report.console import Console
 from scope_megatron.report.header import run_facts
 from scope_megatron.report.logger import MetricLogger
 from scope_megatron.train.finish import draw_report, export_student
+from scope_megatron.train.profile import profiled
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
 from scope_megatron.train.trainer import Trainer
 
@@ -104,7 +105,8 @@ class Run:
             return self._finish()
 
     def _step(self, step: int) -> None:
-        metrics = self.trainer.step(step)
+        with profiled(self.config, step + 1, self.trainer.topology.rank):
+            metrics = self.trainer.step(step)
         number, every = step + 1, self.config.evaluation.every
         if every and number % every == 0 and number < self.config.train.steps:
             metrics |= self.trainer.evaluate()

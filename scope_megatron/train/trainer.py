@@ -20,6 +20,8 @@ from scope_megatron.train import identity, setup
 from scope_megatron.train.actor import Actor
 from scope_megatron.types import Prompt, Rollout, Verdict
 
+CHECKED_FIRST = 5  # transfers of a process that are all checked
+
 
 class Trainer:
     """Data, actor and learner of a run, on this rank. Supervised runs (kd) may have no actor."""
@@ -42,7 +44,7 @@ class Trainer:
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
         self.timer = PhaseTimer(synchronize, self.progress.enter)
         self.metrics = observe.step_metrics()
-        self._abandoned = False
+        self._abandoned, self._transfers = False, 0
 
     def _build_verifiers(self) -> Verifiers:
         """Before any model is loaded: a row nobody can grade ends the run here."""
@@ -90,12 +92,19 @@ class Trainer:
     def sync(self, rollouts: list[Rollout]) -> None:
         """Send the engine the new parameters and check that it computes with them."""
         self.send_parameters()
-        if self.config.engine.check_samples:
+        if self._checks_transfer():
             largest, mean = self.actor.check_parameters(
                 self.learner.student, rollouts, self.learner.scorer
             )
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
+
+    def _checks_transfer(self) -> bool:
+        """Each of this process's first transfers, then every n-th."""
+        self._transfers += 1
+        early = self._transfers <= CHECKED_FIRST
+        due = (self.progress.step + 1) % self.config.engine.check_every == 0
+        return self.config.engine.check_samples > 0 and (early or due)
 
     def send_parameters(self) -> None:
         """The student's parameters to the engine, if there is one."""

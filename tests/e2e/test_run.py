@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ def command(output: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> li
         "checkpoint.every=2",
         f"data.train={short_data(output.parent)}",
         "logging.tensorboard=false",
+        "profile.steps=[2]",
     ]
     start = launcher or (sys.executable, "-m", "scope_megatron")
     return [*start, "train", "configs/quickstart.yaml", *settings, *overrides]
@@ -87,8 +89,29 @@ def test_the_student_gets_better(uninterrupted: tuple[Path, str]) -> None:
 
 def test_the_engine_computes_with_the_trainers_weights(uninterrupted: tuple[Path, str]) -> None:
     for row in steps(uninterrupted[0]).values():
-        assert row["sync/max_abs_logprob_diff"] < 1e-4
         assert row["mismatch/mean_abs_logprob"] < 1e-4
+    checked = {
+        s: row for s, row in steps(uninterrupted[0]).items() if "sync/max_abs_logprob_diff" in row
+    }
+    assert list(checked) == [1, 2, 3, 4, 5, 10], (
+        "each of the first five transfers, then every fifth"
+    )
+    for row in checked.values():
+        assert row["sync/max_abs_logprob_diff"] < 1e-4
+
+
+def test_what_a_step_tells_of_itself(uninterrupted: tuple[Path, str]) -> None:
+    """Entropy by path, padding and waiting; a trace of the steps that were asked for."""
+    output, _ = uninterrupted
+    for row in steps(output).values():
+        for side in ("student_correct", "student_incorrect", "teacher_incorrect"):
+            assert 0 < row[f"entropy/{side}"] < math.log(200), side
+        assert row["balance/padded_share"] == 0 and row["balance/imbalance"] == 1
+        assert 0 <= row["time/wait"] <= row["time/train"]
+    traces = sorted(path.name for path in (output / "profile").iterdir())
+    assert traces == [f"step_00000002_rank_{rank:05d}.json" for rank in (0, 1)]
+    events = json.loads((output / "profile" / traces[0]).read_text())["traceEvents"]
+    assert any(event.get("name") == "aten::mm" for event in events)
 
 
 def test_what_a_run_leaves_behind(uninterrupted: tuple[Path, str]) -> None:

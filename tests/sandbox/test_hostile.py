@@ -28,7 +28,7 @@ from tests.sandbox.isolation import needs_isolation
 pytestmark = needs_isolation
 
 TIMEOUT_S = 2.0
-BOMB_TIMEOUT_S = 1.5
+BOMB_TIMEOUT_S = 2.0
 HONEST_PROGRAMS, HONEST_ANSWERS = 300, 700
 MARK = f"mark-{secrets.token_hex(8)}"
 SECRET = f"secret-{secrets.token_hex(8)}"

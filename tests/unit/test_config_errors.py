@@ -92,6 +92,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "keep_best_negative": (leave, ["checkpoint.keep_best=-1"]),
     "samples_zero": (leave, ["evaluation.samples=0"]),
     "microbatch_zero": (leave, ["train.microbatch_tokens=0"]),
+    "profile_beyond_the_run": (leave, ["profile.steps=[3,4]"]),
+    "profile_of_no_step": (leave, ["profile.steps=[0]"]),
+    "profile_of_words": (leave, ["profile.steps=all"]),
+    "transfers_never_checked": (leave, ["rollout.engine.check_every=0"]),
+    "old_logprobs_unknown": (leave, ["objective.old_logprobs=engine"]),
     # what must be there
     "model_missing": (replace("model: {student: student, teacher: teacher}\n", ""), []),
     "steps_missing": (replace("steps: 3, ", ""), []),

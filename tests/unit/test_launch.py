@@ -15,7 +15,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from launch.cluster import Cluster
-from launch.plan import Request, plan
+from launch.plan import LaunchRequest, plan
 from launch.run import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -214,7 +214,7 @@ def test_auto_sizes_are_those_of_the_nodes_asked_for(
     """In the configuration that the job gets, and in that of the evaluation after it."""
     monkeypatch.chdir(ROOT)
     cluster = Cluster(gpus_per_node=gpus, nodes=nodes)
-    request = Request(config="configs/quickstart.yaml", cluster=cluster, then="evaluate")
+    request = LaunchRequest(config="configs/quickstart.yaml", cluster=cluster, then="evaluate")
     request.overrides.append("output_dir=/tmp/never-written")
     for job in plan(request):
         assert job.config.platform.device == device

@@ -167,6 +167,25 @@ def test_several_files_and_fingerprint(tmp_path):
     assert load(copy).fingerprint() not in prints
 
 
+def test_answers_may_be_lists_or_tests(tmp_path):
+    tests = {"inputs": ["1"], "outputs": ["2"]}
+    rows = read_rows(
+        write_jsonl(
+            tmp_path / "a.jsonl",
+            {"prompt": "p", "answer": ["1/2", 0.5, ""], "verifier": "exact"},
+            {"prompt": "p", "answer": ["1/2"]},
+            {"prompt": "p", "answer": tests},
+            {"prompt": "p", "answer": [{"input": "1", "output": "2"}]},
+            {"prompt": "p", "answer": []},
+        )
+    )
+    assert [row.answer for row in rows.usable[:2]] == [("1/2", "0.5"), "1/2"]
+    assert [row.verifier for row in rows.usable[:2]] == ["exact", ""]
+    assert json.loads(rows.usable[2].answer) == tests
+    assert json.loads(rows.usable[3].answer) == [{"input": "1", "output": "2"}]
+    assert len(rows.skipped) == 1 and "no ground truth" in rows.skipped[0]
+
+
 def test_deepmath_rows_verify_against_themselves():
     data = load(DEEPMATH, max_prompt_tokens=4096)
     assert len(data) == 20 and data.skipped == []

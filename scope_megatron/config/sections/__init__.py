@@ -5,4 +5,5 @@ data         `data` and its sets
 objective    `objective`
 verifier     `verifier` and `verifier.code`
 faults       `faults`
+profile      `profile`
 """

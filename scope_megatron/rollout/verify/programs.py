@@ -19,7 +19,7 @@ _FENCE = re.compile(
     r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON = frozenset({"", "python", "python3", "py", "py3", "python2"})
-KILLED = 128 + 9
+KILLED, NO_TIME_LEFT = 128 + 9, 128 + 24  # SIGKILL, SIGXCPU
 
 
 class CodeVerifier:
@@ -168,7 +168,7 @@ def _referee_header(tests: CodeTests) -> dict[str, object]:
 
 def _failure(reply: Reply) -> Verdict:
     """What an exchange means that did not end well."""
-    if reply.how == "timeout":
+    if reply.how == "timeout" or reply.status == NO_TIME_LEFT:
         return Verdict.TIMEOUT
     killed = reply.how == "end" and (reply.status < 0 or reply.status == KILLED)
     return Verdict.CRASH if killed else Verdict.INCORRECT

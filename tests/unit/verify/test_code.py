@@ -65,6 +65,7 @@ def verifier():
         ("print(2 * int(input()))", DOUBLE, C),
         ("if __name__ == '__main__':\n    print(2 * int(input()))\n    exit()", DOUBLE, C),
         ("print(6)", DOUBLE, W),
+        ("import numpy as np\nprint(int(np.sum([int(input())] * 2)))", DOUBLE, C),
         ("print(2 * int(input()), end=' ')\nprint()", DOUBLE, C),
         ("print(2 * int(input()))\nraise SystemExit(1)", DOUBLE, W),
         ("print(2 * int(input()))\n1 / 0", DOUBLE, W),
@@ -154,8 +155,9 @@ def test_without_isolation_code_is_refused(monkeypatch, tmp_path):
     rows = [Prompt(0, (1,), json.dumps(DOUBLE), source="mbpp")]
     fake = tmp_path / "bwrap"
     fake.write_text(
-        '#!/bin/sh\nwhile [ "$1" != -I ]; do python="$1"; shift; done\nfor last; do :; done\n'
-        f'exec "$python" -I -S -B -X utf8 {bubblewrap.INSIDE} "$last"\n'
+        '#!/bin/sh\nwhile [ "$1" != -I ]; do python="$1"; shift; done\n'
+        "while [ $# -gt 2 ]; do shift; done\n"
+        f'exec "$python" -I -S -B -X utf8 {bubblewrap.INSIDE} "$1" "$2"\n'
     )
     fake.chmod(0o755)
     nothing = tmp_path / "nothing"

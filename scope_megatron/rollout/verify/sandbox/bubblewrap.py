@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +19,8 @@ from pathlib import Path
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
 
 INSIDE = Path(__file__).with_name("inside.py")
+INSIDE_PACKAGES = "/packages"
+PACKAGES = ("numpy",)
 PROBE_S = 20.0
 FIX = (
     "install bubblewrap (Debian: apt-get install bubblewrap) where user namespaces are allowed, or "
@@ -39,27 +43,58 @@ class Limits:
     processes: int = 64  # new processes are denied altogether; threads count where root is not host
     open_files: int = 64
 
-    def rlimits(self) -> dict[str, int]:
+    def rlimits(self, isolated: bool = True) -> dict[str, int]:
         """By the names of the module ``resource``. The processor limit only has to hold where the
         clock does not: it leaves room for the start, and for a second thread."""
-        return {
+        limits = {
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_CPU": math.ceil(self.timeout_s) + 2,
             "RLIMIT_FSIZE": self.disk_bytes,
             "RLIMIT_NOFILE": self.open_files,
-            "RLIMIT_NPROC": self.processes,
             "RLIMIT_CORE": 0,
         }
+        # Outside a user namespace, and in one before Linux 5.14, it counts everything this user
+        # runs on the machine: a program could start no thread for reasons that are not its own.
+        if isolated and _linux_version() >= (5, 14):
+            limits["RLIMIT_NPROC"] = self.processes
+        return limits
 
 
-def python_command(limits: Limits, inside: str) -> list[str]:
+def _linux_version() -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
+@functools.cache
+def package_folders() -> list[Path]:
+    """What programs may import besides the standard library, as judges of contests have it."""
+    found = []
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            folder = Path(spec.origin).parent
+            found += [folder, folder.with_name(f"{name}.libs")]
+    return [folder for folder in found if folder.is_dir()]
+
+
+def python_command(limits: Limits, inside: str, isolated: bool) -> list[str]:
     """The interpreter with nothing of this installation but its standard library."""
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    return [python, "-I", "-S", "-B", "-X", "utf8", inside, json.dumps(limits.rlimits())]
+    return [
+        python,
+        "-I",
+        "-S",
+        "-B",
+        "-X",
+        "utf8",
+        inside,
+        json.dumps(limits.rlimits(isolated)),
+        INSIDE_PACKAGES,
+    ]
 
 
 def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]:
-    """A sandbox that has nothing but read-only system libraries, an interpreter and a small /tmp.
+    """A sandbox of read-only system libraries, an interpreter, numpy if it is here, a small /tmp.
 
     No network, no /proc, no device but null, zero, full and the random ones, no user but its own.
     """
@@ -82,9 +117,11 @@ def isolated_command(limits: Limits, seccomp_fd: int, info_fd: int) -> list[str]
     for device in ("null", "zero", "full", "random", "urandom"):
         command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     command += ["--ro-bind", str(INSIDE), "/inside.py"]
+    for folder in package_folders():
+        command += ["--ro-bind", str(folder), f"{INSIDE_PACKAGES}/{folder.name}"]
     command += ["--size", str(limits.disk_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"]
     command += ["--remount-ro", "/"]
-    return command + python_command(limits, "/inside.py")
+    return command + python_command(limits, "/inside.py", isolated=True)
 
 
 def _bwrap() -> str:

@@ -26,8 +26,10 @@ from typing import Any, TextIO
 MOST_LINE = 16 << 20
 
 
-def main(limits: dict[str, int]) -> None:
+def main(limits: dict[str, int], packages: str) -> None:
     os.environ.clear()
+    os.putenv("OPENBLAS_NUM_THREADS", "1")  # numpy's: a thread for each core would be too many
+    sys.path.append(packages)
     for name, value in limits.items():
         resource.setrlimit(getattr(resource, name), (value, value))
     sys.set_int_max_str_digits(0)
@@ -307,4 +309,4 @@ def asserts(header: dict[str, Any], asker: Asker) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), sys.argv[2])

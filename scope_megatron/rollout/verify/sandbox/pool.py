@@ -228,7 +228,7 @@ class Process:
             self._popen = self._start_isolated()
         else:
             self._folder = tempfile.TemporaryDirectory(prefix="program-")
-            command = python_command(limits, str(INSIDE))
+            command = python_command(limits, str(INSIDE), isolated=False)
             self._popen = self._start(command, self._folder.name, ())
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
         os.set_blocking(self._stdin.fileno(), False)
