@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -44,15 +45,21 @@ def commit_directory(temporary: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: str | bytes, temporary: Path | None = None) -> None:
-    """Give a file a new content; returns when it is on the disk.
+def write_atomically(
+    path: Path, content: str | bytes | Iterable[bytes], temporary: Path | None = None
+) -> None:
+    """Give a file a new content, whole or in pieces; returns when it is on the disk.
 
     ``temporary``: another place on the same file system to gather it in, where nothing else may
     stand beside ``path``. Raises OSError, and then leaves ``path`` as it was.
     """
     temporary = temporary or temporary_path(path)
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            if isinstance(content, str | bytes):
+                file.write(content.encode() if isinstance(content, str) else content)
+            else:
+                file.writelines(content)
         sync_to_disk(temporary)
     except OSError:
         if temporary.is_file():

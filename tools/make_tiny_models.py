@@ -24,6 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scope_megatron import outputs
 from tools.make_arithmetic import make_problems, write_jsonl
 from tools.tiny_tokenizer import make_tokenizer
 
@@ -131,9 +132,9 @@ def train_model(recipe: Recipe, data: Path, work: Path, out: Path) -> None:
     config.write_text(yaml.safe_dump(supervised_config(recipe, start, data, output)))
     command = [sys.executable, "-m", "scope_megatron", "train", str(config)]
     subprocess.run(command, check=True)
-    _require_accuracy(recipe, output / "metrics.jsonl")
+    _require_accuracy(recipe, output / outputs.METRICS)
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(output / "hf", out)
+    shutil.copytree(output / outputs.HF, out)
     typer.echo(f"wrote {out}")
 
 

@@ -27,6 +27,9 @@ from scope_megatron.parallel.topology import Topology
 PROGRESS_FORMAT = 1
 SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
+    # gathered in host memory by one rank of each group of replicas: otherwise every replica makes
+    # the whole state, and passes it through the device while the engine fills that
+    "distrib_optim_fully_reshardable_mem_efficient": True,
     "chained_optim_avoid_prefix": True,  # experts' states under their names alone
 }
 

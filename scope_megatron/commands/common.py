@@ -1,4 +1,4 @@
-"""What commands share: a user's errors on one line, and the start of the ranks."""
+"""Parts shared by commands: a user's errors on one line, and the start of the ranks."""
 
 from __future__ import annotations
 

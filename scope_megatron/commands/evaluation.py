@@ -30,13 +30,15 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME_OR_DIR_OR_CHECKPOINT",
-        help="Hugging Face directory, Megatron checkpoint, or output_dir of a run (its newest "
-        "checkpoint)",
+        help="Hugging Face directory or Hub name, Megatron checkpoint, or output_dir of a run (its "
+        "newest checkpoint)",
     ),
 ]
 Data = Annotated[
     list[str] | None,
-    typer.Option(metavar="SET...", help="NAME=PATH or PATH of .jsonl or .parquet; several"),
+    typer.Option(
+        metavar="SET...", help="NAME=PATH or PATH of .jsonl or .parquet, or Hub names; several"
+    ),
 ]
 Base = Annotated[
     Path | None,
@@ -123,7 +125,7 @@ def evaluate(
             _require_free(settings.out)
         settle_device(settings.device, settings.engine.tensor)
         if must_launch(settings.ranks):
-            launch_again(sys.argv[1:], settings.ranks)
+            launch_again(sys.argv[1:], settings.ranks, settings.restarts)
         from scope_megatron.evaluation.run import run_evaluation
 
         sys.exit(run_evaluation(settings))

@@ -156,6 +156,11 @@ def _parallel(config: Config, command: Command) -> Problems:
             "parallel.sequence: is true but parallel.tensor is 1; "
             "set parallel.tensor > 1 or parallel.sequence=false"
         )
+    if parallel.recompute_layers is not None and parallel.recompute != "full":
+        yield (
+            f"parallel.recompute_layers: is {parallel.recompute_layers} but parallel.recompute is "
+            f"{parallel.recompute}; set parallel.recompute=full, or remove it"
+        )
     if tensor * data % parallel.expert:
         yield (
             f"parallel.expert: is {parallel.expert}, not a divisor of parallel.tensor x "

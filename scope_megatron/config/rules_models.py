@@ -47,6 +47,7 @@ def model_problems(config: Config, command: Command) -> Problems:
         except ModelDirError as error:
             yield f"{key}: {error}"
     yield from _cut(config, shapes)
+    yield from _recomputed(config, shapes)
     yield from _experts(config, shapes, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
@@ -76,6 +77,18 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             if size % ranks:
                 fix = divisors(math.gcd(*sizes.values()), ranks)
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
+
+
+def _recomputed(config: Config, shapes: dict[str, ModelShape]) -> Problems:
+    layers, student = config.parallel.recompute_layers, shapes.get("model.student")
+    if layers is None or student is None:
+        return
+    stage = max(1, student.layers // config.parallel.pipeline)
+    if layers > stage:
+        yield (
+            f"parallel.recompute_layers: is {layers} but a pipeline stage of model.student has "
+            f"{stage} layers; set it to {stage} or less, or to null"
+        )
 
 
 def _whole_experts(config: Config, shape: ModelShape) -> bool:

@@ -113,6 +113,17 @@ class ParallelConfig(Section):
     sequence: bool = Field(
         False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
     )
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="activations that the student's backward computes again instead of keeping. "
+        "selective: those of attention and of the MLP or the experts; full: whole layers, of which "
+        "only the inputs are kept. Less memory for more time; the gradients are the same",
+    )
+    recompute_layers: int | None = Field(
+        None,
+        ge=1,
+        description="recompute full: only so many layers of each pipeline stage; null: all",
+    )
 
 
 class EngineConfig(Section):
@@ -190,6 +201,11 @@ class OptimizerConfig(Section):
     )
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
+    )
+    offload: Literal["none", "rollout"] = Field(
+        "none",
+        description="CUDA: rollout: between updates the optimizer's states and float32 parameters "
+        "are in host memory and the gradients' memory is free, for a copy there and back per step",
     )
 
 

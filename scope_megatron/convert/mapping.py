@@ -1,4 +1,4 @@
-"""Which Hugging Face tensors make up which Megatron parameter: one table, read in both directions.
+"""Mapping of Hugging Face tensors to Megatron parameters: one table, read in both directions.
 
 A rule names one Megatron parameter (``{layer}`` is counted over the whole model, ``{expert}``
 within the layer), the Hugging Face tensors it is made of, and the operation between them. Fused
@@ -57,7 +57,7 @@ class Sliceable(Protocol):
 
 
 class Operation(Protocol):
-    """How Hugging Face tensors become one Megatron parameter, and back."""
+    """Operation from Hugging Face tensors to one Megatron parameter, and back."""
 
     cut: ClassVar[int | None]
 

@@ -13,6 +13,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
 from scope_megatron.data.columns import RowShape
 from scope_megatron.data.readers import Chunk
 from scope_megatron.data.tokenise import PromptRecipe, TokenisedChunk, tokenise_chunk
@@ -20,7 +29,7 @@ from scope_megatron.data.tokenizer import Tokenizer
 
 ALONE = 10  # chunks that are tokenised here: starting workers takes longer
 MOST_WORKERS = 16
-SILENT_S = 2.0  # what takes less time is not told
+SILENT_S = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,32 +92,42 @@ def _end_with(parent: int) -> None:
 
 
 class TokenisingProgress:
-    """How far tokenising is, on stderr: a bar on a terminal, else a line at the start and end."""
+    """Progress on stderr: a bar on a terminal, elsewhere a line at the start and one at the end.
+
+    What takes less than SILENT_S is not told.
+    """
 
     def __init__(self, setting: str) -> None:
-        self.setting, self.started, self.last = setting, time.monotonic(), 0.0
-        self.rows = 0
-        self.bar = sys.stderr.isatty()
+        self.setting, self.rows = setting, 0
+        self._started = time.monotonic()
+        self._told = False
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task = self._bar.add_task(f"{setting}: tokenising", total=1.0)
 
     def __enter__(self) -> TokenisingProgress:
         return self
 
-    def show(self, rows: int) -> None:
-        self.rows, now = rows, time.monotonic()
-        if now - self.started < SILENT_S or (self.last and not self.bar) or now - self.last < 0.2:
-            return
-        text = f"{self.setting}: tokenising ({rows:,} rows so far)"
-        print(f"\r{text}" if self.bar else text, end="" if self.bar else "\n", file=sys.stderr)
-        self.last = now
+    def show(self, rows: int, share: float) -> None:
+        """``rows`` are tokenised, ``share`` of all (in [0, 1])."""
+        self.rows = rows
+        if not self._told and time.monotonic() - self._started > SILENT_S:
+            self._told = True
+            if self._bar.console.is_terminal:
+                self._bar.start()
+            else:
+                self._say(f"tokenising ({rows:,} rows so far, {share:.0%})")
+        self._bar.update(self._task, completed=share)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if not self.last:
-            return
-        seconds = time.monotonic() - self.started
-        if kind is None:
-            end = "\r" if self.bar else ""
-            print(
-                f"{end}{self.setting}: {self.rows:,} rows tokenised in {seconds:.0f} s; "
-                "the next start reads them from the cache",
-                file=sys.stderr,
+        self._bar.stop()
+        if self._told and kind is None:
+            seconds = time.monotonic() - self._started
+            self._say(
+                f"{self.rows:,} rows tokenised in {seconds:.0f} s; the next start reads them from "
+                "the cache"
             )
+
+    def _say(self, text: str) -> None:
+        print(f"{self.setting}: {text}", file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ class Chunk:
     name: str  # of the file or set
     first: int  # number of the first row, from 1
     content: list[bytes] | pyarrow.RecordBatch
+    done: float = 0.0  # share of the set that is read with it, in [0, 1]
 
     def records(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """(row's number, its columns, or why there are none). Empty lines are no rows."""
@@ -115,11 +116,12 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
 
 def _jsonl_chunks(path: Path, setting: str) -> Iterator[Chunk]:
     try:
+        size = path.stat().st_size
         with path.open("rb") as lines:
             for first in itertools.count(1, ROWS):
                 if not (content := list(itertools.islice(lines, ROWS))):
                     return
-                yield Chunk(str(path), first, content)
+                yield Chunk(str(path), first, content, lines.tell() / size)
     except OSError as error:
         raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}") from error
 
@@ -129,8 +131,9 @@ def _parquet_chunks(path: Path, setting: str) -> Iterator[Chunk]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS):
-                yield Chunk(str(path), first, batch)
-                first += batch.num_rows
+                last = first + batch.num_rows - 1
+                yield Chunk(str(path), first, batch, last / file.metadata.num_rows)
+                first = last + 1
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{setting}: {path} is not a readable parquet file: {error}") from error
 
@@ -147,8 +150,9 @@ def _data_set_chunks(source: DataSource, setting: str) -> Iterator[Chunk]:
     for start in range(0, len(data), ROWS):
         table = data[start : start + ROWS].combine_chunks()
         for batch in table.to_batches():
-            yield Chunk(str(source), start + 1, batch)
-            start += batch.num_rows
+            end = start + batch.num_rows
+            yield Chunk(str(source), start + 1, batch, end / len(data))
+            start = end
 
 
 def _load(source: DataSource, folder: Path, setting: str) -> Any:

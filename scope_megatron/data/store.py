@@ -136,7 +136,7 @@ def _build(
     description: dict[str, Any],
 ) -> None:
     started, digest = time.monotonic(), hashlib.sha256()
-    sets, kinds, rows = [], set[tuple[str, str]](), 0
+    sets, kinds, rows = list[dict[str, Any]](), set[tuple[str, str]](), 0
     temporary = disk.make_temporary(directory)
     with (
         closing(Crew(recipe, tokenizer)) as crew,
@@ -158,7 +158,7 @@ def _build(
                 done.skipped += len(part.skipped)
                 done.filtered += part.filtered
                 done.columns |= part.columns
-                progress.show(rows + done.rows)
+                progress.show(rows + done.rows, (len(sets) + part.done) / len(sources))
             if done.columns:
                 require_shape(shape, done.columns, done.name, setting)
                 if not isinstance(shape.columns, str):

@@ -44,6 +44,7 @@ class TokenisedChunk:
     skipped: list[str]  # FILE:LINE: reason
     columns: dict[str, None]  # of the raw rows, in order
     filtered: int = 0
+    done: float = 0.0  # share of the set, as the chunk says
 
 
 def tokenise_chunk(
@@ -53,6 +54,7 @@ def tokenise_chunk(
     convert = shape.converter()
     values: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     part = TokenisedChunk(pyarrow.record_batch([[]] * len(SCHEMA), schema=SCHEMA), b"", [], {})
+    part.done = chunk.done
     lines: list[bytes] = []
     for number, record in chunk.records():
         where = f"{chunk.name}:{number}"

@@ -165,6 +165,7 @@ def from_config(path: Path, overrides: list[str], options: Options) -> Evaluatio
         cache_dir=config.data.cache_dir,
         limit=options.limit or evaluation.limit,
         below=config.output_dir / EVALUATIONS,
+        restarts=config.faults.restarts,
         values=own | given(options, *own),
         metrics_line=True,
     )

@@ -18,7 +18,7 @@ _BLOCK = 4_000_000  # signs held at once
 
 @dataclass(frozen=True)
 class Paired:
-    """What the differences b - a of one metric say."""
+    """Difference b - a of one metric: mean, interval, tests."""
 
     difference: float  # mean over problems
     low: float  # of its 95% interval, bootstrap over problems

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scope_megatron import outputs
 from scope_megatron.config import (
     CPU_HEAD_DIMS,
     VerifierConfig,
@@ -210,5 +211,5 @@ def _out(settings: EvaluationSettings) -> Refusals:
     elif not os.access(existing, os.W_OK | os.X_OK):
         yield f"--out: {existing} is not writable; give another directory"
     elif out.is_dir() and any(out.iterdir()) and not (out / "evaluation.json").exists():
-        if {path.name for path in out.iterdir()} - {"run.lock", "problems"}:
+        if {path.name for path in out.iterdir()} - {outputs.LOCK, "problems"}:
             yield f"--out: {out} is not empty and holds no evaluation; give another directory"

@@ -13,7 +13,6 @@ and flushed; the one that a kill cut short is left out, and its sample is drawn 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.disk import sync_to_disk, temporary_path, write_atomically
+from scope_megatron.disk import write_atomically
 from scope_megatron.types import Prompt, Verdict
 
 IDENTITY = "evaluation.json"
@@ -177,12 +176,7 @@ def differing_key(before: Any, now: Any, name: str = "") -> str | None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """A file of lines, one in memory at a time, that is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    sync_to_disk(temporary)
-    os.replace(temporary, path)
-    sync_to_disk(path.parent)
+    write_atomically(path, (f"{line}\n".encode(errors="replace") for line in lines))
 
 
 def _problem(prompt: Prompt) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class EvaluationSettings:
     engine: EngineConfig
     verifier: VerifierConfig
     ranks: int
+    restarts: int = 0  # of the ranks, by the launcher, after a lost rank or a failed engine
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None  # of tokenised problems
     draws: int = 10_000  # of the bootstrap over problems

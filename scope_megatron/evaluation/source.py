@@ -1,4 +1,5 @@
-"""What ``--model`` names: a Hugging Face directory, a Megatron checkpoint, or a run with several.
+"""Source of a model (``--model``): a Hugging Face directory, a Megatron checkpoint, or a run with
+several.
 
 Read without torch. A checkpoint holds neither config.json nor a tokenizer when training wrote it;
 its base is the Hugging Face directory that has them.
@@ -23,7 +24,7 @@ _PLACES, _BYTES = 16, 64 * 2**10  # of a weight file that its fingerprint reads
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the weights are, and where config.json and the tokenizer are."""
+    """Directories of the weights, of config.json and of the tokenizer."""
 
     weights: Path
     base: Path

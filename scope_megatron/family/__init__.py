@@ -1,4 +1,4 @@
-"""What is known of every architecture, without torch: the one place that names them.
+"""Model families: one record per architecture, without torch; the one place that names them.
 
 record    Family: the columns of the table, each with the value that most architectures have
 table     FAMILIES: one record per architecture of Hugging Face's

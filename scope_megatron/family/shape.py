@@ -79,7 +79,7 @@ class ModelShape:
         return self.family.name
 
     def divided(self) -> dict[str, int]:
-        """What parallelism divides, under config.json's names."""
+        """Sizes that parallelism divides, under config.json's names."""
         return {
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.query_groups,

@@ -43,7 +43,7 @@ class Progress:
     """Step and phase of this rank; the training thread writes it, the watchdog's reads it."""
 
     def __init__(self) -> None:
-        self.step, self._state = 0, ("start", 0, time.monotonic())
+        self.step, self._state = 1, ("start", 0, time.monotonic())
 
     def enter(self, phase: str) -> None:
         """The next phase of the step begins."""
@@ -60,7 +60,7 @@ class Beat:
     """One sign of life."""
 
     count: int  # differs from the one before
-    step: int  # from 0, as in Trainer.step
+    step: int  # the first before any has begun
     phase: str
     order: int  # phases entered so far: the same on all ranks when they are at the same place
     seconds: float  # since this phase began
@@ -68,7 +68,7 @@ class Beat:
     pid: int
 
     def where(self) -> str:
-        return f"step {self.step + 1}, phase {self.phase}"
+        return f"step {self.step}, phase {self.phase}"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from scope_megatron.objective.routing import Routes
 
 @dataclass(frozen=True)
 class Weighed:
-    """What an algorithm makes of a batch."""
+    """Weights of a batch: a stream per term of the loss."""
 
     streams: Streams  # [B] float32 factors
     student_weight: Tensor | None = None  # [B] w_i of eq. 4 and 5, for the metrics
@@ -32,7 +32,7 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What the trainer asks an algorithm."""
+    """Interface of an algorithm: weighing, and the responses that the frozen model scores."""
 
     weigh: Callable[[Batch, Config], Weighed]
     frozen_scores: Callable[[Routes], Tensor]  # [B] bool: what the frozen model must score

@@ -1,4 +1,4 @@
-"""Which data-parallel replica trains which response: dealt by arithmetic, not by prompt.
+"""Deal of responses to data-parallel replicas: balanced by arithmetic, not by prompt.
 
 Replicas sample whole groups, and the longest response of a replica would keep all others waiting.
 After grading every replica learns a few facts of every response, all compute the same deal from

@@ -45,7 +45,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Head:
-    """What both heads share. ``spec`` is the training pass's."""
+    """Base class of both heads. ``spec`` is the training pass's."""
 
     spec: Spec
     topology: Topology

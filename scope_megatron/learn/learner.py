@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.config import Config
@@ -21,6 +20,7 @@ from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.loss import TERMS, Clip
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.agree import all_sum
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
@@ -95,18 +95,16 @@ class Learner:
             means[index] = values.mean()
         if self.topology.dp_size == 1:
             return means
-        on_device = means.to(platform.device())
-        dist.all_reduce(on_device, group=self.topology.dp_group)
-        return on_device.cpu()
+        return torch.tensor(all_sum(means.tolist(), self.topology.dp_group))
 
     def weigh(self, batch: Batch) -> Weighed:
-        """What each response weighs in each term of the loss; the same on every rank."""
+        """Weights of each response in each term of the loss; the same on every rank."""
         return self.algorithm.weigh(batch, self.config)
 
     def update(
-        self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (0, 0)
+        self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (1, 1)
     ) -> None:
-        """One optimizer update. ``name`` (step and update, from 0) names what is written down of
+        """One optimizer update. ``name`` (step and update, from 1) names what is written down of
         an update that is skipped."""
         self.student.ddp.zero_grad_buffer()
         self.student.optimizer.zero_grad()

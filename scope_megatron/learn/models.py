@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.config import Config
+from scope_megatron.config import Config, ParallelConfig
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
@@ -53,7 +53,8 @@ def build_student(config: Config, topology: Topology) -> Student:
     """The student with the weights of ``model.student``, ready to train."""
     dtype = platform.resolve_dtype(config.model.dtype)
     hf = read_hf_config(config.model.student)
-    model = _load(config.model.student, hf, topology, dtype, _padded(config, topology), True)
+    padded, parallel = _padded(config, topology), config.parallel
+    model = _load(config.model.student, hf, topology, dtype, padded, True, parallel)
     waiting = Waiting()
     ddp = wrap_student(model, config.optimizer, waiting)
     optimizer = build_optimizer(ddp, config.optimizer, dtype)
@@ -85,8 +86,11 @@ def _load(
     dtype: torch.dtype,
     padded_vocab: int,
     trainable: bool,
+    parallel: ParallelConfig | None = None,
 ) -> GPTModel:
-    model = build_model(hf, topology, dtype, trainable=trainable, padded_vocab=padded_vocab)
+    model = build_model(
+        hf, topology, dtype, trainable=trainable, padded_vocab=padded_vocab, parallel=parallel
+    )
     load_hf_weights(model, directory, hf, topology)
     return model
 

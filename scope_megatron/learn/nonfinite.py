@@ -56,13 +56,13 @@ class NonFiniteGuard:
         """Write the batch's responses down (``writes``: one rank of each replica), then stop the
         run when this was one skipped update in a row too many.
 
-        The file is named by ``step`` and ``update`` (from 0; its own counts from 1), so that a run
+        The file is named by ``step`` and ``update`` (both from 1), so that a run
         that goes on later leaves it alone.
 
         ``scores`` gives the student's log-probabilities by response (collective over a replica).
         """
         again = scores()
-        name = f"step_{step + 1:08d}_update_{update + 1}_rank_{rank:05d}.jsonl"
+        name = f"step_{step:08d}_update_{update}_rank_{rank:05d}.jsonl"
         path = self._directory / name
         if writes:
             lines = [json.dumps(_row(batch, index, again)) for index in batch.rollouts]
@@ -73,7 +73,7 @@ class NonFiniteGuard:
                 print(f"warning: {path}: {error}", flush=True)
         if rank == 0:
             print(
-                f"warning: step {step + 1}: a loss or gradient is not finite: no rank applied the "
+                f"warning: step {step}: a loss or gradient is not finite: no rank applied the "
                 f"update ({self._in_a_row} in a row); its responses are in {self._directory}",
                 flush=True,
             )

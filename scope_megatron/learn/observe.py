@@ -59,7 +59,7 @@ def step_metrics() -> StepMetrics:
 
 
 def note_rows(batch: Batch, index: int, values: Tensor) -> None:
-    """What the training pass told of a response: [length, ROW_COLUMNS], NaN for what it did not."""
+    """Record a response's rows of the training pass: [length, ROW_COLUMNS], NaN where unknown."""
     logprob, teacher, entropy = values.unbind(1)
     batch.logprobs[index] = logprob.contiguous()
     if index not in batch.teacher_logprobs and not bool(teacher.isnan().all()):

@@ -1,4 +1,4 @@
-"""Which forward-only passes a step needs, and nothing beyond them.
+"""Forward-only passes that a step needs, and nothing beyond them.
 
 With one update per batch the weights that sampled are the weights that train: rho is 1, and the
 training pass itself gives their log-probabilities. Before it only two things can be needed: the
@@ -21,7 +21,7 @@ StudentPass = Literal["none", "engine", "weights", "all"]
 
 @dataclass(frozen=True)
 class Passes:
-    """What is known of a batch before its first update."""
+    """Passes over a batch before its first update."""
 
     student: StudentPass
     ratio: bool  # the loss takes rho against the student's scores; else rho is 1

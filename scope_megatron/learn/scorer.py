@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.learn.head import Head, Model
 from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
+from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch, Rollout
 
 
 @dataclass
 class Scored:
-    """What a pass learnt, by response."""
+    """Results of a forward-only pass, by response."""
 
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], on the CPU
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
@@ -45,14 +45,9 @@ class Scorer:
         bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
         if self.topology.ep_size > 1:
-            packs += [filler(multiple)] * (self._most(len(packs)) - len(packs))
+            (most,) = all_max([len(packs)], self.topology.dp_group)
+            packs += [filler(multiple)] * (int(most) - len(packs))
         return [packed.to(platform.device()) for packed in packs]
-
-    def _most(self, count: int) -> int:
-        """The largest of the replicas' counts."""
-        counts = torch.tensor(count, device=platform.device())
-        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self.topology.dp_group)
-        return int(counts)
 
     def score(
         self,

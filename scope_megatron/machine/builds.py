@@ -1,4 +1,4 @@
-"""What the installed torch and vLLM were built for, read from their files and metadata."""
+"""Builds of the installed torch and vLLM, CPU or CUDA, read from their files and metadata."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run takes place."""
+    """Device, GPUs and nodes of a run."""
 
     device: Device
     gpus: int = 0  # of a node, that the run may use; 0 on the CPU

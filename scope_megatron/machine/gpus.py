@@ -1,4 +1,4 @@
-"""What the NVIDIA driver lists, what of it this process may use, and which CUDA the driver speaks.
+"""GPUs that the NVIDIA driver lists, those this process may use, and the driver's CUDA version.
 
 Asked of `nvidia-smi` and of the driver's own library: importing torch for it would take seconds,
 and would fix what CUDA_VISIBLE_DEVICES is for the rest of the process.
@@ -46,7 +46,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
 
 
 def chosen_by(wanted: str | None, gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: numbers or UUIDs, up to the first wrong one."""
+    """GPUs of CUDA_VISIBLE_DEVICES as CUDA reads it: numbers or UUIDs up to the first wrong one."""
     if wanted is None:
         return gpus
     chosen: list[Gpu] = []

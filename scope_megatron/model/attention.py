@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 
 from scope_megatron.model.rope import rotate
 from scope_megatron.parallel.packed import PackedSequences
@@ -161,3 +162,28 @@ class RotatedAttention(SelfAttention):
         query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
         assert self._rotation is not None, "called by forward"
         return rotate(query, self._rotation), rotate(key, self._rotation), value
+
+    def _checkpointed_attention_forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: object,
+    ) -> Tensor:
+        """Attention that its backward computes again (``parallel.recompute: selective``).
+
+        megatron-core's way hands the gradients on in another memory layout, in which the norms of
+        queries and keys sum in another order. Nothing here is random: no state is set back.
+        """
+        kwargs.pop("rotary_pos_emb", None)
+        return checkpoint(
+            self.core_attention,
+            query,
+            key,
+            value,
+            attention_mask,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            **kwargs,
+        )

@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from scope_megatron.config import ParallelConfig
 from scope_megatron.family import ModelShape, is_tied
 from scope_megatron.model.attention import PackedCausalAttention, RotatedAttention
 from scope_megatron.model.norm import NormedResidual, RMSNorm
@@ -48,7 +49,10 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 
 
 def transformer_config(
-    shape: ModelShape, topology: Topology, dtype: torch.dtype
+    shape: ModelShape,
+    topology: Topology,
+    dtype: torch.dtype,
+    parallel: ParallelConfig | None = None,
 ) -> TransformerConfig:
     """megatron-core's TransformerConfig of a ``config.json``."""
     family = shape.family
@@ -92,6 +96,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         **_expert_settings(shape, topology),
+        **_recompute_settings(parallel, shape),
     )
     config.logit_softcap = shape.logits_cap
     return config
@@ -139,6 +144,21 @@ def _expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
     }
 
 
+def _recompute_settings(parallel: ParallelConfig | None, shape: ModelShape) -> dict[str, Any]:
+    """TransformerConfig's settings of the activations that the backward computes again."""
+    if parallel is None or parallel.recompute == "none":
+        return {}
+    if parallel.recompute == "selective":
+        modules = ["core_attn", "moe" if shape.experts else "mlp"]
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
+    layers = shape.layers if parallel.recompute_layers is None else parallel.recompute_layers
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",  # each of a stage's first layers by itself
+        "recompute_num_layers": layers,
+    }
+
+
 def build_model(
     hf: dict[str, Any],
     topology: Topology,
@@ -147,14 +167,16 @@ def build_model(
     trainable: bool,
     padded_vocab: int | None = None,
     materialize: bool = True,
+    parallel: ParallelConfig | None = None,
 ) -> GPTModel:
     """This rank's shard of the model, with weights not yet loaded.
 
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
+    ``parallel`` says which activations of a trained model are computed again.
     One that is not materialized has names and shapes only (on the CPU; CUDA has the memory).
     """
     shape = ModelShape.of(hf)
-    config = transformer_config(shape, topology, dtype)
+    config = transformer_config(shape, topology, dtype, parallel)
     device = platform.device() if materialize or platform.has_cuda() else torch.device("meta")
     with nullcontext() if device.type != "meta" else device:
         model = GPTModel(

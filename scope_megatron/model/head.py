@@ -1,4 +1,4 @@
-"""What stands between a model's last hidden states and its logits, for whoever fuses the two."""
+"""Output head of a model: last hidden states, output weight and cap of the logits, for fusing."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _yarn_frequencies(inv: Tensor, rope: Rope) -> Tensor:
 
 
 def yarn_scale(shape: ModelShape) -> float:
-    """What YaRN multiplies cosines and sines by; 1 for other scalings.
+    """Factor of YaRN on cosines and sines; 1 for other scalings.
 
     ``attention_factor`` where given, else m(mscale) / m(mscale_all_dim) where both are there, else
     m(1), with m(x) = 1 + x ln(factor) / 10 for a factor above 1.

@@ -1,4 +1,4 @@
-"""Which loss a response gets: the verdict routes it (SCOPE, arXiv 2604.10688, section 3.1).
+"""Routing of responses to paths of the loss by their verdicts (SCOPE, arXiv 2604.10688, 3.1).
 
 Correct responses take the likelihood path, incorrect ones the distillation path. Responses that
 nobody could judge take neither.

@@ -56,11 +56,15 @@ class Actor:
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
-            seed=request_seed(self.config.seed, step),
+            seed=request_seed(self.config.seed, step - 1),  # from 0, as PromptOrder
         )
         rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
-        self.engine.sleep()
+        self.rest()
         return rollouts
+
+    def rest(self) -> None:
+        """The engine sleeps: nobody asks it before it gets weights again."""
+        self.engine.sleep()
 
     def grade(self, rollouts: list[Rollout]) -> None:
         """Fill in every rollout's text and verdict."""

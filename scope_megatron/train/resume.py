@@ -44,7 +44,8 @@ class RunCheckpoints:
         directory = self._chosen()
         if directory is None:
             return 0, {}
-        progress = load_checkpoint(self._state, directory)
+        with self._trainer.optimizer_place.resident():
+            progress = load_checkpoint(self._state, directory)
         require_same(progress["identity"], self._trainer.identity, directory)
         self._say(f"resumed from {directory} after step {progress['step']}")
         done = self._saver.saved_step = int(progress["step"])
@@ -82,7 +83,8 @@ class RunCheckpoints:
                 "config": self._config.to_yaml(),
                 **layout_progress(self._trainer.topology),
             }
-            self._saver.save(step, progress, rating, background=False if wait else None)
+            with self._trainer.optimizer_place.resident():
+                self._saver.save(step, progress, rating, background=False if wait else None)
         saved = self._saver.saved_step == step
         return checkpoint_dir(self._config.output_dir, step) if saved else None
 

@@ -93,29 +93,28 @@ class Run:
             self.console.message(f"skipped {reason}")
         done, self.evaluations = self.checkpoints.resume()
         with self._logger(done) as self.logger, closing(self.checkpoints):
-            self.trainer.send_parameters()
+            self.trainer.prepare_engine()
             self.interrupt.install()
             if done == 0 and self.config.evaluation.before:
                 self._evaluate(0, "before")
             self.console.start(done)
-            for step in range(done, self.config.train.steps):
+            for step in range(done + 1, self.config.train.steps + 1):
                 if signum := self.interrupt.agreed():
-                    return self._stop(step, signum)
+                    return self._stop(step - 1, signum)
                 self._step(step)
             return self._finish()
 
     def _step(self, step: int) -> None:
-        with profiled(self.config, step + 1, self.trainer.topology.rank):
+        with profiled(self.config, step, self.trainer.topology.rank):
             metrics = self.trainer.step(step)
-        number, every = step + 1, self.config.evaluation.every
-        if every and number % every == 0 and number < self.config.train.steps:
+        every, save_every = self.config.evaluation.every, self.config.checkpoint.every
+        if every and step % every == 0 and step < self.config.train.steps:
             metrics |= self.trainer.evaluate()
-        self.logger.log(number, metrics)
-        self.console.step(number, metrics)
+        self.logger.log(step, metrics)
+        self.console.step(step, metrics)
         self.checkpoints.poll()
-        save_every = self.config.checkpoint.every
-        if save_every and number % save_every == 0:
-            self._save(number, metrics)
+        if save_every and step % save_every == 0:
+            self._save(step, metrics)
 
     def _evaluate(self, step: int, when: str) -> None:
         self.console.message(f"evaluating the student {when} training ...")
@@ -129,9 +128,9 @@ class Run:
         rating = metrics.get(f"eval/avg@{self.config.evaluation.samples}")
         return self.checkpoints.save(step, self.evaluations, rating, wait)
 
-    def _stop(self, step: int, signum: int) -> int:
-        path = self._save(step, {}, wait=True) if step else None
-        if step:
+    def _stop(self, done: int, signum: int) -> int:
+        path = self._save(done, {}, wait=True) if done else None
+        if done:
             self._report()
         self.console.interrupted(path, resume_command())
         return 128 + signum

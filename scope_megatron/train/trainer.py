@@ -14,6 +14,7 @@ from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.learner import Learner
 from scope_megatron.parallel import platform, topology
+from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import identity, setup
@@ -38,6 +39,10 @@ class Trainer:
         self.order = order_of(self.data.sizes, weights, config.seed, config.data.shuffle)
         verifiers = self._build_verifiers() if config.needs_engine else None
         self.learner = Learner(config, self.topology)
+        student = self.learner.student
+        offload = config.optimizer.offload == "rollout"
+        self.optimizer_place = OptimizerPlace(student.ddp, student.optimizer, offload)
+        self.optimizer_place.leave()  # before the engine looks for memory
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
         self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
@@ -58,7 +63,7 @@ class Trainer:
         return self._actor
 
     def step(self, step: int) -> dict[str, float]:
-        """One step (counted from 0); returns its metrics, the same on every rank."""
+        """Step number ``step``, from 1; returns its metrics, the same on every rank."""
         started = time.perf_counter()
         self.progress.step = step
         prompts = self.prompts(step)
@@ -75,8 +80,8 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
-        with self.timer("train"):
-            for number, part in enumerate(batch.parts(self.config.train.updates_per_batch)):
+        with self.timer("train"), self.optimizer_place.resident():
+            for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
         if self.config.on_policy:
@@ -86,7 +91,7 @@ class Trainer:
 
     def prompts(self, step: int) -> list[Prompt]:
         """This replica's share of the step's prompts."""
-        indices = self.order.batch(step, self.config.prompts_per_step)
+        indices = self.order.batch(step - 1, self.config.prompts_per_step)
         return [self.data[i] for i in indices[self.topology.dp_rank :: self.topology.dp_size]]
 
     def sync(self, rollouts: list[Rollout]) -> None:
@@ -99,11 +104,19 @@ class Trainer:
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
+    def prepare_engine(self) -> None:
+        """Before the first step: an engine that samples gets the parameters, one that only
+        evaluates sleeps until then."""
+        if self.config.on_policy:
+            self.send_parameters()
+        elif self._actor is not None:
+            self._actor.rest()
+
     def _checks_transfer(self) -> bool:
         """Each of this process's first transfers, then every n-th."""
         self._transfers += 1
         early = self._transfers <= CHECKED_FIRST
-        due = (self.progress.step + 1) % self.config.engine.check_every == 0
+        due = self.progress.step % self.config.engine.check_every == 0
         return self.config.engine.check_samples > 0 and (early or due)
 
     def send_parameters(self) -> None:
@@ -116,7 +129,10 @@ class Trainer:
         self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_parameters()
-        return self.actor.evaluate(self.eval_data)
+        values = self.actor.evaluate(self.eval_data)
+        if not self.config.on_policy:
+            self.actor.rest()
+        return values
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
         """The step's metrics, reduced once over the data-parallel ranks."""

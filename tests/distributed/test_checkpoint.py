@@ -270,7 +270,8 @@ def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
         "optimizer.eps": 1e-3,
     }
     changes |= {f"parallel.{name}": value for name, value in parallel.items()}
-    sizes = {name: value for name, value in parallel.items() if name != "data"}
+    of_topology = ("tensor", "pipeline", "sequence", "expert")
+    sizes = {name: value for name, value in parallel.items() if name in of_topology}
     topology = create_topology(**sizes)
     return Learner(settings(root, changes), topology), topology
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.harness import run_distributed_test
 from tests.support.tiny_hf import make_tiny_model
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
@@ -22,23 +20,21 @@ def test_failed_rollout_is_made_again(tmp_path: Path) -> None:
     assert "no memory for blocks" in found["message"]
 
 
-def test_too_small_a_cache_is_one_line(tmp_path: Path) -> None:
-    """vLLM's own refusal when it finds too little memory for a single sequence."""
-    settings = ("parallel.tensor=1", "parallel.data=1", "rollout.engine.kv_cache_gib=1e-6")
-    command = ("train", "configs/quickstart.yaml", f"output_dir={tmp_path}/run", *settings)
-    done = subprocess.run(
-        [sys.executable, "-m", "scope_megatron", *command],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 6, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: rollout.engine.kv_cache_gib: vLLM could not start: ")
-    assert "Traceback" not in done.stderr
+def test_too_little_memory_at_the_start_is_one_line() -> None:
+    """What vLLM raises while an engine is built; any other ValueError stays a defect."""
+    from vllm.v1.core import kv_cache_utils
+
+    from scope_megatron.engine.vllm import _memory_shortage
+    from scope_megatron.exits import StopRun
+
+    with pytest.raises(StopRun, match="^rollout.engine.kv_cache_gib: vLLM could not") as stop:
+        with _memory_shortage():
+            kv_cache_utils._check_enough_kv_cache_memory(0, lambda: 1, 96, lambda free: 1)
+    assert stop.value.code == 6
+    assert "No available memory for the cache blocks. Try" in str(stop.value)
+    assert "\n" not in str(stop.value)
+    with pytest.raises(ValueError, match="^no such architecture$"), _memory_shortage():
+        raise ValueError("no such architecture")
 
 
 def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, Any]:

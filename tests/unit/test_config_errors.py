@@ -135,6 +135,13 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "updates_above_prompts": (leave, ["train.updates_per_batch=3", "parallel.data=2"]),
     "sequence_without_tensor": (leave, ["parallel.sequence=true"]),
+    "recompute_unknown": (leave, ["parallel.recompute=ful"]),
+    "recompute_layers_without_full": (leave, ["parallel.recompute_layers=1"]),
+    "recompute_layers_above_stage": (
+        leave,
+        ["parallel.recompute=full", "parallel.recompute_layers=99"],
+    ),
+    "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
     "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),

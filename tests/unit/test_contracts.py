@@ -203,6 +203,7 @@ def test_the_declared_tables_name_what_the_source_uses() -> None:
     assert sorted(name for name in declared if name not in text) == []
 
 
+@pytest.mark.slow
 def test_the_engine_is_seen_in_this_projects_source() -> None:
     calls = {str(use.target): use.call for use in own_uses(VLLM.roots) if use.call is not None}
     engine = calls["vllm.LLM"]

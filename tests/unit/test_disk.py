@@ -13,9 +13,13 @@ from scope_megatron import disk, outputs
 
 def test_content_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "latest"
-    for content in ("one\n", b"two\xff"):
+    for content, read in (
+        ("one\n", b"one\n"),
+        (b"two\xff", b"two\xff"),
+        (iter([b"3\n", b"4"]), b"3\n4"),
+    ):
         disk.write_atomically(path, content)
-        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+        assert path.read_bytes() == read
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -49,6 +49,7 @@ def test_interpreted_kernels_agree_with_float64_and_the_torch_path() -> None:
     assert " passed" in out and "failed" not in out
 
 
+@pytest.mark.slow
 @needs_triton
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     out = child("tests/unit/kernel_compile.py", TRITON_CACHE_DIR=str(tmp_path))

@@ -21,6 +21,7 @@ print(extensions.HAVE_TE, optimizer.USING_PYTORCH_OPTIMIZER)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuda", [True, False])
 def test_half_an_installation_of_transformer_engine(tmp_path: Path, cuda: bool) -> None:
     """As TE 2.x without `[pytorch]` does, its import raises what megatron-core does not catch."""

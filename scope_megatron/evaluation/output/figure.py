@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scope_megatron.disk import write_atomically
 from scope_megatron.evaluation.output.results import Accuracies, Results
 from scope_megatron.report.figure import BLUE, GREEN, ORANGE, PINK, RED, SKY, SOFT, STYLE
 
@@ -28,7 +29,7 @@ def draw_pass_at_k(evaluations: Sequence[tuple[str, Results]], path: Path) -> No
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     style: Any = {**matplotlib.rcParamsDefault, **STYLE}  # a user's matplotlibrc has no say
-    temporary = path.with_name(f".{path.name}.tmp")
+    image = io.BytesIO()
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(5.4 * columns, 4.4 * rows + 0.5), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
@@ -46,8 +47,8 @@ def draw_pass_at_k(evaluations: Sequence[tuple[str, Results]], path: Path) -> No
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
         note = "dashed: k draws with replacement (reference code); band: 95% over problems"
         figure.supxlabel(note, fontsize=9.5, color=SOFT)
-        figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+        figure.savefig(image, format="png")
+    write_atomically(path, image.getvalue())
 
 
 def _colors(count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people: results.json, table.md, pass_at_k.png, and the table on
+"""Report of an evaluation: results.json, table.md, pass_at_k.png, and the table on
 the terminal."""
 
 from __future__ import annotations

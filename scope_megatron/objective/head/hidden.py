@@ -51,7 +51,7 @@ TeacherHead = tuple[Tensor, Tensor]  # hidden states [T, H_t], this rank's outpu
 
 
 class FusedLoss(NamedTuple):
-    """What :func:`fused_loss` returns; only ``loss`` has a gradient."""
+    """Result of :func:`fused_loss`; only ``loss`` has a gradient."""
 
     loss: Tensor  # scalar
     logprob: Tensor  # [T]
@@ -106,7 +106,8 @@ def fused_logprob_and_divergence(
     """
     spec = replace(spec, inplace_backward=True)
     head = _Head.of(hidden, weight, targets, teacher, shard, spec)
-    return _Recomputed.apply(hidden, weight, head)[:2]
+    logprob, divergence, *_ = _Recomputed.apply(hidden, weight, head)
+    return logprob, divergence
 
 
 def fused_loss(

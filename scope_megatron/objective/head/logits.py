@@ -25,7 +25,7 @@ forbids it, KL(p||q) is not finite in exact arithmetic, and a huge number here.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,14 +38,14 @@ from scope_megatron.objective.head.statistics import Statistics, statistics
 
 
 class Scores(NamedTuple):
-    """What a pass learns of each token."""
+    """Scores of a pass, per token."""
 
     logprob: Tensor  # [T], differentiable where the function is
     entropy: Tensor | None  # [T] nats, without a gradient; None unless asked for
 
 
 class TokenTerms(NamedTuple):
-    """What a token loss is made of."""
+    """Log-probability, divergence and entropy of each token, from which a loss is made."""
 
     logprob: Tensor  # [T], differentiable
     divergence: Tensor | None  # [T], differentiable; None without a teacher
@@ -114,7 +114,8 @@ def vocab_parallel_logprob_and_divergence(
         (log-probability [T], divergence [T]), both differentiable w.r.t. ``logits``.
     """
     check(logits, teacher_logits, targets, shard, spec)
-    return _Head.apply(logits, teacher_logits.detach(), targets, shard, spec)[:2]
+    logprob, divergence, *_ = _Head.apply(logits, teacher_logits.detach(), targets, shard, spec)
+    return logprob, divergence
 
 
 def vocab_parallel_terms(
@@ -132,7 +133,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         logits: Tensor,
         teacher: Tensor | None,
         targets: Tensor | None,
@@ -152,7 +153,9 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprob: Tensor | None, grad_divergence: Tensor | None, *_: None):
+    def backward(
+        ctx: Any, grad_logprob: Tensor | None, grad_divergence: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         logits, teacher, targets, *saved = ctx.saved_tensors
         grad = None
         if grad_logprob is not None or grad_divergence is not None:

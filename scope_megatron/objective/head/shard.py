@@ -1,4 +1,4 @@
-"""Which columns of the vocabulary a rank holds, and whether a request fits them."""
+"""Vocabulary shard: the columns that a rank holds, and checks of tensors against them."""
 
 from __future__ import annotations
 

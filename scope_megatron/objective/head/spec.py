@@ -1,4 +1,4 @@
-"""What the loss head computes: built once from the configuration and passed down unchanged."""
+"""Settings of the loss head: built once from the configuration and passed down unchanged."""
 
 from __future__ import annotations
 

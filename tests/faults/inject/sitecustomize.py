@@ -65,7 +65,7 @@ def on_enter(fault: Fault, module: ModuleType) -> None:
 
     def enter(progress: Any, phase: str) -> None:
         original(progress, phase)
-        fault.enter(progress.step + 1, phase)
+        fault.enter(progress.step, phase)
         if fault.action in PROCESS_ACTIONS and fault.due():
             fault.act()
 

@@ -79,8 +79,10 @@ def test_a_configuration_and_what_replaces_it(run: Path) -> None:
     assert (replaced.model, replaced.samples) == ("teacher", 5)
     assert replaced.source.weights == Path("teacher")
     assert [s.name for s in replaced.sets] == ["a", "eval"]
-    ranks = resolve(["run.yaml", "parallel.tensor=2"], Options()).ranks
-    assert ranks == 2
+    two = resolve(["run.yaml", "parallel.tensor=2", "faults.restarts=3"], Options())
+    assert (two.ranks, two.restarts) == (2, 3)
+    again = resolve(["run.yaml", "parallel.tensor=2", "resume=auto"], Options())  # as restarted
+    assert again.out == two.out
 
 
 def test_ranks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

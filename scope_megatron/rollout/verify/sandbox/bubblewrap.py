@@ -34,7 +34,7 @@ class NoIsolation(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """Limits of one program: time, memory, disk, output, processes."""
 
     timeout_s: float = 10.0
     memory_bytes: int = 1 << 30  # address space
