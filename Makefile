@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart check test doctor lint format docs clean
+.PHONY: help env quickstart check test doctor gpu-proof lint format docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: env  ## run all tests (ARGS: more of pytest's arguments)
 
 doctor: env  ## say what of this machine works, what is missing and how to get it
 	@$(BIN)/scope-megatron doctor
+
+gpu-proof: env  ## show on this machine's GPU what only a GPU can show (ARGS: --only PART, --list)
+	$(BIN)/python -m tools.gpu_proof $(ARGS)
 
 lint: env  ## ruff's checks, formatting, types
 	$(BIN)/ruff check .

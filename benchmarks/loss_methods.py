@@ -88,8 +88,11 @@ def _finish(loss: Tensor, leaves: tuple[Tensor, ...]) -> Result:
 # (a) this project
 
 
-def one_pass(x: Inputs) -> Result:
-    """fused_loss: from hidden states, gradients made chunk by chunk in the forward."""
+def one_pass(x: Inputs, chunk: int | None = None) -> Result:
+    """fused_loss: from hidden states, gradients made chunk by chunk in the forward.
+
+    ``chunk`` None: as many tokens at a time as a run has.
+    """
     leaves = x.leaves
 
     def loss(logprob: Tensor, divergence: Tensor | None, rows: slice) -> Tensor:
@@ -97,7 +100,8 @@ def one_pass(x: Inputs) -> Result:
         return divergence @ x.kl[rows] - logprob @ x.mle[rows]
 
     teacher = (x.teacher_hidden, x.teacher_weight)
-    scored = fused_loss(*leaves, x.targets, loss, x.shard, REVERSE_KL, teacher)
+    spec = replace(REVERSE_KL, chunk=chunk)
+    scored = fused_loss(*leaves, x.targets, loss, x.shard, spec, teacher)
     return _finish(scored.loss, leaves)
 
 

@@ -9,4 +9,6 @@ tiny_tokenizer           their tokenizer
 config_reference         docs/configuration.md from the schema
 check_contracts          what is used of vLLM and megatron-core, against their releases
 contracts                its parts
+gpu_proof                what only a GPU can show, part by part; rehearsed on a CPU
+proof                    its parts
 """

@@ -21,15 +21,15 @@ from typing import Annotated
 import typer
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, too
 
-from tools.contracts import page, versions  # noqa: E402
-from tools.contracts.declared import CONTRACTS, MEGATRON, Contract  # noqa: E402
-from tools.contracts.guards import te_guard  # noqa: E402
-from tools.contracts.judge import Ruling, judge, mentions  # noqa: E402
-from tools.contracts.package import SourcePackage  # noqa: E402
-from tools.contracts.uses import Use, collect  # noqa: E402
+from launch.code import ROOT
+from tools.contracts import page, versions
+from tools.contracts.declared import CONTRACTS, MEGATRON, Contract
+from tools.contracts.guards import te_guard
+from tools.contracts.judge import Ruling, judge, mentions
+from tools.contracts.package import SourcePackage
+from tools.contracts.uses import Use, collect
 
 OWN = ("scope_megatron", "launch", "tools", "benchmarks")
 

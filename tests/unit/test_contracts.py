@@ -9,7 +9,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tools.check_contracts import ROOT, own_files, own_uses
+from launch.code import ROOT
+from tools.check_contracts import own_files, own_uses
 from tools.contracts import page, versions
 from tools.contracts.declared import CONTRACTS, VLLM
 from tools.contracts.guards import te_guard
