@@ -44,7 +44,7 @@ Base = Annotated[
     Path | None,
     typer.Option(help="for a checkpoint: Hugging Face directory of config.json and tokenizer"),
 ]
-Samples = Annotated[int | None, typer.Option("--n", help="samples per problem [32]")]
+Samples = Annotated[int | None, typer.Option("--n", "--samples", help="samples per problem [32]")]
 Temperature = Annotated[float | None, typer.Option(help="[0.6]; 0: greedy, with --n 1")]
 TopP = Annotated[float | None, typer.Option(help="nucleus sampling [0.95]; 1: off")]
 TopK = Annotated[int | None, typer.Option(help="likeliest tokens [20]; -1: all")]

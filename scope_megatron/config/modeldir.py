@@ -63,15 +63,17 @@ def read_shape(directory: Path) -> ModelShape:
 
 def _refuse_variants(path: Path, hf: dict[str, Any], family: Family) -> None:
     """Settings of config.json that change the mathematics and are not implemented."""
+    settings = dict(hf)
     for rope in _ropes(path, hf):
         _refuse_rope(path, rope, family.rope_types)
-    wrong = [key for key in family.off if hf.get(key)]
+        settings |= rope
+    wrong = [key for key in family.off if settings.get(key)]
     for key, only in (*family.fixed, (family.activation_key, family.activation)):
-        if hf.get(key) not in (None, only):
+        if settings.get(key) not in (None, only):
             wrong.append(key)
     for key in wrong:
         raise ModelDirError(
-            f"{path} has {key} {shown(hf[key])}, not supported; use a model without it"
+            f"{path} has {key} {shown(settings[key])}, not supported; use a model without it"
         )
     for key, cap in caps(hf).items():
         if cap is not None and not (isinstance(cap, int | float) and cap > 0):

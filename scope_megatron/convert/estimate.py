@@ -33,7 +33,7 @@ def rank_bytes(
     dense = experts = 0
     for rule in mapping.rules:
         per_expert = "{expert}" in rule.hf[0]
-        for shape in rule.operation.hf_shapes(mapping.sizes):
+        for shape in rule.hf_shapes(mapping.sizes):
             count = mapping.layers if "{layer}" in rule.hf[0] else 1
             size = count * math.prod(shape) * dtype.itemsize
             if per_expert:
@@ -54,7 +54,7 @@ def describe(mapping: Mapping, dtype: torch.dtype, to_megatron: bool) -> Iterato
     for rule in mapping.rules:
         if rule.duplicate:
             continue
-        shapes = rule.operation.hf_shapes(mapping.sizes)
+        shapes = rule.hf_shapes(mapping.sizes)
         written = list(zip(rule.hf, shapes, strict=True))
         if to_megatron:
             rows = sum(shape[0] for shape in shapes)

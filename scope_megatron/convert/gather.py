@@ -78,7 +78,7 @@ def iter_full_tensors(
         for shard, gathered in zip(bucket, _gather(bucket, own, topology), strict=True):
             for parameter, parts in _parameters(shard, gathered, mapping, topology):
                 rule, names = mapping.find(parameter)
-                tensors = rule.operation.to_hf(parts, mapping.sizes)
+                tensors = rule.to_hf(parts, mapping.sizes)
                 for name, tensor in zip(names, tensors, strict=True):
                     yield name, _detached(tensor)
                     del tensor

@@ -72,7 +72,7 @@ class ShardReader:
         """Tensor rank ``rank``'s part, of this shape, of a Megatron parameter."""
         rule, names = self.mapping.find(name)
         sources = [self._checkpoint.slice(hf_name) for hf_name in names]
-        return rule.operation.to_megatron(sources, self.mapping.sizes, rank, shape)
+        return rule.to_megatron(sources, self.mapping.sizes, rank, shape)
 
     def release(self) -> None:
         """Close the files until the next read (a tensor that is a view of one keeps it open)."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -195,12 +196,50 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class Rule:
-    """One Megatron parameter and the Hugging Face tensors it is made of."""
+    """One Megatron parameter and the Hugging Face tensors it is made of.
+
+    One tensor in the place of the operation's several holds them one after the other (Phi 3).
+    """
 
     megatron: tuple[str, ...]  # one name per layer spec that names it differently
     hf: tuple[str, ...]
     operation: Operation
     duplicate: bool = False  # another parameter has the same content: loaded, never exported
+
+    def hf_shapes(self, sizes: ModelShape) -> tuple[Shape, ...]:
+        """Full shapes of the Hugging Face tensors."""
+        shapes = self.operation.hf_shapes(sizes)
+        if len(self.hf) == len(shapes):
+            return shapes
+        return ((sum(shape[0] for shape in shapes), *shapes[0][1:]),)
+
+    def to_megatron(
+        self, sources: Sequence[Sliceable], sizes: ModelShape, rank: int, shape: Shape
+    ) -> Tensor:
+        """As the operation's."""
+        rows = [shape[0] for shape in self.operation.hf_shapes(sizes)]
+        if len(sources) < len(rows):
+            ends = accumulate(rows)
+            sources = [_Rows(sources[0], end - n, end) for n, end in zip(rows, ends, strict=True)]
+        return self.operation.to_megatron(sources, sizes, rank, shape)
+
+    def to_hf(self, shards: Tensor, sizes: ModelShape) -> tuple[Tensor, ...]:
+        """As the operation's."""
+        tensors = self.operation.to_hf(shards, sizes)
+        return tensors if len(self.hf) == len(tensors) else (torch.cat(tensors),)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a tensor, of which again some are asked for."""
+
+    source: Sliceable
+    first: int
+    end: int
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.end - self.first)
+        return self.source[self.first + start : self.first + stop]
 
 
 _M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."  # Megatron, Hugging Face
@@ -291,7 +330,7 @@ class Mapping:
         """Name and full shape of every tensor of the Hugging Face checkpoint."""
         shapes: dict[str, Shape] = {}
         for rule in self.rules:
-            for template, shape in zip(rule.hf, rule.operation.hf_shapes(self.sizes), strict=True):
+            for template, shape in zip(rule.hf, rule.hf_shapes(self.sizes), strict=True):
                 for layer in range(self.layers if "{layer}" in template else 1):
                     for expert in range(self.sizes.experts if "{expert}" in template else 1):
                         shapes[template.format(layer=layer, expert=expert)] = shape

@@ -56,7 +56,7 @@ class LazyCheckpoint:
     def hf_tensors(self, name: str) -> list[tuple[str, Tensor]]:
         """The Hugging Face tensors that a parameter is made into (names, full tensors)."""
         rule, names = self.mapping.find(name)
-        tensors = rule.operation.to_hf(self.parameter(name)[None], self.mapping.sizes)
+        tensors = rule.to_hf(self.parameter(name)[None], self.mapping.sizes)
         return list(zip(names, tensors, strict=True))
 
     def parameter(self, name: str) -> Tensor:

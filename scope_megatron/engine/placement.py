@@ -66,7 +66,9 @@ def copies_of(
     numbers = numbers.view(tensor, *(extent if d == cut else 1 for d in range(len(shape))))
     copies = []
     offsets: dict[str, int] = {}
-    for name, full in zip(names, rule.operation.to_hf(numbers, sizes), strict=True):
+    parts = rule.operation.to_hf(numbers, sizes)
+    names = names if len(names) == len(parts) else list(names) * len(parts)  # one holds them all
+    for name, full in zip(names, parts, strict=True):
         target = _place(name, layout)
         first, count = _share(rule, full.numel(), sizes, engine_rank, layout, target)
         offset = offsets.setdefault(target, 0)

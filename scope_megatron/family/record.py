@@ -15,6 +15,7 @@ OFF = (
     "mlp_bias",
     "attention_bias",
 )
+FIXED = (("partial_rotary_factor", 1),)  # every dimension of a head is rotated
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Experts:
     down: str
     count_key: str  # of config.json: experts per layer
     ffn_key: str = "intermediate_size"  # of config.json: width of an expert
+    per_token: int = 2  # experts that a token goes to, where config.json does not say
+    normalized: bool = True  # their weights sum to one, where config.json does not say
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Caps:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Names of parameters are those within a layer, without ``.weight``."""
+    """One architecture. Names of parameters are those within a layer, without ``.weight``.
+
+    One name for ``qkv`` or ``gate_up`` is a tensor that holds the parts one after the other.
+    """
 
     name: str  # in config.json's `architectures`
     title: str  # for people: docs/models.md
@@ -75,6 +81,7 @@ class Family:
     # mathematics
     activation: Literal["silu", "gelu_pytorch_tanh"] = "silu"
     activation_key: str = "hidden_act"  # of config.json: may say ``activation`` and no other
+    norm_eps: float = 1e-6  # where config.json does not say
     zero_centered_norms: bool = False  # factors are 1 + weight
     scaled_embeddings: bool = False  # times sqrt(hidden size)
     scale_key: str | None = None  # of config.json: d of attention's 1 / sqrt(d); None: head size
@@ -87,7 +94,7 @@ class Family:
     # config.json's settings that must be there, off, or at the one value that is implemented
     required: tuple[str, ...] = ()  # positive whole numbers
     off: tuple[str, ...] = OFF
-    fixed: tuple[tuple[str, object], ...] = ()
+    fixed: tuple[tuple[str, object], ...] = FIXED
     rope_types: tuple[str, ...] = ROPE_TYPES
 
     # the rollout engine

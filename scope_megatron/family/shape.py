@@ -32,7 +32,10 @@ class ModelShape:
     vocab: int  # rows of the embedding; may be padded beyond the tokenizer
     max_positions: int
     tied: bool  # the output layer is the embedding
+    norm_eps: float = 1e-6
     experts: int = 0  # per layer; 0: a dense model
+    experts_per_token: int = 0
+    experts_normalized: bool = True  # the weights of a token's experts sum to one
     windows: tuple[int | None, ...] = ()  # per layer; None: a token sees all before it
     attention_cap: float | None = None  # scores are squeezed by a tanh
     logits_cap: float | None = None
@@ -62,7 +65,8 @@ class ModelShape:
             vocab=_size(hf, "vocab_size"),
             max_positions=_size(hf, "max_position_embeddings"),
             tied=is_tied(hf),
-            experts=_experts(hf, family),
+            norm_eps=float(hf.get("rms_norm_eps") or family.norm_eps),
+            **_experts(hf, family),
             windows=_windows(hf, family),
             attention_cap=caps(hf)["attn_logit_softcapping"],
             logits_cap=caps(hf)["final_logit_softcapping"],
@@ -119,11 +123,16 @@ def _size(hf: dict[str, Any], name: str, default: Any = None) -> int:
     return value
 
 
-def _experts(hf: dict[str, Any], family: Family) -> int:
-    if family.experts is None:
-        return 0
-    # transformers 5 writes the second name for all
-    return _size(hf, family.experts.count_key, hf.get("num_local_experts"))
+def _experts(hf: dict[str, Any], family: Family) -> dict[str, Any]:
+    experts = family.experts
+    if experts is None:
+        return {}
+    return {
+        # transformers 5 writes the second name for all
+        "experts": _size(hf, experts.count_key, hf.get("num_local_experts")),
+        "experts_per_token": _size(hf, "num_experts_per_tok", experts.per_token),
+        "experts_normalized": bool(hf.get("norm_topk_prob", experts.normalized)),
+    }
 
 
 def _windows(hf: dict[str, Any], family: Family) -> tuple[int | None, ...]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scope_megatron.family.record import OFF, ROPE_TYPES, Caps, Experts, Family, Norms, Windows
+from scope_megatron.family.record import (
+    FIXED,
+    OFF,
+    ROPE_TYPES,
+    Caps,
+    Experts,
+    Family,
+    Norms,
+    Windows,
+)
 
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _GEMMA2 = Family(
@@ -49,9 +58,11 @@ _RECORDS = (
             down="down_proj",
             count_key="num_experts",
             ffn_key="moe_intermediate_size",
+            per_token=8,
+            normalized=False,
         ),
         off=(*OFF, "mlp_only_layers"),
-        fixed=(("decoder_sparse_step", 1),),
+        fixed=(*FIXED, ("decoder_sparse_step", 1)),
     ),
     Family(
         "MixtralForCausalLM",
@@ -62,7 +73,9 @@ _RECORDS = (
             down="w2",
             count_key="num_local_experts",
         ),
+        norm_eps=1e-5,
         windows=Windows(),
+        rope_theta=1000000.0,
     ),
     _GEMMA2,
     replace(
@@ -78,6 +91,15 @@ _RECORDS = (
         rope_theta=1000000.0,
         window_rope_theta=10000.0,
         engine_output_layer=True,
+    ),
+    Family(
+        "Phi3ForCausalLM",
+        "Phi 3, Phi 4 (not those with longrope)",
+        qkv=("self_attn.qkv_proj",),
+        gate_up=("mlp.gate_up_proj",),
+        norm_eps=1e-5,
+        windows=Windows(),
+        rope_types=("default",),
     ),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _RECORDS}

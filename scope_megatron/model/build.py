@@ -49,13 +49,12 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 
 
 def transformer_config(
-    hf: dict[str, Any],
+    shape: ModelShape,
     topology: Topology,
     dtype: torch.dtype,
     parallel: ParallelConfig | None = None,
 ) -> TransformerConfig:
     """megatron-core's TransformerConfig of a ``config.json``."""
-    shape = ModelShape.of(hf)
     family = shape.family
     bf16 = dtype == torch.bfloat16
     config = TransformerConfig(
@@ -65,7 +64,7 @@ def transformer_config(
         num_query_groups=shape.query_groups,
         kv_channels=shape.head_dim,
         ffn_hidden_size=shape.ffn,
-        layernorm_epsilon=hf["rms_norm_eps"],
+        layernorm_epsilon=shape.norm_eps,
         normalization="RMSNorm",
         activation_func=_ACTIVATIONS[family.activation],
         gated_linear_unit=True,
@@ -96,7 +95,7 @@ def transformer_config(
         apply_rope_fusion=_takes_engine_layers(shape, dtype) and yarn_scale(shape) == 1.0,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **_expert_settings(hf, shape, topology),
+        **_expert_settings(shape, topology),
         **_recompute_settings(parallel, shape),
     )
     config.logit_softcap = shape.logits_cap
@@ -127,16 +126,16 @@ def _gelu(x: Tensor) -> Tensor:
 _ACTIVATIONS = {"silu": functional.silu, "gelu_pytorch_tanh": _gelu}
 
 
-def _expert_settings(hf: dict[str, Any], shape: ModelShape, topology: Topology) -> dict[str, Any]:
+def _expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
     """TransformerConfig's settings of a mixture of experts; none for a dense model."""
     if not shape.experts:
         return {}
     return {
         "num_moe_experts": shape.experts,
         "moe_ffn_hidden_size": shape.ffn,
-        "moe_router_topk": hf["num_experts_per_tok"],
+        "moe_router_topk": shape.experts_per_token,
         # softmax after the choice: the chosen experts' weights sum to one
-        "moe_router_pre_softmax": not hf.get("norm_topk_prob", True),
+        "moe_router_pre_softmax": not shape.experts_normalized,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
@@ -177,7 +176,7 @@ def build_model(
     One that is not materialized has names and shapes only (on the CPU; CUDA has the memory).
     """
     shape = ModelShape.of(hf)
-    config = transformer_config(hf, topology, dtype, parallel)
+    config = transformer_config(shape, topology, dtype, parallel)
     device = platform.device() if materialize or platform.has_cuda() else torch.device("meta")
     with nullcontext() if device.type != "meta" else device:
         model = GPTModel(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.support.harness import run_distributed_test
 from tests.support.memory import peak_memory
-from tests.support.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import STACKED, make_tiny_model
 
-FAMILIES = ("llama-tied", "qwen2-bias", "qwen3-norms")
+MODELS = (*STACKED, "llama-tied", "qwen2-bias", "qwen3-norms")
 LAYOUTS = [(2, 2, 1), (2, 2, 2), (2, 1, 1), (2, 1, 2), (4, 1, 2)]  # tensor, pipeline, engine
 BUCKET = 10_000  # the largest parameters are several times that
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -54,6 +54,7 @@ class Packing:
 def engine_tensors(state: dict[str, Tensor], hf: dict[str, Any], size: int, rank: int) -> dict:
     """What vLLM's rank ``rank`` of ``size`` holds of a checkpoint."""
     out: dict[str, Any] = {}
+    state = unstacked(state, hf)
     parts_first = sorted(state, key=lambda name: "k_proj" in name or "v_proj" in name)  # q, k, v
     for name in parts_first:
         tensor = state[name]
@@ -75,16 +76,34 @@ def engine_tensors(state: dict[str, Tensor], hf: dict[str, Any], size: int, rank
     return out
 
 
+def unstacked(state: dict[str, Tensor], hf: dict[str, Any]) -> dict[str, Tensor]:
+    """The checkpoint with a tensor for each part of those that hold several."""
+    head = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+    heads = [hf["num_attention_heads"], hf["num_key_value_heads"], hf["num_key_value_heads"]]
+    sizes = {"qkv_proj": [head * n for n in heads], "gate_up_proj": [hf["intermediate_size"]] * 2}
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        leaf = name.split(".")[-2] if "." in name else name
+        if leaf not in sizes:
+            out[name] = tensor
+            continue
+        parts = tensor.split(sizes[leaf])
+        out |= {
+            name.replace(leaf, part): rows for part, rows in zip(FUSED[leaf], parts, strict=True)
+        }
+    return out
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     root = tmp_path_factory.mktemp("reshard")
-    for family in FAMILIES:
+    for family in MODELS:
         make_tiny_model(family, root / family)
     return run_distributed_test(reshard, 4, root, timeout=120)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 def test_every_parameter_arrives(
     results: list[dict[Any, Any]], family: str, layout: tuple[int, int, int]
 ) -> None:
@@ -127,7 +146,7 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
     results: dict[Any, Any] = {}
     for tensor, pipeline in dict.fromkeys(layout[:2] for layout in LAYOUTS):
         topology = create_topology(tensor, pipeline)
-        for family in FAMILIES:
+        for family in MODELS:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=True)
             load_hf_weights(model, root / family, hf, topology)

@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.harness import run_distributed_test
-from tests.support.tiny_hf import make_tiny_model
+from tests.support.tiny_hf import STACKED, make_tiny_model
 
-FAMILIES = ("llama", "qwen2-bias", "mixtral", "gemma3")  # untied, tied, experts, more norms
+MODELS = ("llama", "qwen2-bias", "mixtral", "gemma3", *STACKED)  # untied, tied, experts, norms
 
 
 def test_streamed_checkpoint_loads_at_another_layout(tmp_path: Path) -> None:
-    for family in FAMILIES:
+    for family in MODELS:
         make_tiny_model(family, tmp_path / family)
     run_distributed_test(save, 1, tmp_path)
     for tensors in run_distributed_test(load, 2, tmp_path):
-        for family in FAMILIES:
+        for family in MODELS:
             expected = load_file(tmp_path / family / "model.safetensors")
             assert tensors[family].keys() == expected.keys()
             for name, tensor in expected.items():
@@ -38,7 +38,7 @@ def save(rank: int, world: int, root: Path) -> None:
 
     megatron._PART_BYTES = 8192
     topology = create_topology()
-    for family in FAMILIES:
+    for family in MODELS:
         hf = read_hf_config(root / family)
         model = build_model(hf, topology, torch.float32, trainable=False, materialize=False)
         workspace = Workspace(root / f"{family}-megatron", {})
@@ -63,7 +63,7 @@ def load(rank: int, world: int, root: Path) -> dict[str, dict[str, torch.Tensor]
     out: dict[str, dict[str, torch.Tensor]] = {}
     for sizes in ({"pipeline": 2}, {"tensor": 2}, {"expert": 2}):
         topology = create_topology(**sizes)
-        for family in FAMILIES if "expert" not in sizes else ["mixtral"]:
+        for family in MODELS if "expert" not in sizes else ["mixtral"]:
             hf = read_hf_config(root / family)
             model = build_model(hf, topology, torch.float32, trainable=False)
             for parameter in model.parameters():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.support.harness import run_distributed_test
-from tests.support.tiny_hf import VOCAB, make_tiny_model
+from tests.support.tiny_hf import ONE_PER_FAMILY, VOCAB, architecture_of, make_tiny_model
 
 TOKENS = 12
 LOGPROB_TOLERANCE = 1e-3
@@ -38,6 +38,13 @@ CASES = [  # family, Megatron tensor and pipeline, engine tensor
     pytest.param(UNTIED, 2, 1, 2, marks=slow),
     pytest.param(UNTIED, 1, 2, 1, marks=slow),
     pytest.param(UNTIED, 2, 2, 2, marks=slow),
+]
+
+COVERED = {architecture_of(str(case.values[0])) for case in CASES}
+CASES += [
+    pytest.param(name, 2, 1, 1, marks=slow)
+    for architecture, name in ONE_PER_FAMILY.items()
+    if architecture not in COVERED
 ]
 
 

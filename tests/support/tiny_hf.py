@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scope_megatron.family import FAMILIES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -65,15 +67,28 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"sliding_window_pattern": 3, "rope_theta": 1e5, "rope_local_base_freq": 100.0}
         | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     ),
+    "phi3": (
+        "Phi3",
+        {"head_dim": 32, "sliding_window": 8, "eos_token_id": None, "pad_token_id": None},
+    ),
 }
 MIXTURES = [
     name for name, (_, settings) in TINY_MODELS.items() if "num_experts_per_tok" in settings
 ]
-ONE_PER_FAMILY = {f"{kind}ForCausalLM": name for name, (kind, _) in reversed(TINY_MODELS.items())}
 ENGINE_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-wide": ("Qwen2", {"hidden_size": 128}),  # heads of 32, the least it takes on a CPU
     "qwen3-moe-narrow": ("Qwen3Moe", NARROW),  # its experts are padded there
 }
+
+
+def architecture_of(model: str) -> str:
+    """Hugging Face's name of a tiny model's architecture."""
+    return (TINY_MODELS | ENGINE_ONLY)[model][0] + "ForCausalLM"
+
+
+ONE_PER_FAMILY = {architecture_of(name): name for name in reversed(TINY_MODELS)}  # the first
+# one tensor for query, key and value
+STACKED = [ONE_PER_FAMILY[name] for name in FAMILIES if len(FAMILIES[name].qkv) == 1]
 
 
 def make_tiny_model(
@@ -82,7 +97,7 @@ def make_tiny_model(
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
 
-    architecture, settings = (TINY_MODELS | ENGINE_ONLY)[family]
+    _, settings = (TINY_MODELS | ENGINE_ONLY)[family]
     shape = {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -93,10 +108,9 @@ def make_tiny_model(
         "max_position_embeddings": 256,
         "initializer_range": 0.1,
     }
-    kind = "Gemma3Text" if architecture == "Gemma3" else architecture
-    config = getattr(transformers, f"{kind}Config")(**(shape | settings))
+    architecture = getattr(transformers, architecture_of(family))
     torch.manual_seed(sum(family.encode()) + seed)
-    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    model = architecture(architecture.config_class(**(shape | settings)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

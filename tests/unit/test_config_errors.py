@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "architecture_missing": (teacher(architectures=None), []),
     "rope_unknown": (student(rope_scaling={"type": "dynamic", "factor": 4.0}), []),
     "rope_yarn_context": (student(rope_scaling={"type": "yarn", "factor": 4.0}), []),
+    "rope_partial": (student(rope_parameters={"partial_rotary_factor": 0.75}), []),
     "quantized_config": (student(quantization_config={"bits": 4}), []),
     "sliding_window": (student(use_sliding_window=True), []),
     "gemma_size_missing": (student(architectures=["Gemma3ForCausalLM"], head_dim=32), []),

@@ -112,6 +112,7 @@ def test_processes_that_come_together_tokenise_once(tmp_path: Path) -> None:
     assert len({data.fingerprint() for data in sets}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_several_processes_give_the_same_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

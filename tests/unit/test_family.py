@@ -19,7 +19,7 @@ from tests.support.tiny_hf import ONE_PER_FAMILY
 MODELS_PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 SIZES = {"num_hidden_layers": 14, "hidden_size": 64, "num_attention_heads": 2, "head_dim": 32}
 SIZES |= {"intermediate_size": 96, "vocab_size": 104, "max_position_embeddings": 131072}
-SIZES |= {"query_pre_attn_scalar": 24, "num_local_experts": 4}
+SIZES |= {"query_pre_attn_scalar": 24, "num_local_experts": 4, "moe_intermediate_size": 48}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Gemma2": {"architectures": ["Gemma2ForCausalLM"], "sliding_window": 4096}
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rope_theta": 10000.0},
@@ -30,23 +30,29 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Gemma3Text scaled": {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 1024}
     | {"rope_local_base_freq": 5000, "rope_theta": 1000000}
     | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
-    "Mistral": {"architectures": ["MistralForCausalLM"]},
-    "Mixtral": {"architectures": ["MixtralForCausalLM"], "rope_theta": 1000000.0},
+}
+PUBLISHED |= {  # and every family with nothing but sizes
+    family.name: {"architectures": [family.name]}
+    | ({"sliding_window": 512} if "sliding_window" in family.required else {})
+    for family in FAMILIES.values()
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_defaults_are_those_of_transformers(name: str) -> None:
     hf = PUBLISHED[name] | SIZES
-    config = getattr(transformers, f"{name.split()[0]}Config")(**hf)
+    config = getattr(transformers, hf["architectures"][0]).config_class(**hf)
     shape = ModelShape.of(hf)
     written = ModelShape.of(config.to_dict() | {"architectures": hf["architectures"]})
     assert torch.equal(inverse_frequencies(shape), inverse_frequencies(written))
-    assert shape.tied == config.tie_word_embeddings
+    assert (shape.tied, shape.norm_eps) == (config.tie_word_embeddings, config.rms_norm_eps)
+    if shape.experts:
+        assert shape.experts_per_token == config.num_experts_per_tok
+        assert shape.experts_normalized == getattr(config, "norm_topk_prob", True)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * 14
-    assert shape.windows == tuple(
-        config.sliding_window if kind == "sliding_attention" else None for kind in kinds
-    )
+    window = getattr(config, "sliding_window", None)
+    windows = [window if kind == "sliding_attention" else None for kind in kinds]
+    assert shape.windows == tuple(windows)
     assert shape.attention_cap == getattr(config, "attn_logit_softcapping", None)
     assert shape.logits_cap == getattr(config, "final_logit_softcapping", None)
 

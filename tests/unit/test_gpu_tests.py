@@ -27,6 +27,7 @@ def test_this_process_and_its_children_see_none() -> None:
     assert (os.environ["SCOPE_DEVICE"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
 
 
+@pytest.mark.slow
 def test_engine_tests_are_skipped_with_a_vllm_for_gpus(tmp_path: Path) -> None:
     package(tmp_path, "vllm", "0.32.0")
     done = subprocess.run(

@@ -227,7 +227,7 @@ def test_gated(
     assert holders == []
 
 
-@pytest.mark.parametrize("way", ["cut", "short"])
+@pytest.mark.parametrize("way", [pytest.param("cut", marks=pytest.mark.slow), "short"])
 def test_cut_off_on_the_way(hub: Hub, load: Load, way: str) -> None:
     names = ["model.teacher=null", "algorithm.name=grpo"]
     getattr(hub, way)["model.safetensors"] = 1000
@@ -250,6 +250,7 @@ def test_processes_of_a_node_fetch_once(hub: Hub, home: Path, tmp_path: Path) ->
     assert sum(text.count("fetching org/") for text in errors) == 2
 
 
+@pytest.mark.slow
 def test_data_by_name(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["model.student=org/student", "data.eval=org/sums"]
     arguments += ["data.columns={prompt: problem, answer: solution}"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from scope_megatron.config.modeldir import check_weights, read_shape
 from scope_megatron.convert.hf import load_hf_weights
-from scope_megatron.convert.mapping import FusedQKV, GatedMLP, Mapping, RowParallel
+from scope_megatron.convert.mapping import FusedQKV, GatedMLP, Mapping, RowParallel, Rule
 from scope_megatron.family import FAMILIES, ModelShape
 from tests.support.tiny_hf import TINY_MODELS, make_tiny_model
 
@@ -68,6 +68,18 @@ def test_fused_qkv_interleaves_by_query_group() -> None:
         assert torch.equal(torch.cat(shards), expected)
 
 
+def test_one_tensor_may_hold_the_parts_one_after_the_other() -> None:
+    parts = [torch.randn(shape) for shape in FusedQKV().hf_shapes(SIZES)]
+    whole, rule = torch.cat(parts), Rule(("linear_qkv.weight",), ("qkv_proj.weight",), FusedQKV())
+    assert rule.hf_shapes(SIZES) == (whole.shape,)
+    for tp in (1, 2, 4, 8):
+        shape = (whole.size(0) // tp, SIZES.hidden)
+        shards = [rule.to_megatron([whole], SIZES, rank, shape) for rank in range(tp)]
+        for rank, shard in enumerate(shards):
+            assert torch.equal(shard, FusedQKV().to_megatron(parts, SIZES, rank, shape))
+        assert torch.equal(rule.to_hf(torch.stack(shards), SIZES)[0], whole)
+
+
 def test_gated_mlp_halves_every_shard() -> None:
     gate, up = torch.randn(8, 6), torch.randn(8, 6)
     second = GatedMLP().to_megatron([gate, up], SIZES, 1, (8, 6))  # tp=2
@@ -94,11 +106,9 @@ def test_both_directions_are_inverse(family: str, tp: int, directories: dict[str
             assert mapping.find(spelling.format(layer=3, expert=1)) == (rule, names)
         sources = [weights[hf_name] for hf_name in names]
         shape = _shard_shape(rule.operation.cut, name, sources, tp)
-        shards = [
-            rule.operation.to_megatron(sources, mapping.sizes, rank, shape) for rank in range(tp)
-        ]
+        shards = [rule.to_megatron(sources, mapping.sizes, rank, shape) for rank in range(tp)]
         assert all(shard.shape == shape for shard in shards)
-        back = rule.operation.to_hf(torch.stack(shards), mapping.sizes)
+        back = rule.to_hf(torch.stack(shards), mapping.sizes)
         for hf_name, tensor in zip(names, back, strict=True):
             assert torch.equal(tensor, weights[hf_name]), hf_name
         seen |= set(names)

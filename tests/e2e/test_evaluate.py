@@ -1,0 +1,164 @@
+"""Evaluations through the command line: the shipped teacher on the shipped problems, by vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import kd_run
+
+ROOT = Path(__file__).resolve().parents[2]
+TEACHER = "assets/tiny-teacher"
+SAMPLES, PROBLEMS = 32, 12  # of each of two sets
+TIMEOUT_S = 250
+pytestmark = pytest.mark.timeout(560)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The first problems of the shipped evaluation set in two halves, as options."""
+    directory = tmp_path_factory.mktemp("sets")
+    lines = (ROOT / "assets/arithmetic/eval.jsonl").read_text().splitlines(keepends=True)
+    for name, start in (("easy", 0), ("hard", PROBLEMS)):
+        (directory / f"{name}.jsonl").write_text("".join(lines[start : start + PROBLEMS]))
+    return ["--data", str(directory / "easy.jsonl"), f"second={directory / 'hard.jsonl'}"]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "scope_megatron", *map(str, arguments)]
+
+
+def asked(sets: list[str], out: Path, *options: str, model: str = TEACHER) -> list[str]:
+    sampling = ["--n", str(SAMPLES), "--max-tokens", "64", "--max-num-seqs", "16"]
+    return command("evaluate", "--model", model, *sets, *sampling, "--out", out, *options)
+
+
+def start(args: list[str]) -> subprocess.Popen[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        args, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(args: list[str], code: int = 0) -> str:
+    process = start(args)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == code, output
+    return output
+
+
+def samples(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "samples").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> tuple[Path, str]:
+    """An evaluation in one go, and what it printed."""
+    out = tmp_path_factory.mktemp("evaluation") / "whole"
+    return out, finish(asked(sets, out))
+
+
+def test_the_teacher_is_nearly_always_right(whole: tuple[Path, str]) -> None:
+    out, printed = whole
+    results = json.loads((out / "results.json").read_text())
+    assert [entry["scores"]["name"] for entry in results["sets"]] == ["easy", "second"]
+    assert results["mean"]["avg"]["value"] > 0.85
+    table = (out / "table.md").read_text()
+    assert table in printed
+    assert f"| easy | {PROBLEMS} |" in table and "Pass@32" in table
+    assert (out / "pass_at_k.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (out / "samples" / "easy.jsonl").open()]
+    assert [(r["problem"], r["sample"]) for r in lines] == [
+        (i, k) for i in range(PROBLEMS) for k in range(SAMPLES)
+    ]
+
+
+def test_killed_in_the_middle_and_resumed_gives_the_same(
+    whole: tuple[Path, str], sets: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "cut"
+    process = start(asked(sets, out))
+    deadline = time.monotonic() + TIMEOUT_S
+    while written(out) < SAMPLES and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = written(out)
+    assert SAMPLES <= before < 2 * PROBLEMS * SAMPLES, process.communicate()[0]
+    printed = finish(asked(sets, out))
+    assert f"{before} samples are there already" in printed
+    assert samples(out) == samples(whole[0])
+    for name in ("table.md", "results.json", "pass_at_k.png"):
+        assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
+    again = finish(asked(sets, out))  # nothing is left to draw: no engine starts
+    assert "samples to draw" not in again
+    assert (whole[0] / "table.md").read_text() in again
+    other = finish(asked(sets, out, "--seed", "7"), code=2)
+    assert "sampling.seed is 1234 there, 7 here" in other and "Traceback" not in other
+
+
+def written(out: Path) -> int:
+    parts = list((out / "parts").glob("*.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in parts)
+
+
+def test_two_engines_draw_the_same(
+    whole: tuple[Path, str], sets: list[str], tmp_path: Path
+) -> None:
+    printed = finish(asked(sets, tmp_path / "two", "--engines", "2"))
+    assert "with 2 engines" in printed
+    assert samples(tmp_path / "two") == samples(whole[0])
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info)]
+
+
+def test_regraded_and_compared(whole: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = whole
+    printed = finish(command("regrade", out, "--verifier", "math"))
+    assert f"0 of {2 * PROBLEMS * SAMPLES} verdicts changed" in printed
+    again = out / "regraded" / "math"
+    one, other = (json.loads((d / "results.json").read_text()) for d in (out, again))
+    assert other["sets"] == one["sets"]
+    printed = finish(command("regrade", out, "--verifier", "string"))  # whole numbers: the same
+    assert f"0 of {2 * PROBLEMS * SAMPLES} verdicts changed" in printed
+    page = finish(command("compare", out, again, "--out", tmp_path))
+    assert "| easy | Avg |" in page and "0 / 0" in page
+    assert (tmp_path / "pass_at_k.png").exists()
+
+
+def test_a_checkpoint_is_judged_as_its_export_is(sets: list[str], tmp_path: Path) -> None:
+    """Converted on the way to vLLM: the same tokens as from the exported directory."""
+    settings = kd_run.settings(tmp_path, "train.steps=2", "checkpoint.export_hf=true")
+    finish(command("train", *settings))
+    run = tmp_path / "run"
+    (run / "hf").rename(tmp_path / "exported")
+    few = ["--limit", "3"]
+    printed = finish(asked(sets, tmp_path / "a", *few, model=str(run)))
+    assert f"converting {run}/checkpoints/step_00000002 for vLLM" in printed
+    finish(asked(sets, tmp_path / "b", *few, model=str(tmp_path / "exported")))
+    assert samples(tmp_path / "a") == samples(tmp_path / "b")
+    assert not (tmp_path / "a" / "converted").exists()
+
+
+def test_with_a_configuration(tmp_path: Path) -> None:
+    """As before: model.student on data.eval, one JSON line at the end; now with samples kept."""
+    few = ["evaluation.samples=2", "evaluation.limit=8", f"output_dir={tmp_path / 'run'}"]
+    arguments = ["configs/quickstart.yaml", *few, "model.student=assets/tiny-teacher"]
+    line = finish(command("evaluate", *arguments)).splitlines()[-1]
+    values = json.loads(line)
+    assert values["model"] == "assets/tiny-teacher"
+    assert values["eval/avg@2"] > 0.8 and values["eval/pass@2"] >= values["eval/avg@2"]
+    (out,) = (tmp_path / "run" / "evaluations").iterdir()
+    assert out.name.startswith("tiny-teacher-")
+    assert len((out / "samples" / "eval.jsonl").read_text().splitlines()) == 16
