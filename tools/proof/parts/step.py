@@ -23,7 +23,7 @@ def step(proof: Proof) -> None:
     """The second step: the first one compiles and warms up."""
     trainer = proof.once("trainer", lambda: build_trainer(proof))
     trainer.send_parameters()
-    trainer.step(0)
+    trainer.step(1)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     lengths: list[int] = []
@@ -36,7 +36,7 @@ def step(proof: Proof) -> None:
 
     trainer.actor.sample = sampled  # type: ignore[method-assign]
     with scored_lengths(trainer.learner) as scored:
-        metrics = trainer.step(1)
+        metrics = trainer.step(2)
     del trainer.actor.sample
     for phase in PHASES:
         proof.figure(f"seconds: {phase}", metrics[f"time/{phase}"], "s")
