@@ -21,6 +21,7 @@ from torch import Tensor
 from scope_megatron.learn.batch import Batch, reward
 from scope_megatron.objective.routing import Routes, route
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import Rollout
 
@@ -57,14 +58,15 @@ def make_batch(
 
     Responses are numbered by prompt and sample as a single replica would number them.
     """
-    facts = _facts(rollouts)
-    everyone = _gathered(facts, topology)
-    groups = int((facts[:, 0] == 0).sum())
-    each = len(rollouts) // max(groups, 1)
-    # replica r samples the prompts r, r + data, ...: [data, groups, each] -> [groups, data, each]
-    table = everyone.unflatten(1, (groups, each)).transpose(0, 1).flatten(0, 2)
-    numbers = torch.arange(len(table)).view(groups, topology.dp_size, each)
-    mine = numbers[:, topology.dp_rank].flatten().tolist()
+    everyone = _gathered(_facts(rollouts), topology)
+    known = everyone[:, :, 0] >= 0
+    each = int(everyone[:, :, 0].max()) + 1 if bool(known.any()) else 1
+    # replica r samples the prompts r, r + data, ...; some may have one prompt more than others
+    prompt = torch.arange(int(known.sum()) // each)
+    replica, first = prompt % topology.dp_size, prompt // topology.dp_size * each
+    table = everyone[replica[:, None], first[:, None] + torch.arange(each)].flatten(0, 1)
+    numbers = torch.arange(len(table)).view(-1, each)
+    mine = numbers[replica == topology.dp_rank].flatten().tolist()
     verdicts = [None if r == _NO_VERDICT else float(r) for r in table[:, 1].tolist()]
     lengths = table[:, 3].long()
     routes = route(verdicts, (table[:, 2] > 0).tolist(), lengths.tolist(), truncated)
@@ -76,7 +78,7 @@ def make_batch(
         imbalanced = imbalance(cost, holders, routes.routed, topology.dp_size)
     return Batch(
         rollouts=held,
-        group=torch.arange(len(table)) // each if each else torch.zeros(0, dtype=torch.int64),
+        group=torch.arange(len(table)) // each,
         lengths=lengths,
         routes=routes,
         imbalance=imbalanced,
@@ -124,10 +126,13 @@ def _facts(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def _gathered(facts: Tensor, topology: Topology) -> Tensor:
-    """[data, b, 5] of every replica; all sample the same number of prompts."""
+    """[data, most, 5] of every replica; a row that a replica has not is -1."""
     if topology.dp_size == 1:
         return facts[None]
-    local = facts.to(platform.device())
+    most = int(all_max([len(facts)], topology.dp_group)[0])
+    local = facts.new_full((most, facts.shape[1]), -1.0)
+    local[: len(facts)] = facts
+    local = local.to(platform.device())
     out = local.new_empty((topology.dp_size, *local.shape))
     dist.all_gather_into_tensor(out.flatten(0, 1), local, group=topology.dp_group)
     return out.cpu()

@@ -169,8 +169,8 @@ def gather_from_sequences(
     """
     device = pack.rows.device
     if isinstance(per_sequence, Tensor):
-        chosen = per_sequence[pack.members]
-        return chosen.repeat_interleave(torch.tensor(pack.counts)).to(device)
+        chosen = per_sequence[torch.tensor(pack.members, dtype=torch.int64)]
+        return chosen.repeat_interleave(torch.tensor(pack.counts, dtype=torch.int64)).to(device)
     parts = []
     for index, count in zip(pack.members, pack.counts, strict=True):
         try:

@@ -162,3 +162,16 @@ def test_with_a_configuration(tmp_path: Path) -> None:
     (out,) = (tmp_path / "run" / "evaluations").iterdir()
     assert out.name.startswith("tiny-teacher-")
     assert len((out / "samples" / "eval.jsonl").read_text().splitlines()) == 16
+
+
+def test_one_engine_over_two_ranks_under_torchrun(
+    whole: tuple[Path, str], sets: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "wide"
+    torchrun = "torch.distributed.run --nproc-per-node 2 --rdzv-endpoint=localhost:0".split()
+    arguments = asked(sets, out, "--engine-tensor", "2", "--limit", "4")[1:]
+    arguments[arguments.index("--n")] = "--samples"  # torchrun has options that begin with --n
+    finish([sys.executable, "-m", *torchrun, "--rdzv-backend=c10d", *arguments])
+    easy = [json.loads(line) for line in (out / "samples" / "easy.jsonl").open()]
+    right = sum(row["verdict"] == "correct" for row in easy)
+    assert len(easy) == 4 * SAMPLES and right > 0.8 * len(easy)
