@@ -7,6 +7,7 @@ weight, and only rows that take a divergence meet the teacher's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,7 +45,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(ABC):
     """Base class of both heads. ``spec`` is the training pass's."""
 
     spec: Spec
@@ -52,13 +53,13 @@ class Head:
     student: Student
     teacher: FrozenModel | None  # of the divergence; None: none is computed
 
+    @abstractmethod
     def loss(self, output: Tensor, index: int, rows: list[Rows]) -> LossResult:
         """(loss, 0 tokens, (sum of each term, [R, 3] ROW_COLUMNS)) of pack ``index``.
 
         ``output``: the student's last hidden states, as the pipeline gives them. Its signature is
         that of megatron-core's loss functions.
         """
-        raise NotImplementedError
 
     def scores(self, output: Tensor, pack: PackedBatch, model: Model, spec: Spec) -> Tensor:
         """[R, 1] log-probability, or [R, 2] with the entropy, of the pack's rows."""
@@ -66,8 +67,9 @@ class Head:
         scored = self._scores(states, pack.targets[pack.rows], model, spec)
         return torch.stack([part for part in scored if part is not None], 1)
 
+    @abstractmethod
     def _scores(self, states: Tensor, targets: Tensor, model: Model, spec: Spec) -> Scores:
-        raise NotImplementedError
+        """Of rows [n, H] under the model's output weight."""
 
     def keep(self, output: Tensor, pack: PackedBatch) -> Tensor:
         """[R, H/tp] hidden states of the rows, of which each tensor rank keeps a slice."""
