@@ -39,7 +39,9 @@ def test_stopped_rank_is_found_and_named(tmp_path: Path, rank: int) -> None:
     named = next(line for line in output.splitlines() if "no sign of life" in line)
     assert named.startswith(f"error: rank {rank} (") and f"pid {victim.pid}; step " in named
     stacks = (tmp_path / "run/stacks" / f"rank_{1 - rank:05d}.txt").read_text()
-    assert "no sign of life" in stacks and "trainer.py" in stacks
+    assert "no sign of life" in stacks
+    # inside the step, or between two steps, where ranks agree whether to go on
+    assert "trainer.py" in stacks or "run.py" in stacks
 
 
 def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
