@@ -16,6 +16,7 @@ import typer
 
 from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
+from scope_megatron.commands.view import view
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.names import pinned
 from scope_megatron.exits import USAGE
@@ -56,6 +57,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 app.command()(evaluate)
 app.command()(regrade)
 app.command()(compare)
+app.command()(view)
 
 
 @app.command()

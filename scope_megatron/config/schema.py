@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
+from scope_megatron.config.sections.logging import LoggingConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
@@ -262,19 +263,6 @@ class EvaluationConfig(Section):
     )
     limit: int | None = Field(
         None, ge=1, description="evaluate only the first prompts, this many; null: all"
-    )
-
-
-class LoggingConfig(Section):
-    """Where metrics go; metrics.jsonl is always written."""
-
-    tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
-    wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
-    progress: bool = Field(True, description="show progress in the terminal")
-    entropy: bool = Field(
-        True,
-        description="entropy per token of student and teacher by path; with an exact divergence "
-        "the student's on incorrect responses only with objective.old_logprobs=recompute",
     )
 
 

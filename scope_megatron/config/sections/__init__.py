@@ -5,5 +5,6 @@ data         `data` and its sets
 objective    `objective`
 verifier     `verifier` and `verifier.code`
 faults       `faults`
+logging      `logging` and `logging.rollouts`
 profile      `profile`
 """
