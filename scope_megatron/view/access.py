@@ -25,7 +25,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class AccessGuard:
     """Answers what may not be asked, and puts :data:`HEADERS` on every answer."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:

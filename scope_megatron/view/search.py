@@ -51,7 +51,7 @@ MOST_GROUPS = 50  # of an answer
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResponseQuery:
     """What is looked for among responses; None: whatever it is."""
 
     kind: str | None = None
@@ -104,7 +104,7 @@ class Responses:
     def __len__(self) -> int:
         return 0 if self._table is None else int(self._table.num_rows)
 
-    def find(self, wanted: Wanted) -> dict[str, Any]:
+    def find(self, wanted: ResponseQuery) -> dict[str, Any]:
         """Groups with a response that is ``wanted``, so many from ``offset`` on, and their total.
 
         Sorted by the responses that are wanted; each group tells of all of its own.
@@ -128,17 +128,19 @@ class Responses:
         members = _of_group(table, group).sort_by("sample").to_pylist()
         return [_clean({k: v for k, v in m.items() if k not in GROUP}) for m in members]
 
-    def group(self, kind: str, step: int, name: str, number: int) -> list[dict[str, Any]]:
-        """Every column of a group's responses, by sample."""
+    def group(
+        self, kind: str, step: int, name: str, number: int, most: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Every column of a group's responses, by sample; of their tokens the first ``most``."""
         key = {"kind": kind, "step": step, "set": name, "group": number}
         found = _of_group(self._present(), key).select(["file", "row"]).to_pylist()
         rows: dict[str, list[int]] = {}
         for place in found:
             rows.setdefault(place["file"], []).append(place["row"])
-        out = [row for file, numbers in rows.items() for row in self._read(file, numbers)]
+        out = [r for file, numbers in rows.items() for r in self._read(file, numbers, most)]
         return sorted(out, key=lambda row: row["sample"])
 
-    def _read(self, file: str, rows: list[int]) -> list[dict[str, Any]]:
+    def _read(self, file: str, rows: list[int], most: int | None) -> list[dict[str, Any]]:
         """Some rows of a file; only the row groups that hold them are read."""
         try:
             source = pq.ParquetFile(self.directory / file)
@@ -149,9 +151,25 @@ class Responses:
             count = source.metadata.row_group(number).num_rows
             inside = [row - start for row in rows if start <= row < start + count]
             if inside:
-                out += source.read_row_group(number).take(inside).to_pylist()
+                table = source.read_row_group(number).take(inside)
+                out += _cut(table, most).to_pylist()
             start += count
         return [_clean(row) for row in out]
+
+
+def _cut(table: pa.Table, most: int | None) -> pa.Table:
+    """The first ``most`` entries of every list, and the text without what they are not."""
+    if most is None:
+        return table
+    columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if pa.types.is_list(column.type):
+            column = pc.list_slice(column, 0, most)
+        elif name == "response":
+            column = pc.utf8_slice_codeunits(column, 0, 4 * most)
+        columns[name] = column
+    return pa.table(columns)
 
 
 def _parse(data: bytes) -> pa.Table:
@@ -162,7 +180,7 @@ def _parse(data: bytes) -> pa.Table:
     return pj.read_json(io.BytesIO(data), read_options=read, parse_options=options)
 
 
-def _mask(table: pa.Table, wanted: Wanted) -> pa.Array:
+def _mask(table: pa.Table, wanted: ResponseQuery) -> pa.Array:
     mask = pc.is_valid(table["step"])
     for name in ("kind", "path", "verdict", "finished"):
         value = getattr(wanted, name)

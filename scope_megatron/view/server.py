@@ -19,9 +19,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from scope_megatron.view.access import LOOPBACK, Guard
+from scope_megatron.view.access import LOOPBACK, AccessGuard
 from scope_megatron.view.runs import RunFolder, differences, find_runs
-from scope_megatron.view.search import ORDERS, Wanted
+from scope_megatron.view.search import ORDERS, ResponseQuery
 
 STATIC = Path(__file__).parent / "static"
 MOST_METRICS = 100  # of one request
@@ -61,7 +61,7 @@ class RunsPage:
         order = given.get("order") or "newest"
         if order not in ORDERS:
             raise HTTPException(400, f"order: {order} is not one of {', '.join(ORDERS)}")
-        wanted = Wanted(
+        wanted = ResponseQuery(
             kind=given.get("kind") or None,
             path=given.get("path") or None,
             verdict=given.get("verdict") or None,
@@ -76,7 +76,7 @@ class RunsPage:
             return _json(run.responses.find(wanted))
 
     def group(self, request: Request) -> Response:
-        """``?run=N&kind=&step=&set=&group=``: the responses of a prompt with their tokens."""
+        """``?run=N&kind=&step=&set=&group=&most=``: the responses of a prompt with their tokens."""
         run, given = self._run(request), request.query_params
         step, number = _whole(request, "step"), _whole(request, "group")
         if step is None or number is None:
@@ -84,7 +84,7 @@ class RunsPage:
         with run.lock:
             run.responses.refresh()
             kind, name = given.get("kind", "train"), given.get("set", "")
-            found = run.responses.group(kind, step, name, number)
+            found = run.responses.group(kind, step, name, number, _whole(request, "most"))
         if not found:
             raise HTTPException(404, "no such group; it may have been removed in the meantime")
         return _json(found)
@@ -111,7 +111,7 @@ def build_app(runs: list[RunFolder], token: str | None) -> Starlette:
         Route("/api/config", page.configs),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    middleware = [Middleware(Guard, token=token), Middleware(GZipMiddleware, compresslevel=1)]
+    middleware = [Middleware(AccessGuard, token=token), Middleware(GZipMiddleware, compresslevel=1)]
     return Starlette(routes=routes, middleware=middleware)
 
 

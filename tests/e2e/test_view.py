@@ -58,15 +58,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # ended with its verifiers
     )
     yield output
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(trained: Path, chrome: Any, made: Path) -> Iterator[Any]:
+def page(chrome: Any, made: Path) -> Iterator[Any]:
     """The page of the two runs; nothing may be said on its console."""
     said: list[str] = []
     with served(made) as address:
@@ -100,7 +96,8 @@ def page(trained: Path, chrome: Any, made: Path) -> Iterator[Any]:
     assert said == []
 
 
-def test_it_opens_with_curves_of_both_runs(page: Any) -> None:
+def test_it_opens_with_curves_of_both_runs(trained: Path, page: Any) -> None:
+    """And the other run begins to train meanwhile."""
     assert page.locator(".chip").count() == 2
     assert "<b>second<∕b>" in page.locator("#runs").inner_text()
     chart = page.locator(".chart[data-name='reward/mean']")
@@ -120,13 +117,12 @@ def test_it_opens_with_curves_of_both_runs(page: Any) -> None:
 def test_filters(page: Any) -> None:
     page.click("button[data-tab=responses]")
     page.wait_for_selector(".entry")
-    page.select_option("select[name=run]", label="first")
+    assert page.input_value("select[name=run]") == "1", "the first run that has responses"
     page.fill("input[name=last]", "10")
     page.wait_for_selector("#found:text-matches('24 responses in 6 groups')")
-    page.select_option("select[name=path]", "incorrect")
-    page.wait_for_selector("#found:not(:text-matches('24 responses'))")
-    page.select_option("select[name=order]", "disagree")
-    page.wait_for_selector("#groups .entry:first-child:text-matches('gap')")
+    choose(page, "path", "incorrect")
+    assert "24 responses" not in page.locator("#found").inner_text()
+    choose(page, "order", "disagree")
     gaps = [float(text.split("gap ")[1].split()[0]) for text in titles(page)]
     assert gaps == sorted(gaps, reverse=True) and len(gaps) > 2
     page.click("#groups .entry:first-child")
@@ -139,6 +135,13 @@ def test_filters(page: Any) -> None:
         "spans => spans.map(span => span.style.backgroundColor).filter(Boolean).length"
     )
     assert shades > 5, "tokens are coloured"
+
+
+def choose(page: Any, name: str, value: str) -> None:
+    """Set a filter and wait for its answer."""
+    before = page.get_attribute("#groups", "data-ready")
+    page.select_option(f"select[name={name}]", value)
+    page.wait_for_selector(f"#groups:not([data-ready='{before}'])")
 
 
 def titles(page: Any) -> list[str]:

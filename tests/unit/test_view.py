@@ -16,7 +16,7 @@ from scope_megatron.report.rollouts import RolloutWriter
 from scope_megatron.view.access import COOKIE
 from scope_megatron.view.curves import MOST_POINTS, Curves
 from scope_megatron.view.runs import differences, find_runs
-from scope_megatron.view.search import Responses, Wanted
+from scope_megatron.view.search import Responses, ResponseQuery
 from scope_megatron.view.server import STATIC, build_app
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
@@ -65,6 +65,12 @@ def test_it_finds_responses(run: Path) -> None:
     rows = ask.get("/api/group?kind=train&step=10&set=&group=1").json()
     assert [row["sample"] for row in rows] == [0, 1, 2, 3]
     assert all(len(row["tokens"]) == len(row["student_logprobs"]) for row in rows)
+    few = ask.get("/api/group?kind=train&step=10&set=&group=1&most=3").json()
+    for row, whole in zip(few, rows, strict=True):
+        assert row["tokens"] == whole["tokens"][:3] and row["entropy"] == whole["entropy"][:3]
+        assert row["teacher_logprobs"] == (whole["teacher_logprobs"] or [None])[:3] or (
+            row["teacher_logprobs"] is whole["teacher_logprobs"] is None
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,13 +149,13 @@ def test_responses_that_come_and_go(tmp_path: Path) -> None:
     writer = RolloutWriter(tmp_path, Letters(), (0, 1), 2**30)
     seen = Responses(tmp_path)
     seen.refresh()
-    assert seen.find(Wanted())["total"] == 0
+    assert seen.find(ResponseQuery())["total"] == 0
     for step in (5, 10):
         writer.write("train", step, [response("2", 0, n, draw) for n in range(3)])
         seen.refresh()
-        assert seen.find(Wanted())["groups"][0]["step"] == step, "newest first"
+        assert seen.find(ResponseQuery())["groups"][0]["step"] == step, "newest first"
     (tmp_path / "rollouts/step_00000010.parquet").unlink()
-    assert [group["step"] for group in seen.find(Wanted())["groups"]] == [5]
+    assert [group["step"] for group in seen.find(ResponseQuery())["groups"]] == [5]
     assert seen.group("train", 10, "", 0) == []
 
 

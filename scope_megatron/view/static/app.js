@@ -47,7 +47,10 @@ function layOut() {
     if (!mine.length) continue;
     const grid = make("div", { class: "grid" });
     if (heading === "seconds") add(grid, "phases over time", PHASES.filter((name) => names.includes(name)), true);
-    for (const name of mine) add(grid, name, [name], false);
+    // memory/PHASE/TENANT_gib: one chart a phase, tenants one above the other
+    const phases = [...new Set(mine.filter((name) => name.match(/^memory\/.+\/.+/)).map((name) => name.split("/")[1]))];
+    for (const phase of phases) add(grid, `GiB in ${phase}`, mine.filter((name) => name.startsWith(`memory/${phase}/`)), true);
+    for (const name of mine) if (!phases.includes(name.split("/")[1]) || heading !== "memory, by tenant") add(grid, name, [name], false);
     parts.push(make("h2", {}, heading), grid);
   }
   at("charts").replaceChildren(...parts);
@@ -88,7 +91,7 @@ async function drawCurves() {
   for (const item of items) {
     const runs = item.stacked ? shownRuns.slice(0, 1) : shownRuns;
     const curves = runs.flatMap(({ run, i }) => item.names.map((name, n) => ({
-      label: item.stacked ? name.replace("time/", "") : run.name,
+      label: item.stacked ? name.split("/").pop().replace("_gib", "") : run.name,
       color: COLORS[(item.stacked ? n : i) % COLORS.length],
       ...(state.series.get(`${i} ${name}`) ?? { step: [], mean: [] }),
     })));

@@ -30,6 +30,8 @@ export class ResponseBrowser {
     const select = this.form.elements.run;
     if (select.options.length === runs.length) return;
     select.replaceChildren(...runs.map((run, i) => make("option", { value: i }, run.name)));
+    const first = runs.findIndex((run) => run.responses);
+    if (first > 0) select.value = String(first);
   }
 
   parameters() {
@@ -70,8 +72,8 @@ export class ResponseBrowser {
   async show(group, key) {
     this.open = key;
     for (const entry of this.list.querySelectorAll(".entry")) entry.classList.toggle("on", entry.dataset.key === key);
-    const rows = await ask("/api/group", [["run", this.form.elements.run.value], ["kind", group.kind],
-      ["step", group.step], ["set", group.set], ["group", group.group]]);
+    this.place = [["run", this.form.elements.run.value], ["kind", group.kind], ["step", group.step], ["set", group.set], ["group", group.group]];
+    const rows = await ask("/api/group", [...this.place, ["most", MOST_TOKENS]]);
     if (this.open === key) this.draw(rows);
   }
 
@@ -114,8 +116,13 @@ export class ResponseBrowser {
       }
       parent.append(span);
     }
-    if (texts.length > most) {
-      const more = make("button", { type: "button", onclick: () => { parent.replaceChildren(); this.tokens(parent, row, Infinity); } }, `all ${texts.length.toLocaleString("en")} tokens`);
+    if (row.tokens && row.response_tokens > most) {
+      const more = make("button", { type: "button", onclick: async () => {
+        const rows = await ask("/api/group", this.place);
+        Object.assign(row, rows.find((other) => other.sample === row.sample));
+        parent.replaceChildren();
+        this.tokens(parent, row, Infinity);
+      } }, `all ${row.response_tokens.toLocaleString("en")} tokens`);
       parent.append(" … ", more);
     }
   }
