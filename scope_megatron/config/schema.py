@@ -271,6 +271,12 @@ class LoggingConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
     wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
     progress: bool = Field(True, description="show progress in the terminal")
+    memory: Literal["tenants", "all"] = Field(
+        "tenants",
+        description="tensors' memory by phase of the step (docs/memory.md). tenants: of student, "
+        "gradients, optimizer, teacher and engine, on CUDA of activations too; all: on a CPU those "
+        "as well, by watching every operator, for a step of several times the length",
+    )
     entropy: bool = Field(
         True,
         description="entropy per token of student and teacher by path; with an exact divergence "

@@ -7,6 +7,7 @@ packed       one pack as the layers get it
 agree        numbers, values and errors that all ranks share: all_max, from_main, raise_together
 optimizer    gradient buffers, optimizer, learning-rate schedule
 optional     Transformer Engine and Apex: used, or hidden from megatron-core
+memory       tensors' memory by tenant and phase
 offload      the optimizer's place between updates
 pipeline     the only caller of megatron-core's schedules
 """

@@ -225,6 +225,15 @@ def after_loading(optimizer: MegatronOptimizer) -> None:
     _choose_kernels(optimizer)
 
 
+def state_tensors(optimizer: MegatronOptimizer) -> Iterator[torch.Tensor]:
+    """Adam's states, and the parameters it steps: float32 copies, or the model's own."""
+    for inner in _chain(optimizer):
+        for group in inner.optimizer.param_groups:
+            yield from group["params"]
+        for state in inner.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
 def _torch_adams(
     optimizer: MegatronOptimizer,
 ) -> Iterator[tuple[MegatronOptimizer, torch.optim.AdamW]]:

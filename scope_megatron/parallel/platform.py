@@ -144,15 +144,12 @@ def restore_allocator_options() -> None:
 
 
 def memory_in_use() -> dict[str, float]:
-    """Peak memory of this process in GiB: resident, and on the CUDA device when there is one."""
+    """Peak of this process's resident memory in GiB; of its tensors: ``parallel/memory.py``."""
     import resource
 
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30
-    out = {"memory/resident_gib": peak}
-    if has_cuda():
-        out["memory/device_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return out
+    return {"memory/resident_gib": peak}
 
 
 def release_cached_memory() -> None:

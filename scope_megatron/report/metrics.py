@@ -21,16 +21,17 @@ class PhaseTimer:
     """Seconds per phase of a step: ``with timer("rollout"): ...``, then ``timer.pop()``.
 
     ``synchronize`` (torch.cuda.synchronize on GPUs) runs at the end of each phase, so that
-    kernels still in flight are counted where they were started. ``entered`` is told the name of
-    each phase as it begins.
+    kernels still in flight are counted where they were started. ``entered`` and ``left`` are told
+    the name of each phase as it begins and when it is over, by an error too.
     """
 
     def __init__(
         self,
         synchronize: Callable[[], None] | None = None,
         entered: Callable[[str], None] | None = None,
+        left: Callable[[str], None] | None = None,
     ) -> None:
-        self._synchronize, self._entered = synchronize, entered
+        self._synchronize, self._entered, self._left = synchronize, entered, left
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -45,6 +46,8 @@ class PhaseTimer:
         finally:
             elapsed = time.perf_counter() - start
             self._seconds[phase] = self._seconds.get(phase, 0.0) + elapsed
+            if self._left is not None:
+                self._left(phase)
 
     def pop(self) -> dict[str, float]:
         """``{"time/<phase>": seconds}`` since the last pop; starts again from zero."""

@@ -148,6 +148,9 @@ class Run:
         if self.config.checkpoint.export_hf:
             if not export_student(self.config, self.trainer, self.console.message):
                 code = UNSAVED
+        if self.trainer.memory.peak is not None:
+            most = self.trainer.memory.describe_peak()
+            self.console.message(f"most memory of tensors: {most}")
         if report := self._report():
             self.console.message(f"report: {report}")
         if self.evaluations:
@@ -177,5 +180,6 @@ def _out_of_memory(error: BaseException, trainer: Trainer) -> str:
     return (
         f"the device's memory did not suffice in {trainer.progress.beat(0).where()}: lower "
         "train.microbatch_tokens or rollout.engine.gpu_memory_utilization, or raise "
-        f"parallel.tensor ({str(error).splitlines()[0]})"
+        f"parallel.tensor; most so far: {trainer.memory.describe_peak()} "
+        f"({str(error).splitlines()[0]})"
     )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 
 from scope_megatron.config import Config
 from scope_megatron.data.order import order_of
+from scope_megatron.engine.tensors import engine_tensors
 from scope_megatron.job.watchdog import Progress
 from scope_megatron.learn import observe
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.learner import Learner
+from scope_megatron.learn.tenants import add_tenants
 from scope_megatron.parallel import platform, topology
+from scope_megatron.parallel.memory import PhaseMemory, Tenants
 from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.verify import Verifiers
@@ -46,8 +50,9 @@ class Trainer:
         self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
         self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
+        self.memory = PhaseMemory(self._tenants(), watch=config.logging.memory == "all")
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
-        self.timer = PhaseTimer(synchronize, self.progress.enter)
+        self.timer = PhaseTimer(synchronize, self._enter, self.memory.leave)
         self.metrics = observe.step_metrics()
         self._abandoned, self._transfers = False, 0
 
@@ -55,6 +60,17 @@ class Trainer:
         """Before any model is loaded: a row nobody can grade ends the run here."""
         sets = [*([self.data] if self.config.on_policy else []), *self.eval_data.values()]
         return Verifiers(self.config.verifier, (one for data in sets for one in data.kinds()))
+
+    def _tenants(self) -> Tenants:
+        tenants = Tenants()
+        add_tenants(tenants, self.learner.student, self.learner.frozen)
+        if self._actor is not None:
+            tenants.add("engine", partial(engine_tensors, self._actor.engine))
+        return tenants
+
+    def _enter(self, phase: str) -> None:
+        self.progress.enter(phase)
+        self.memory.enter(phase)
 
     @property
     def actor(self) -> Actor:
@@ -139,7 +155,7 @@ class Trainer:
         observe.observe_batch(self.metrics, batch, self.config)
         values = self.metrics.reduce(self.topology.dp_group, platform.device())
         times = self.timer.pop() | {"time/step": time.perf_counter() - started}
-        return observe.finish(values) | times | platform.memory_in_use()
+        return observe.finish(values) | times | self.memory.pop() | platform.memory_in_use()
 
     def abandon(self) -> None:
         """The process is about to exit, other ranks may be gone: close nothing that they share."""

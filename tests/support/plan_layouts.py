@@ -2,7 +2,7 @@
 
 Models of a few million random parameters on gloo ranks of a CPU. Parameters,
 gradients and the optimizer are the storages that the student and the teacher hold; activations are
-the peak of what operators make during the passes of an update (``memory.PeakMemory``).
+the peak of what operators make during the passes of an update (``parallel.memory.TensorPeak``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tests.support.memory import PeakMemory
+from scope_megatron.parallel.memory import TensorPeak
 
 VOCAB = 4096
 SEQUENCES, LENGTH, PROMPT = 2, 384, 64  # of one microbatch
@@ -258,7 +258,7 @@ def _watch_passes(peaks: list[tuple[int, int]]) -> None:
     plain = pipeline.forward_backward
 
     def watched(model: Any, packs: Any, loss: Any) -> Any:
-        with PeakMemory() as tracker:
+        with TensorPeak() as tracker:
             told = plain(model, packs, loss)
         parts = [part for rows in loss.keywords["rows"] for part in rows.parts]
         given = [part.teacher_hidden for part in parts if part.teacher_hidden is not None]

@@ -24,8 +24,6 @@ def step(proof: Proof) -> None:
     trainer = proof.once("trainer", lambda: build_trainer(proof))
     trainer.send_parameters()
     trainer.step(1)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     lengths: list[int] = []
     sample = trainer.actor.sample
 
@@ -47,7 +45,7 @@ def step(proof: Proof) -> None:
     proof.check("the loss is a number", finite, at_least=1)
     proof.check("updates skipped", metrics.get("update/skipped", 0.0), at_most=0)
     _utilisation(proof, metrics, lengths, scored)
-    _memory(proof, trainer)
+    _memory(proof, trainer, metrics)
 
 
 def _utilisation(
@@ -72,8 +70,11 @@ def _utilisation(
         proof.figure(f"MFU of the step without the rollout's FLOPs {words}", total)
 
 
-def _memory(proof: Proof, trainer: Trainer) -> None:
-    """Of what the process holds: who holds it."""
+def _memory(proof: Proof, trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Of what the process holds: who holds it, after the step and in each phase of it."""
+    for name, value in metrics.items():
+        if name.startswith("memory/"):
+            proof.figure(name.removesuffix("_gib"), value, "GiB")
     student, frozen = trainer.learner.student, trainer.learner.frozen
     tenants = {"student": sum(p.nbytes for p in student.model.parameters())}
     tenants["teacher"] = sum(p.nbytes for p in frozen.model.parameters()) if frozen else 0
@@ -83,7 +84,6 @@ def _memory(proof: Proof, trainer: Trainer) -> None:
         awake = measure.in_use()
         trainer.actor.engine.sleep()
         tenants["engine, awake"] = awake - measure.in_use()
-        tenants["highest of the trainer"] = torch.cuda.max_memory_allocated()
         trainer.send_parameters()
     for name, nbytes in tenants.items():
         proof.figure(f"memory: {name}", nbytes / GIB, "GiB")

@@ -1,0 +1,27 @@
+"""Who holds the memory of a rank's device: student, gradients, optimizer, frozen model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from scope_megatron.learn.models import FrozenModel, Student
+from scope_megatron.parallel.memory import Tenants
+from scope_megatron.parallel.optimizer import state_tensors
+
+
+def add_tenants(tenants: Tenants, student: Student, frozen: FrozenModel | None) -> None:
+    """Count these models and what trains the student. ``frozen`` is called the teacher, grpo's
+    reference too."""
+    tenants.add("student", student.model.parameters)
+    tenants.add("gradients", lambda: _gradients(student))
+    tenants.add("optimizer", lambda: state_tensors(student.optimizer))
+    if frozen is not None:
+        tenants.add("teacher", frozen.model.parameters)
+
+
+def _gradients(student: Student) -> Iterator[Tensor]:
+    for buffer in [*student.ddp.buffers, *student.ddp.expert_parallel_buffers]:
+        yield buffer.grad_data
+    yield from (p.grad for p in student.model.parameters() if p.grad is not None)
