@@ -17,6 +17,7 @@ from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
 from scope_megatron.hub import portable
 
@@ -297,6 +298,7 @@ class Config(Section):
     )
     algorithm: AlgorithmConfig = AlgorithmConfig()
     model: ModelConfig
+    teacher: TeacherConfig = TeacherConfig()
     platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
@@ -344,6 +346,16 @@ class Config(Section):
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
         return self.algorithm.name in ("scope", "opd")
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
+        return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+
+    @property
+    def frozen_dtype(self) -> str:
+        """``teacher.dtype``, or ``model.dtype`` where it is auto."""
+        return self.model.dtype if self.teacher.dtype == "auto" else self.teacher.dtype
 
     @property
     def evaluates(self) -> bool:
