@@ -85,9 +85,9 @@ class Trainer:
         prompts = self.prompts(step)
         if self.config.on_policy:
             with self.timer("rollout"):
-                rollouts = self.actor.sample(prompts, step)
+                sampled = self.actor.sample(prompts, step)
             with self.timer("verify"):
-                self.actor.grade(rollouts)
+                rollouts = self.actor.grade(sampled)
         else:
             rollouts = [_given(prompt) for prompt in prompts]
         with self.timer("deal"):
