@@ -96,10 +96,12 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
+        self.learner.rest_frozen(updates_to_come=True)
         with self.timer("train"), self.optimizer_place.resident():
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
+        self.learner.rest_frozen(updates_to_come=False)
         if self.config.on_policy:
             with self.timer("sync"):
                 self.sync(rollouts)
