@@ -51,6 +51,7 @@ def _add_size(group: argparse._ArgumentGroup) -> None:
         metavar="M",
         help="GPUs, and ranks, of a node; 0 (default): no GPU, the ranks divided over the nodes",
     )
+    add("--gpu", metavar="NAME", help="their kind, as h100: warn of a run that will not fit")
     add(
         "--cpus-per-task",
         type=int,

@@ -11,6 +11,8 @@ from launch.cluster import Cluster
 from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
 from scope_megatron.config.names import pinned
+from scope_megatron.plan.facts.figures import find_gpu
+from scope_megatron.plan.warning import memory_warning
 
 LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen
@@ -30,6 +32,7 @@ class LaunchRequest:
     allow_dirty: bool = False
     dryrun: bool = False
     follow: bool = False
+    gpu: str | None = None  # kind of the nodes' GPUs: warn of runs that will not fit
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,15 @@ def _plan(request: LaunchRequest) -> list[PlannedJob]:
     if len({job.name for job in jobs}) < len(jobs):
         raise ValueError("--sweep: two of its runs are the same; remove one")
     return jobs
+
+
+def warnings(request: LaunchRequest, jobs: list[PlannedJob]) -> list[str]:
+    """A line for each training that will not fit in the GPUs, where their kind is known."""
+    if request.gpu is None:
+        return []
+    gpu = find_gpu(request.gpu)
+    told = [(j.name, memory_warning(j.config, gpu)) for j in jobs if j.verb != "evaluate"]
+    return [f"{name}: {warning}" for name, warning in told if warning]
 
 
 def points(sweep: list[str]) -> list[list[str]]:

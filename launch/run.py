@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import code, executors, hub, options, scripts, status
-from launch.plan import LaunchRequest, PlannedJob, plan
+from launch.plan import LaunchRequest, PlannedJob, plan, warnings
 from scope_megatron.config import ConfigError
 from scope_megatron.outputs import latest_pointer
 
@@ -54,6 +54,8 @@ def launch(request: LaunchRequest) -> int:
     """Validate, build scripts and executors, hand both to nemo-run; the exit status."""
     slurm = request.cluster.kind == "slurm"
     jobs = plan(request)
+    for warning in warnings(request, jobs):
+        print(f"launch: warning: {warning}", file=sys.stderr)
     request = replace(
         request, cluster=hub.with_caches(request.cluster, [job.config for job in jobs])
     )

@@ -16,12 +16,14 @@ import typer
 
 from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
+from scope_megatron.commands.planning import plan
 from scope_megatron.commands.view import view
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.names import pinned
 from scope_megatron.exits import USAGE
 from scope_megatron.job.lock import require_free
 from scope_megatron.machine import choose
+from scope_megatron.plan.warning import gpu_of, memory_warning
 
 app = typer.Typer(
     name="scope-megatron",
@@ -57,6 +59,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 app.command()(evaluate)
 app.command()(regrade)
 app.command()(compare)
+app.command()(plan)
 app.command()(view)
 
 
@@ -75,6 +78,10 @@ def check(
     nodes: Annotated[
         int, typer.Option(min=1, metavar="M", help="so many of them; with --gpus-per-node")
     ] = 1,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="their kind, as h100: warn when the run will not fit"),
+    ] = None,
 ) -> None:
     """Validate a configuration, list every problem, print the resolved settings."""
     if nodes > 1 and gpus_per_node is None:
@@ -84,12 +91,15 @@ def check(
     try:
         with elsewhere:
             settings = load_config(config, overrides or [])
+            warning = memory_warning(settings, gpu_of(choose(settings.platform.device), gpu))
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(USAGE)
     if gpus_per_node is None:
         print(choose(settings.platform.device).line(), file=sys.stderr)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     print(settings.to_yaml(), end="")
 
 

@@ -64,7 +64,12 @@ def _let_settings_pass(folder: Path) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """vLLM's builds for GPUs take a GPU or fail, whatever CUDA_VISIBLE_DEVICES says."""
+    """Studies are left out unless ``-m`` names them; vLLM's builds for GPUs take a GPU or fail,
+    whatever CUDA_VISIBLE_DEVICES says."""
+    if "study" not in config.getoption("markexpr", ""):
+        left_out = [item for item in items if item.get_closest_marker("study")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if reason := config.stash.get(NO_ENGINE, ""):
         for item in items:
             if item.nodeid.startswith(ENGINE):

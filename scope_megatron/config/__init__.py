@@ -1,7 +1,7 @@
 """The run's configuration: schema, loading and every check that needs no torch.
 
 schema          the sections and settings (pydantic)
-sections/       sections in files of their own: data, objective, verifier, faults, logging
+sections/       sections in files of their own: data, objective, parallel, ...
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files
@@ -38,6 +38,7 @@ from scope_megatron.config.schema import (
     PlatformConfig,
     ProfileConfig,
     RolloutConfig,
+    TeacherConfig,
     TrainConfig,
     VerifierConfig,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "PlatformConfig",
     "ProfileConfig",
     "RolloutConfig",
+    "TeacherConfig",
     "TrainConfig",
     "VerifierConfig",
     "load_config",

@@ -30,6 +30,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
     rules = (
         _machine,
         _algorithm,
+        _teacher,
         _objective,
         _verifier,
         _evaluation,
@@ -92,6 +93,17 @@ def _algorithm(config: Config, command: Command) -> Problems:
             f"rollout.group_size: is {rollout.group_size} but grpo compares the responses of a "
             "group; set it to 2 or more"
         )
+
+
+def _teacher(config: Config, command: Command) -> Problems:
+    teacher, defaults = config.teacher, type(config.teacher)()
+    for name in ("offload", "dtype"):
+        value, default = getattr(teacher, name), getattr(defaults, name)
+        if command == "train" and value != default and not config.has_frozen:
+            yield (
+                f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
+                f"frozen model here; remove it, or set it to {default}"
+            )
 
 
 def _objective(config: Config, command: Command) -> Problems:

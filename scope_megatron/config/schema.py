@@ -16,8 +16,10 @@ from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.logging import LoggingConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
+from scope_megatron.config.sections.parallel import ParallelConfig
 from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
 from scope_megatron.hub import portable
 
@@ -90,40 +92,6 @@ class PlatformConfig(Section):
         description="auto: CUDA when GPU, driver and the builds of torch and vLLM agree, else the "
         "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
         "may say cpu or cuda",
-    )
-
-
-class ParallelConfig(Section):
-    """How the models are cut; the product of the three sizes is the number of ranks.
-
-    ``auto`` sizes become numbers when the file is loaded: together with the others they fill the
-    GPUs (two ranks on a CPU) as far as the models' heads and the batch divide, tensor first.
-    """
-
-    tensor: int = Field(
-        1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
-    )
-    pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
-    data: int = Field(1, ge=1, description="data-parallel replicas, or auto")
-    expert: int = Field(
-        1,
-        ge=1,
-        description="neighbouring ranks among tensor x data that share the experts of a layer, "
-        "each holding whole ones; 1: experts are cut by tensor like other weights",
-    )
-    sequence: bool = Field(
-        False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
-    )
-    recompute: Literal["none", "selective", "full"] = Field(
-        "none",
-        description="activations that the student's backward computes again instead of keeping. "
-        "selective: those of attention and of the MLP or the experts; full: whole layers, of which "
-        "only the inputs are kept. Less memory for more time; the gradients are the same",
-    )
-    recompute_layers: int | None = Field(
-        None,
-        ge=1,
-        description="recompute full: only so many layers of each pipeline stage; null: all",
     )
 
 
@@ -279,6 +247,7 @@ class Config(Section):
     )
     algorithm: AlgorithmConfig = AlgorithmConfig()
     model: ModelConfig
+    teacher: TeacherConfig = TeacherConfig()
     platform: PlatformConfig = PlatformConfig()
     parallel: ParallelConfig = ParallelConfig()
     data: DataConfig
@@ -326,6 +295,16 @@ class Config(Section):
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
         return self.algorithm.name in ("scope", "opd")
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
+        return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+
+    @property
+    def frozen_dtype(self) -> str:
+        """``teacher.dtype``, or ``model.dtype`` where it is auto."""
+        return self.model.dtype if self.teacher.dtype == "auto" else self.teacher.dtype
 
     @property
     def evaluates(self) -> bool:

@@ -1,5 +1,6 @@
 """The rollout engine: vLLM in this process, and Megatron's parameters sent to it.
 
+interface    what the trainer asks of a rollout engine
 vllm         the engine: sample, score, sleep, take parameters
 source       the student's parameters under Hugging Face's names, bucket by bucket
 direct       parameters written into vLLM's own, shard to shard

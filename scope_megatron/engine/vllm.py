@@ -1,4 +1,4 @@
-"""The rollout engine: its interface, and vLLM inside the Megatron ranks.
+"""vLLM inside the Megatron ranks.
 
 ``engine.tensor`` ranks that stand next to each other form one engine replica; every rank of a
 replica makes the same calls with the same arguments (vLLM's external launcher).
@@ -6,7 +6,6 @@ replica makes the same calls with the same arguments (vLLM's external launcher).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -14,68 +13,21 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
 from scope_megatron.engine.direct import DirectSend
+from scope_megatron.engine.interface import Finished, Member, Sampling, request_seed
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
-
-Member = tuple[Prompt, int]  # a prompt and the number of its sample
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters. ``top_k`` -1 and ``top_p`` 1 mean the whole distribution."""
-
-    samples: int
-    max_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = -1
-    seed: int = 0  # random numbers depend on (seed, prompt, sample) alone, not on the layout
-
-
-class Engine(Protocol):
-    """Interface of a rollout engine. Each call is collective over an engine replica's ranks."""
-
-    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-        """``sampling.samples`` responses for each prompt, in order: whole groups, side by side."""
-        ...
-
-    def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Log-probability (temperature 1) of every token after the first, for each sequence."""
-        ...
-
-    def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Give the engine new parameters and drop what it cached under the old ones.
-
-        Hugging Face names and full tensors; :class:`ModelParameters` may be taken shard by shard.
-        """
-        ...
-
-    def sleep(self) -> None:
-        """Free parameters and cache while training runs (where the platform can)."""
-        ...
-
-    def close(self) -> None:
-        """Release the engine."""
-        ...
-
-
-def request_seed(*parts: object) -> int:
-    """A 31-bit seed that depends on nothing but its parts."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class VLLMEngine:
@@ -127,37 +79,41 @@ class VLLMEngine:
             )
         platform.restore_allocator_options()
 
-    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
-        """One request per response, so that each has its own seed.
-
-        The prefix cache starts empty: what was asked before can change how prompts are batched,
-        and with it the last bits; a resumed run has not asked it.
-        """
-        self._wake()
-        if not prompts:
-            return []
-        self._llm.reset_prefix_cache()
+    def generate(
+        self, prompts: list[Prompt], sampling: Sampling, finished: Finished | None = None
+    ) -> list[Rollout]:
+        """See :class:`Engine`."""
         members = [(prompt, k) for prompt in prompts for k in range(sampling.samples)]
-        parameters = [self._parameters(sampling, *member, logprobs=0) for member in members]
-        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in members]
-        outputs = self._run(requests, parameters)
-        return [
-            _rollout(prompt, k, output.outputs[0])
-            for (prompt, k), output in zip(members, outputs, strict=True)
-        ]
+        rollouts = {}
+        for number, rollout in self._numbered(members, sampling):
+            rollouts[number] = rollout
+            if finished is not None:
+                finished(number, rollout)
+        return [rollouts[number] for number in range(len(members))]
 
     def stream(self, members: Sequence[Member], sampling: Sampling) -> Iterator[Rollout]:
-        """The response of every (prompt, sample), each as soon as it is finished; no
-        log-probabilities. Tokens and failures are as of :meth:`generate`."""
+        """The response of every (prompt, sample), each as soon as it is finished."""
+        return (rollout for _, rollout in self._numbered(members, sampling))
+
+    def _numbered(
+        self, members: Sequence[Member], sampling: Sampling
+    ) -> Iterator[tuple[int, Rollout]]:
+        """(number, response) of members as they finish. One request each, with its own seed.
+
+        The prefix cache starts empty: what was asked before can change how prompts are batched,
+        and with it the last bits; a resumed run has not asked it. After a failure the engine is
+        emptied and unfinished requests are made anew, once: the tokens are the same.
+        """
         self._wake()
-        self._llm.reset_prefix_cache()
         waiting = dict(enumerate(members))
         for retried in (False, True):
+            if not waiting:
+                return
+            self._llm.reset_prefix_cache()
             try:
                 for number, output in self._finished(waiting, sampling):
                     prompt, k = waiting.pop(number)
-                    yield _rollout(prompt, k, output.outputs[0])
-                return
+                    yield number, _rollout(prompt, k, output.outputs[0])
             except Exception as error:
                 self._require_retry(error, retried)
 
@@ -166,7 +122,7 @@ class VLLMEngine:
     ) -> Iterator[tuple[int, Any]]:
         """(number, output) of requests as they finish; all are queued before the first step."""
         requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt, _ in waiting.values()]
-        parameters = [self._parameters(sampling, *m, logprobs=None) for m in waiting.values()]
+        parameters = [self._parameters(sampling, *member) for member in waiting.values()]
         queued = self._llm.enqueue(requests, parameters, use_tqdm=False)
         number_of = {name.partition("-")[0]: n for name, n in zip(queued, waiting, strict=True)}
         engine = self._llm.llm_engine
@@ -175,9 +131,7 @@ class VLLMEngine:
                 if output.finished:
                     yield number_of[output.request_id], output
 
-    def _parameters(
-        self, sampling: Sampling, prompt: Prompt, sample: int, *, logprobs: int | None
-    ) -> Any:
+    def _parameters(self, sampling: Sampling, prompt: Prompt, sample: int) -> Any:
         """vLLM's parameters of one response, which has a seed of its own."""
         from vllm import SamplingParams
 
@@ -188,8 +142,8 @@ class VLLMEngine:
             max_tokens=sampling.max_tokens,
             stop_token_ids=self._eos_ids,
             seed=request_seed(sampling.seed, prompt.index, sample),
-            logprobs=logprobs,
-            flat_logprobs=logprobs is not None,
+            logprobs=0 if sampling.logprobs else None,
+            flat_logprobs=sampling.logprobs,
             detokenize=False,
         )
 

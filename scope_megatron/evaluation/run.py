@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scope_megatron.data.tokenizer import Tokenizer, load_tokenizer
-from scope_megatron.engine.vllm import Sampling, VLLMEngine
+from scope_megatron.engine.interface import Sampling
+from scope_megatron.engine.vllm import VLLMEngine
 from scope_megatron.evaluation.grader import Grader
 from scope_megatron.evaluation.output.report import report_results
 from scope_megatron.evaluation.problems import ProblemSet, load_problems
@@ -141,6 +142,7 @@ def _sample(
         top_p=settings.top_p,
         top_k=settings.top_k,
         seed=settings.seed,
+        logprobs=False,
     )
     judges = Verifiers(settings.verifier, [prompt for _, prompt, _ in wanted])
     engine = VLLMEngine(

@@ -51,6 +51,12 @@ class Learner:
         if self.frozen is not None:
             self._score_frozen(batch, self.frozen)
 
+    def rest_frozen(self, updates_to_come: bool) -> None:
+        """The frozen model is not run until the next batch; an update to come may still ask for its
+        output weight."""
+        if self.frozen is not None:
+            self.frozen.rest(updates_to_come and self.head.teacher is not None)
+
     def _score_student(self, batch: Batch) -> None:
         """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
         source, routes = self.passes.student, batch.routes
@@ -72,6 +78,7 @@ class Learner:
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
+        frozen.enter()
         scored = self.scorer.score(
             frozen,
             batch.rollouts,

@@ -11,10 +11,15 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
+from torch.nn import Parameter
 
 from scope_megatron.config import Config, ParallelConfig
-from scope_megatron.convert.hf import load_hf_weights
+from scope_megatron.convert.gather import global_parameters
+from scope_megatron.convert.hf import ShardReader, load_hf_weights
+from scope_megatron.convert.mapping import is_expert
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
+from scope_megatron.model.streamed import StreamedParameters, hollow
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.optimizer import (
     Waiting,
@@ -31,6 +36,21 @@ class FrozenModel:
 
     model: GPTModel
     vocab_size: int
+    streamed: StreamedParameters | None = None  # teacher.offload
+
+    def enter(self) -> None:
+        """Be ready to be scored."""
+        if self.streamed is not None:
+            self.streamed.enter()
+
+    def rest(self, keep_head: bool) -> None:
+        """No forward pass for a while; ``keep_head``: its output weight is still asked for."""
+        if self.streamed is not None:
+            self.streamed.rest() if keep_head else self.streamed.leave()
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds of the device's memory."""
+        return [*self.model.parameters(), *(self.streamed.buffers() if self.streamed else [])]
 
 
 @dataclass(frozen=True)
@@ -65,18 +85,26 @@ def build_student(config: Config, topology: Topology) -> Student:
 
 def build_frozen(config: Config, topology: Topology) -> FrozenModel | None:
     """The teacher (scope, opd) or the initial student as reference (grpo), None without need."""
-    algorithm = config.algorithm
-    if config.needs_teacher:
-        directory = config.model.teacher
-    elif algorithm.name == "grpo" and algorithm.kl_coef > 0:
-        directory = config.model.student
-    else:
+    if not config.has_frozen:
         return None
+    directory = config.model.teacher if config.needs_teacher else config.model.student
     assert directory is not None
-    dtype = platform.resolve_dtype(config.model.dtype)
+    dtype = platform.resolve_dtype(config.frozen_dtype)
     hf = read_hf_config(directory)
-    model = _load(directory, hf, topology, dtype, _padded(config, topology), False)
-    return FrozenModel(model, int(hf["vocab_size"]))
+    padded, vocab = _padded(config, topology), int(hf["vocab_size"])
+    if config.teacher.offload == "none":
+        return FrozenModel(_load(directory, hf, topology, dtype, padded, False), vocab)
+    model = build_model(hf, topology, dtype, trainable=False, padded_vocab=padded, hollow=True)
+    shapes = hollow(model, platform.device())
+    reader = ShardReader(directory, hf)
+    names = {parameter: name for name, parameter in global_parameters(model)}
+
+    def read(parameter: Parameter) -> Tensor:
+        name = names[parameter]
+        rank = topology.shard_rank(is_expert(name))
+        return reader.shard(name, tuple(shapes[parameter]), rank)
+
+    return FrozenModel(model, vocab, StreamedParameters(model, shapes, read))
 
 
 def _load(

@@ -18,7 +18,7 @@ def add_tenants(tenants: Tenants, student: Student, frozen: FrozenModel | None) 
     tenants.add("gradients", lambda: _gradients(student))
     tenants.add("optimizer", lambda: state_tensors(student.optimizer))
     if frozen is not None:
-        tenants.add("teacher", frozen.model.parameters)
+        tenants.add("teacher", frozen.tensors)
 
 
 def _gradients(student: Student) -> Iterator[Tensor]:

@@ -167,19 +167,24 @@ def build_model(
     trainable: bool,
     padded_vocab: int | None = None,
     materialize: bool = True,
+    hollow: bool = False,
     parallel: ParallelConfig | None = None,
 ) -> GPTModel:
     """This rank's shard of the model, with weights not yet loaded.
 
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
     ``parallel`` says which activations of a trained model are computed again.
-    One that is not materialized has names and shapes only (on the CPU; CUDA has the memory).
+    One that is not materialized has names and shapes only (on the CPU; CUDA has the memory); a
+    ``hollow`` one on CUDA too.
     """
     shape = ModelShape.of(hf)
     config = transformer_config(shape, topology, dtype, parallel)
-    device = platform.device() if materialize or platform.has_cuda() else torch.device("meta")
+    whole = not hollow and (materialize or platform.has_cuda())
+    device = platform.device() if whole else torch.device("meta")
+    if hollow:  # no parameter is made on the GPU, by megatron-core's layers or by TE's
+        config.use_cpu_initialization, config.init_model_with_meta_device = True, True
     with nullcontext() if device.type != "meta" else device:
-        model = GPTModel(
+        model = (_HollowModel if hollow else GPTModel)(
             config=config,
             transformer_layer_spec=_block_spec(config, shape),
             vocab_size=padded_vocab or padded_vocab_size(shape.vocab, topology.tp_size),
@@ -206,6 +211,13 @@ def build_model(
         model.requires_grad_(False)
         model.eval()
     return model
+
+
+class _HollowModel(GPTModel):
+    """Without values the first and the last stage have none of tied embeddings to agree on."""
+
+    def _is_in_embd_group(self) -> bool:
+        return False
 
 
 def _add_hooks(model: GPTModel, shape: ModelShape, dtype: torch.dtype) -> None:

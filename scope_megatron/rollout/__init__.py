@@ -1,5 +1,6 @@
 """Prompts in, graded responses out.
 
 sample       responses of one data-parallel replica from all engines on its ranks
+grading      responses graded while others are still sampled
 verify/      verifiers: which responses are correct
 """

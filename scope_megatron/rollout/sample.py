@@ -1,7 +1,8 @@
 """Responses for the prompts of one data-parallel replica, from all engines on its ranks.
 
 The tensor x pipeline ranks of a replica hold (tensor / engine.tensor) x pipeline engines. Each
-takes every n-th prompt with its whole group; afterwards all ranks hold all rollouts, graded.
+takes every n-th prompt with its whole group; afterwards all ranks hold all rollouts. Responses are
+graded as they end, by the ranks of the engine that sampled them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
-
-from scope_megatron.data.tokenizer import Tokenizer
-from scope_megatron.engine.vllm import Engine, Sampling
+from scope_megatron.engine.interface import Engine, Sampling
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.types import Prompt, Rollout, Verdict
+from scope_megatron.rollout.grading import Grading
+from scope_megatron.types import Prompt, Rollout
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,12 @@ class EnginePlace:
 
     index: int
     count: int
-    is_leader: bool  # one rank of each engine speaks for it
+    rank: int  # of this process among its engine's; the first speaks for the engine
+    ranks: int
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == 0
 
     @classmethod
     def of(cls, topology: Topology, engine_tensor: int) -> EnginePlace:
@@ -33,8 +36,19 @@ class EnginePlace:
         return cls(
             index=topology.pp_rank * per_stage + topology.tp_rank // engine_tensor,
             count=topology.pp_size * per_stage,
-            is_leader=topology.tp_rank % engine_tensor == 0,
+            rank=topology.tp_rank % engine_tensor,
+            ranks=engine_tensor,
         )
+
+
+@dataclass
+class Sampled:
+    """The responses of a replica, while the last of them are graded."""
+
+    rollouts: list[Rollout]  # groups in the order of their prompts
+    by_engine: list[list[Rollout]]  # the same objects, in the order each engine was asked
+    grading: Grading
+    graded_here: list[Rollout]  # this rank's share of its engine's
 
 
 def sample(
@@ -43,29 +57,37 @@ def sample(
     sampling: Sampling,
     topology: Topology,
     place: EnginePlace,
-) -> list[Rollout]:
-    """Groups of rollouts in the order of ``prompts``; collective over the model-parallel ranks."""
-    mine = engine.generate(prompts[place.index :: place.count], sampling)
+    grading: Grading,
+) -> Sampled:
+    """Groups of responses for ``prompts``; collective over the model-parallel ranks."""
+
+    def hand_over(number: int, rollout: Rollout) -> None:
+        if number % place.ranks == place.rank:
+            grading.put(rollout)
+
+    mine = engine.generate(prompts[place.index :: place.count], sampling, hand_over)
     by_engine = _gather(mine if place.is_leader else None, topology)
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for start, rollouts in enumerate(by_engine):
         for k, rollout in enumerate(rollouts):
             groups[start + k // sampling.samples * place.count].append(rollout)
-    return [rollout for group in groups for rollout in group]
+    ordered = [rollout for group in groups for rollout in group]
+    return Sampled(ordered, by_engine, grading, mine[place.rank :: place.ranks])
 
 
-def grade(
-    rollouts: list[Rollout], verifiers: Verifiers, tokenizer: Tokenizer, topology: Topology
-) -> None:
-    """Fill ``text`` and ``verdict`` of every rollout; each model-parallel rank grades its share."""
-    rank, size = dist.get_rank(topology.mp_group), dist.get_world_size(topology.mp_group)
-    for rollout in rollouts:
-        rollout.text = tokenizer.decode(rollout.token_ids)
-    share = rollouts[rank::size]
-    verdicts = verifiers.grade([(rollout.text, rollout.prompt) for rollout in share])
-    for start, theirs in enumerate(_gather(verdicts, topology)):
-        for rollout, verdict in zip(rollouts[start::size], theirs, strict=True):
-            rollout.verdict = Verdict(verdict)
+def grade(sampled: Sampled, topology: Topology, place: EnginePlace) -> list[Rollout]:
+    """Wait for the last verdicts; the rollouts, each with ``text`` and ``verdict``, on all ranks.
+
+    Collective over the model-parallel ranks.
+    """
+    sampled.grading.finish()
+    mine = [(rollout.text, rollout.verdict) for rollout in sampled.graded_here]
+    for rank, judged in enumerate(_gather(mine, topology)):
+        engine, first = divmod(rank, place.ranks)
+        theirs = sampled.by_engine[engine][first :: place.ranks]
+        for rollout, (text, verdict) in zip(theirs, judged, strict=True):
+            rollout.text, rollout.verdict = text, verdict
+    return sampled.rollouts
 
 
 def _gather(value: Any, topology: Topology) -> list[Any]:

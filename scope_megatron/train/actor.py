@@ -8,14 +8,15 @@ from torch import Tensor
 from scope_megatron.config import Config
 from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.data.tokenizer import Tokenizer
+from scope_megatron.engine.interface import Sampling, request_seed
 from scope_megatron.engine.source import ModelParameters
-from scope_megatron.engine.vllm import Sampling, request_seed
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.rollout.sample import grade, sample
+from scope_megatron.rollout.grading import Grading
+from scope_megatron.rollout.sample import Sampled, grade, sample
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
 from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
@@ -46,8 +47,11 @@ class Actor:
         self.engine, self.place = setup.build_engine(config, tokenizer, topology)
         self.verifiers = verifiers
 
-    def sample(self, prompts: list[Prompt], step: int) -> list[Rollout]:
-        """A group of responses for each prompt, as ``rollout`` says; then the engine sleeps."""
+    def sample(self, prompts: list[Prompt], step: int) -> Sampled:
+        """A group of responses for each prompt, as ``rollout`` says; then the engine sleeps.
+
+        Each response is graded as soon as it ends; :meth:`grade` waits for the last ones.
+        """
         settings = self.config.rollout
         assert settings is not None
         sampling = Sampling(
@@ -58,17 +62,21 @@ class Actor:
             top_k=settings.top_k,
             seed=request_seed(self.config.seed, step - 1),  # from 0, as PromptOrder
         )
-        rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
+        sampled = self._sample(prompts, sampling)
         self.rest()
-        return rollouts
+        return sampled
+
+    def _sample(self, prompts: list[Prompt], sampling: Sampling) -> Sampled:
+        grading = Grading(self.verifiers, self.tokenizer)
+        return sample(self.engine, prompts, sampling, self.topology, self.place, grading)
 
     def rest(self) -> None:
         """The engine sleeps: nobody asks it before it gets weights again."""
         self.engine.sleep()
 
-    def grade(self, rollouts: list[Rollout]) -> None:
-        """Fill in every rollout's text and verdict."""
-        grade(rollouts, self.verifiers, self.tokenizer, self.topology)
+    def grade(self, sampled: Sampled) -> list[Rollout]:
+        """The rollouts, each with its text and verdict."""
+        return grade(sampled, self.topology, self.place)
 
     def send_parameters(self, student: Student) -> None:
         """The student's parameters to every engine, in memory and in buckets; the engine wakes."""
@@ -121,13 +129,13 @@ class Actor:
             top_p=settings.top_p,
             top_k=settings.top_k,
             seed=self.config.seed,
+            logprobs=False,
         )
         values: dict[str, dict[str, float]] = {}
         samples: dict[str, list[Rollout]] = {}
         for name, dataset in sets.items():
             prompts = share_of_replica(dataset, settings.limit, self.topology)
-            rollouts = sample(self.engine, prompts, sampling, self.topology, self.place)
-            self.grade(rollouts)
+            rollouts = self.grade(self._sample(prompts, sampling))
             samples[name] = rollouts
             values[name] = summarize(rollouts, settings.samples, self.topology)
         return join_sets(values), samples

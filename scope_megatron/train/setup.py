@@ -10,7 +10,8 @@ from scope_megatron.config import Config, FaultsConfig
 from scope_megatron.config.sections.data import eval_setting
 from scope_megatron.data.dataset import PromptDataset, open_dataset
 from scope_megatron.data.tokenizer import Tokenizer, load_tokenizer
-from scope_megatron.engine.vllm import Engine, VLLMEngine
+from scope_megatron.engine.interface import Engine
+from scope_megatron.engine.vllm import VLLMEngine
 from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import read_hf_config

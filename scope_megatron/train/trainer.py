@@ -87,9 +87,9 @@ class Trainer:
         prompts = self.prompts(step)
         if self.config.on_policy:
             with self.timer("rollout"):
-                rollouts = self.actor.sample(prompts, step)
+                sampled = self.actor.sample(prompts, step)
             with self.timer("verify"):
-                self.actor.grade(rollouts)
+                rollouts = self.actor.grade(sampled)
         else:
             rollouts = [_given(prompt) for prompt in prompts]
         with self.timer("deal"):
@@ -98,11 +98,13 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
+        self.learner.rest_frozen(updates_to_come=True)
         with self.timer("train"), self.optimizer_place.resident():
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
                 self.responses.note(part, weighed, step, number)
+        self.learner.rest_frozen(updates_to_come=False)
         if self.config.on_policy:
             with self.timer("sync"):
                 self.sync(rollouts)

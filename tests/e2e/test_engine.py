@@ -101,8 +101,9 @@ def generate(
     platform.initialize()
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
+    from scope_megatron.engine.interface import Sampling
     from scope_megatron.engine.source import ModelParameters
-    from scope_megatron.engine.vllm import Sampling, VLLMEngine
+    from scope_megatron.engine.vllm import VLLMEngine
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology
     from scope_megatron.types import Prompt

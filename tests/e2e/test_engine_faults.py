@@ -46,8 +46,9 @@ def rollouts_with_faults(rank: int, world_size: int, root: Path) -> dict[str, An
 
     from scope_megatron.config import EngineConfig
     from scope_megatron.convert.hf import load_hf_weights
+    from scope_megatron.engine.interface import Sampling
     from scope_megatron.engine.source import engine_parameters
-    from scope_megatron.engine.vllm import Sampling, VLLMEngine
+    from scope_megatron.engine.vllm import VLLMEngine
     from scope_megatron.exits import StopRun
     from scope_megatron.model.build import build_model, read_hf_config
     from scope_megatron.parallel.topology import create_topology

@@ -128,3 +128,51 @@ def update_and_leave(
         del learner, student, place
         torch.cuda.empty_cache()
     return results
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_streamed_teacher_scores_the_same_and_frees_the_device(
+    tmp_path: Path, dtype: str
+) -> None:
+    make_tiny_model("llama-tied", tmp_path / "student")
+    make_tiny_model("llama", tmp_path / "teacher", layers=9)  # odd: buffers change sides
+    (result,) = run_distributed_test(
+        update_by_streamed_teacher, 1, tmp_path, dtype, timeout=240, backend="nccl"
+    )
+    stays, streamed = result["none"], result["cpu"]
+    for name, tensor in stays["weights"].items():
+        assert torch.equal(streamed["weights"][name], tensor), name
+    assert stays["held"] == stays["at rest"]
+    assert streamed["at rest"] == 0 < streamed["held"] < stays["held"]
+    assert stays["allocated"] - streamed["allocated"] > 0.8 * stays["held"]
+
+
+def update_by_streamed_teacher(
+    rank: int, world_size: int, root: Path, dtype: str
+) -> dict[str, dict[str, Any]]:
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    from tests.distributed.test_checkpoint import weights
+    from tests.distributed.test_teacher_offload import held_bytes, learner_of, share
+    from tests.support.steps import one_step
+
+    results = {}
+    for offload in ("none", "cpu"):
+        changes = {"model.dtype": dtype, "teacher.offload": offload, "objective.kl": "reverse_kl"}
+        learner = learner_of(root, {}, changes)
+        for _ in range(3):
+            one_step(learner, share(learner))
+            held = held_bytes(learner.frozen.tensors())
+            learner.rest_frozen(updates_to_come=False)
+        torch.cuda.synchronize()
+        results[offload] = {
+            "weights": {n: t.cpu() for n, t in weights(learner, learner.topology).items()},
+            "held": held,
+            "at rest": held_bytes(learner.frozen.tensors()),
+            "allocated": torch.cuda.memory_allocated(),
+        }
+        del learner
+        torch.cuda.empty_cache()
+    return results

@@ -92,7 +92,11 @@ STACKED = [ONE_PER_FAMILY[name] for name in FAMILIES if len(FAMILIES[name].qkv) 
 
 
 def make_tiny_model(
-    family: str, directory: Path, dtype: torch.dtype = torch.float32, seed: int = 0
+    family: str,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    layers: int = 4,
 ) -> PreTrainedModel:
     """Save a model of the family; every weight, norm and bias is random."""
     import transformers
@@ -102,7 +106,7 @@ def make_tiny_model(
         "vocab_size": VOCAB,
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,

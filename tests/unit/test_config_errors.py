@@ -146,6 +146,15 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["parallel.recompute=full", "parallel.recompute_layers=99"],
     ),
+    "teacher_offload_without_one": (
+        leave,
+        ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.offload=cpu"],
+    ),
+    "teacher_dtype_unknown": (leave, ["teacher.dtype=float16"]),
+    "teacher_dtype_without_one": (
+        leave,
+        ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
+    ),
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),

@@ -20,6 +20,7 @@ MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 60
 COMMANDS = (
     "scope_megatron/cli.py",
     "scope_megatron/commands/evaluation.py",
+    "scope_megatron/commands/planning.py",
     "scope_megatron/commands/view.py",
     "tools/prepare_data.py",
     "launch/sites/example.py",

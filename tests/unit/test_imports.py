@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# machine, exits, disk, outputs, family, hub <- config, types <- parallel, report <- model,
+# machine, exits, disk, outputs, family, hub <- config, types <- parallel, plan, report <- model,
 # checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn <- train
 # <- commands <- cli;  objective <- learn, train
 RANK = {
@@ -26,6 +26,7 @@ RANK = {
     "types": 1,
     "parallel": 2,
     "report": 3,
+    "plan": 3,
     "model": 3,
     "checkpoint": 3,
     "job": 3,

@@ -16,7 +16,7 @@ from scope_megatron.report.rollouts import RolloutWriter
 from scope_megatron.view.access import COOKIE
 from scope_megatron.view.curves import MOST_POINTS, Curves
 from scope_megatron.view.runs import differences, find_runs
-from scope_megatron.view.search import Responses, ResponseQuery
+from scope_megatron.view.search import ResponseQuery, Responses
 from scope_megatron.view.server import STATIC, build_app
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 

@@ -3,6 +3,8 @@
 section      the base of every section: no unknown keys, no conversions, frozen
 data         `data` and its sets
 objective    `objective`
+parallel     `parallel`
+teacher      `teacher`
 verifier     `verifier` and `verifier.code`
 faults       `faults`
 logging      `logging` and `logging.rollouts`

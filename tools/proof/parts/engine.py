@@ -77,7 +77,7 @@ def engine(proof: Proof) -> None:
 
 
 def _generate(proof: Proof, trainer: Trainer, seed: int) -> list[Rollout]:
-    from scope_megatron.engine.vllm import Sampling
+    from scope_megatron.engine.interface import Sampling
 
     prompts = [trainer.data[i] for i in range(proof.size(16, 4))]
     limit = proof.size(256, 12)

@@ -12,8 +12,9 @@ from tools.proof.record import Proof
 from tools.proof.trainer import scored_lengths
 
 if TYPE_CHECKING:
+    from scope_megatron.rollout.sample import Sampled
     from scope_megatron.train.trainer import Trainer
-    from scope_megatron.types import Prompt, Rollout
+from scope_megatron.types import Prompt
 
 GIB = 2**30
 PHASES = ("rollout", "verify", "score", "train", "sync")
@@ -27,12 +28,12 @@ def step(proof: Proof) -> None:
     lengths: list[int] = []
     sample = trainer.actor.sample
 
-    def sampled(prompts: list[Prompt], step: int) -> list[Rollout]:
-        rollouts = sample(prompts, step)
-        lengths.extend(rollout.length for rollout in rollouts)
-        return rollouts
+    def measured(prompts: list[Prompt], step: int) -> Sampled:
+        sampled = sample(prompts, step)
+        lengths.extend(rollout.length for rollout in sampled.rollouts)
+        return sampled
 
-    trainer.actor.sample = sampled  # type: ignore[method-assign]
+    trainer.actor.sample = measured  # type: ignore[method-assign]
     with scored_lengths(trainer.learner) as scored:
         metrics = trainer.step(2)
     del trainer.actor.sample

@@ -16,6 +16,10 @@ from tools.proof.record import Proof
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "scope": {},
     "scope, reverse KL, fused head": {"objective.kl": "reverse_kl", "objective.head": "fused"},
+    "scope, reverse KL, teacher streamed": {
+        "objective.kl": "reverse_kl",
+        "teacher.offload": "cpu",
+    },
 }
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel.tensor": 2}),

@@ -1,0 +1,23 @@
+"""The section of the configuration on the frozen model: the teacher, or grpo's reference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from scope_megatron.config.sections.section import Section
+
+
+class TeacherConfig(Section):
+    """The frozen model on the ranks of the student (grpo: its reference)."""
+
+    offload: Literal["none", "cpu"] = Field(
+        "none",
+        description="cpu: its parameters are on the device only while they are used, a layer at a "
+        "time, the next one on its way. On CUDA they wait in pinned host memory; on a CPU each "
+        "layer is read from the model's files at every use",
+    )
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        "auto", description="its parameters' type; auto: model.dtype"
+    )

@@ -1,0 +1,83 @@
+"""A run as a whole: its models, layout and work on a GPU, with memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from scope_megatron.config import Config
+from scope_megatron.plan.activations import build_for
+from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
+from scope_megatron.plan.facts.shapes import NamedShape, find_shape
+from scope_megatron.plan.layout import RunLayout
+from scope_megatron.plan.memory import Models, RankMemory, run_memory
+from scope_megatron.plan.timing import StepTime, step_time, tokens_per_second
+from scope_megatron.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What was planned. Memory and time are computed when they are asked for."""
+
+    models: Models
+    layout: RunLayout
+    work: Workload
+    gpu: GpuFigures
+    reached: Efficiencies
+
+    @cached_property
+    def ranks(self) -> list[RankMemory]:
+        """A rank of each pipeline stage."""
+        return run_memory(self.models, self.layout, self.work, self.gpu.memory)
+
+    @cached_property
+    def fullest(self) -> RankMemory:
+        return max(self.ranks, key=lambda rank: rank.peak)
+
+    @property
+    def over(self) -> int:
+        """Bytes that are missing; 0: it fits, the engine's cache included."""
+        missing = max(0, self.fullest.peak - self.gpu.memory)
+        return max(missing, self.cache_missing)
+
+    @property
+    def cache_missing(self) -> int:
+        """Bytes that the engine lacks for its parameters and one longest sequence."""
+        if not self.work.samples:
+            return 0
+        from scope_megatron.plan.memory import cache_bytes_per_token, engine_bytes
+
+        engine = engine_bytes(self.models, self.layout, self.gpu.memory)
+        element = self.models.build.element
+        each = cache_bytes_per_token(self.models.student, self.layout, element)
+        return max(0, int(self.work.longest * each - engine["kv cache"]))
+
+    @property
+    def fits(self) -> bool:
+        return self.over == 0
+
+    @cached_property
+    def time(self) -> StepTime:
+        return step_time(self.models, self.layout, self.work, self.gpu, self.reached)
+
+    @property
+    def speed(self) -> float:
+        """Response tokens per second and GPU."""
+        return tokens_per_second(self.work, self.time, self.layout.ranks)
+
+
+def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedShape]]:
+    """The models that stand on the ranks, and what they are. Raises ConfigError."""
+    student = find_shape(config.model.student, "model.student", online)
+    named = [student]
+    frozen = None
+    if config.needs_teacher and config.model.teacher is not None:
+        teacher = find_shape(config.model.teacher, "model.teacher", online)
+        named.append(teacher)
+        frozen = teacher.shape
+    elif config.algorithm.name == "grpo" and config.algorithm.kl_coef > 0:
+        frozen = student.shape  # the reference
+    half = config.model.dtype != "float32"
+    build = build_for(True, half, student.shape)
+    exact = config.needs_teacher and config.objective.kl != "sampled"
+    return Models(student.shape, frozen, build, exact), named

@@ -1,0 +1,176 @@
+"""How student, teacher and engine are cut over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scope_megatron.config import Config
+from scope_megatron.family import ModelShape
+
+RecomputeMode = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Sizes and placements of a run, this project's settings by their meaning.
+
+    ``context``, ``virtual`` and the teacher's own settings are planned by formula.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    expert: int = 1
+    context: int = 1  # ranks that share a sequence
+    virtual: int = 1  # parts of a model that each pipeline stage holds
+    sequence: bool = False
+    recompute: RecomputeMode = "none"
+    recompute_layers: int | None = None  # full: of each stage; None: all
+    distributed: bool = False
+    optimizer_offload: bool = False  # between updates
+    microbatch: int = 4096  # tokens
+    engine_tensor: int = 1
+    engine_share: float = 0.45  # of a GPU's memory
+    engine_sleeps: bool = True
+    max_num_seqs: int = 256
+    teacher_tensor: int = 0  # 0: as the student
+    teacher_pipeline: int = 0
+    teacher_offload: bool = False  # in host memory but while it scores
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data * self.context
+
+    @property
+    def engines(self) -> int:
+        return self.ranks // self.engine_tensor
+
+    @property
+    def of_teacher(self) -> tuple[int, int]:
+        """Tensor and pipeline size of the teacher."""
+        return self.teacher_tensor or self.tensor, self.teacher_pipeline or self.pipeline
+
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that hold the same shard of the experts."""
+        stage = self.tensor * self.context * self.data
+        return stage // (self.expert if self.expert > 1 else self.tensor)
+
+    def text(self) -> str:
+        """`tensor 2 x data 4, sequence, recompute full`."""
+        names = ("tensor", "context", "pipeline", "virtual", "data", "expert")
+        sizes = [f"{name} {getattr(self, name)}" for name in names if getattr(self, name) > 1]
+        words = [" x ".join(sizes) or "one rank"]
+        words += ["sequence"] if self.sequence else []
+        words += [f"recompute {self.recompute}"] if self.recompute != "none" else []
+        words += ["distributed optimizer"] if self.distributed else []
+        words += ["optimizer offload"] if self.optimizer_offload else []
+        words += ["teacher offload"] if self.teacher_offload else []
+        words += [f"engine tensor {self.engine_tensor}"] if self.engine_tensor > 1 else []
+        return ", ".join(words)
+
+
+# fields that have, or are to have, a setting of the configuration; found by name where it is there
+_SETTINGS = {
+    "tensor": "parallel.tensor",
+    "pipeline": "parallel.pipeline",
+    "data": "parallel.data",
+    "expert": "parallel.expert",
+    "context": "parallel.context",
+    "virtual": "parallel.virtual",
+    "sequence": "parallel.sequence",
+    "recompute": "parallel.recompute",
+    "recompute_layers": "parallel.recompute_layers",
+    "distributed": "optimizer.distributed",
+    "optimizer_offload": "optimizer.offload",
+    "microbatch": "train.microbatch_tokens",
+    "engine_tensor": "rollout.engine.tensor",
+    "engine_share": "rollout.engine.gpu_memory_utilization",
+    "engine_sleeps": "rollout.engine.sleep",
+    "max_num_seqs": "rollout.engine.max_num_seqs",
+    "teacher_tensor": "teacher.tensor",
+    "teacher_pipeline": "teacher.pipeline",
+    "teacher_offload": "teacher.offload",
+}
+_OFFLOADS = ("optimizer_offload", "teacher_offload")
+
+
+def layout_of(config: Config) -> RunLayout:
+    """The configuration's layout; what it has no setting for keeps its default."""
+    found: dict[str, Any] = {}
+    for name, key in _SETTINGS.items():
+        value: Any = config.model_dump() if key.startswith("?") else _get(config, key)
+        if value is not None:
+            found[name] = value not in ("none", False) if name in _OFFLOADS else value
+    return RunLayout(**found)
+
+
+def has_setting(field: str, config: Config) -> bool:
+    """Whether this release can run what the field says."""
+    *sections, name = _SETTINGS[field].split(".")
+    section: Any = config
+    for part in sections:
+        section = getattr(section, part, None)
+        if part == "rollout" and section is None:
+            return False
+    return section is not None and hasattr(section, name)
+
+
+def as_settings(layout: RunLayout, config: Config) -> dict[str, Any]:
+    """``key -> value`` of the layout, for the settings that there are."""
+    values: dict[str, Any] = {}
+    for field, key in _SETTINGS.items():
+        if has_setting(field, config):
+            value = getattr(layout, field)
+            if field == "optimizer_offload":
+                value = "rollout" if value else "none"
+            elif field == "teacher_offload":
+                value = "cpu" if value else "none"
+            values[key] = value
+    return values
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def layout_problems(
+    layout: RunLayout, student: ModelShape, teacher: ModelShape | None
+) -> Iterator[str]:
+    """Why a model cannot be cut so, each `setting: what; fix`."""
+    cuts = [("model.student", student, layout.tensor, layout.pipeline * layout.virtual)]
+    if teacher is not None:
+        cuts.append(("model.teacher", teacher, *layout.of_teacher))
+    for key, shape, tensor, pipeline in cuts:
+        own = key == "model.teacher" and (layout.teacher_tensor or layout.teacher_pipeline)
+        place = "teacher." if own else "parallel."
+        for name, size in shape.divided().items():
+            ways, by = (tensor, "tensor")
+            if name == "num_hidden_layers":
+                ways, by = (pipeline, "pipeline")
+            elif name == shape.family.ffn_key and shape.experts and layout.expert > 1:
+                continue
+            if size % ways:
+                divisors = [n for n in range(1, ways) if size % n == 0][-2:]
+                fix = " or ".join(map(str, divisors))
+                yield f"{place}{by}: is {ways} but {key} has {name} {size}; set it to {fix}"
+        if shape.experts % layout.expert:
+            yield (
+                f"parallel.expert: is {layout.expert} but {key} has {shape.experts} experts; "
+                "set it to a divisor"
+            )
+    stage = layout.tensor * layout.context * layout.data
+    if stage % layout.expert:
+        yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"
+    if layout.virtual > 1 and layout.pipeline == 1:
+        yield "virtual: needs a pipeline; set parallel.pipeline above 1"
+    if layout.tensor % layout.engine_tensor:
+        yield (
+            f"rollout.engine.tensor: is {layout.engine_tensor}, not a divisor of parallel.tensor "
+            f"{layout.tensor}; set it to 1 or {layout.tensor}"
+        )

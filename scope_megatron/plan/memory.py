@@ -1,0 +1,283 @@
+"""Bytes per rank by tenant and phase of a step: the peak and its moment.
+
+Phases: ``rollout`` (the engine is awake, the trainer waits), ``score`` (forward-only passes),
+``train`` (forward, backward, update). A tenant that is offloaded is absent where it is away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from scope_megatron.family import ModelShape
+from scope_megatron.plan.activations import (
+    FLOAT,
+    Build,
+    forward_only,
+    layer_kept,
+    stage_kept,
+    working,
+)
+from scope_megatron.plan.facts.shapes import (
+    Parameters,
+    layer_parameters,
+    padded_vocab,
+    stage_parameters,
+    total_parameters,
+)
+from scope_megatron.plan.layout import RunLayout
+from scope_megatron.plan.workload import Workload
+
+MEMORY_PHASES = ("rollout", "score", "train")
+TENANTS = (
+    "student",
+    "gradients",
+    "masters",
+    "optimizer",
+    "activations",
+    "loss head",
+    "teacher",
+    "teacher states",
+    "engine parameters",
+    "kv cache",
+    "engine graphs",
+    "communication",
+    "runtime",
+)
+_GIB = 2**30
+# What torch, CUDA and NCCL hold on a GPU beside tensors. Not measured by this project: NVIDIA's
+# CUDA context with its modules is some 0.5 GiB on Hopper, NCCL's channels some 0.2 GiB for each
+# communicator that is in use, vLLM's captured graphs 0.3 to 1 GiB.
+RUNTIME, PER_GROUP, GRAPHS = int(0.6 * _GIB), int(0.2 * _GIB), int(0.6 * _GIB)
+_BLOCK = FLOAT * 2**18  # the head's buffers for a block of logits
+FRAGMENTS = 0.04  # of the tensors: what torch's allocator rounds up and cannot give away
+
+
+@dataclass(frozen=True)
+class Models:
+    """What stands on the ranks."""
+
+    student: ModelShape
+    teacher: ModelShape | None
+    build: Build
+    exact: bool = False  # the divergence reads the teacher's hidden states and output weight
+
+    def vocab(self, tensor: int) -> int:
+        shapes = [self.student] + ([self.teacher] if self.teacher else [])
+        return padded_vocab(shapes, tensor)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """One rank's bytes: phase -> tenant -> bytes. ``stage`` is its pipeline stage."""
+
+    stage: int
+    phases: dict[str, dict[str, int]] = field(default_factory=dict)
+    cache_tokens: int = 0  # tokens that the engine's cache holds
+
+    def total(self, phase: str) -> int:
+        return sum(self.phases[phase].values())
+
+    @property
+    def moment(self) -> str:
+        """The phase of the peak."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        return self.total(self.moment)
+
+
+def in_flight(layout: RunLayout, stage: int, microbatches: int) -> float:
+    """Microbatches' worth of a stage's activations that are alive at once, interleaved or not."""
+    pipeline, virtual = layout.pipeline, layout.virtual
+    if virtual == 1:
+        return float(min(pipeline - stage, microbatches))
+    parts = 2 * (pipeline - stage - 1) + (virtual - 1) * pipeline + 1
+    return min(parts, microbatches * virtual) / virtual
+
+
+def parameters_of(models: Models, layout: RunLayout, stage: int) -> Parameters:
+    """The student's on a rank of the stage."""
+    vocab = models.vocab(layout.tensor)
+    cut = (layout.tensor, layout.pipeline, layout.expert)
+    return stage_parameters(models.student, vocab, *cut, stage)
+
+
+def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Parameters:
+    """The teacher's on the rank that is the student's stage ``stage``, in the teacher's layout."""
+    assert models.teacher is not None
+    tensor, pipeline = layout.of_teacher
+    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
+    expert = layout.expert if models.teacher.experts else 1
+    vocab = models.vocab(tensor)
+    return stage_parameters(models.teacher, vocab, tensor, pipeline, expert, place)
+
+
+def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> tuple[float, float]:
+    """(float32 masters, Adam's two moments), sharded where the optimizer is distributed."""
+    shares = (1.0, 1.0)
+    if layout.distributed:
+        shares = (1 / (layout.data * layout.context), 1 / layout.expert_replicas)
+    held = parameters.dense * shares[0] + parameters.experts * shares[1]
+    return (held * FLOAT if element < FLOAT else 0.0), held * 2 * FLOAT
+
+
+def head_bytes(
+    models: Models, layout: RunLayout, rows: float, tokens: float
+) -> tuple[float, float]:
+    """(kept until the backward, needed while the head computes) on a last stage."""
+    student, build = models.student, models.build
+    columns, e = models.vocab(layout.tensor) / layout.tensor, build.element
+    cut = layout.tensor if layout.sequence else 1
+    states = e * student.hidden * tokens
+    norm = (1 if build.fused_norms else 2) * states / cut
+    output = states / cut + (states if cut > 1 else 0.0)  # gathered over the tensor ranks
+    if layout.pipeline > 1:
+        output += 2 * states / cut  # received: the next microbatch, and this one's gradient to send
+    if not build.head_chunk:  # all logits, and a gradient in their place
+        return norm + rows * columns * max(e, FLOAT), output + rows * columns * e
+    chunk = min(build.head_chunk, rows)
+    weight, logits = columns * student.hidden * FLOAT, chunk * columns * FLOAT
+    kept = norm + 2 * rows * student.hidden * e + weight
+    needed = output + logits + (chunk * columns * e if e < FLOAT else 0.0)
+    if models.exact:  # rows with a divergence, then those without: a weight's gradient for each
+        needed += max(weight, logits) + 3 * min(_BLOCK, logits)
+        if cut > 1 or layout.tensor > 1:
+            assert models.teacher is not None
+            needed += rows * models.teacher.hidden * e  # joined from the tensor ranks' slices
+    return kept, needed
+
+
+def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
+    """Bytes of the teacher's last hidden states that an exact divergence keeps for an update, on a
+    rank of the last stage: a slice of their width, twice (by response, and joined by pack)."""
+    if not models.exact or models.teacher is None:
+        return 0.0
+    rows = work.responses * work.teacher_pass * work.lengths.mean / (layout.data * layout.context)
+    return 2 * rows * models.teacher.hidden / layout.tensor * models.build.element
+
+
+def activation_bytes(
+    models: Models, layout: RunLayout, work: Workload, stage: int
+) -> tuple[float, float]:
+    """(layers', loss head's) at the moment of a training pass that holds most."""
+    student, build = models.student, models.build
+    tokens = work.pack_tokens(layout) / layout.context
+    layers = student.layers / layout.pipeline
+    kept = stage_kept(student, layout, build, layers) * tokens
+    kept *= in_flight(layout, stage, work.microbatches(layout))
+    extra = working(student, layout, build, tokens)
+    head, needed = 0.0, 0.0
+    if stage == layout.pipeline - 1:
+        head, needed = head_bytes(models, layout, tokens * work.response_share, tokens)
+    most = kept + max(head + needed, extra)
+    if layout.recompute == "full":  # a layer is made again, the head's gradients are gone
+        again = layers if layout.recompute_layers is None else layout.recompute_layers
+        whole = layer_kept(student, layout, build) * tokens
+        most = max(most, kept - max(0.0, layers - again) * whole + whole + extra)
+    return most - head - needed, head + needed
+
+
+def engine_bytes(models: Models, layout: RunLayout, capacity: float) -> dict[str, float]:
+    """vLLM's parameters, captured graphs, and the cache that fills its share of the memory."""
+    shape, build = models.student, models.build
+    parameters = total_parameters(shape) * build.element / layout.engine_tensor
+    # the profile run: a full batch of prompt tokens through the widest layer, float32 logits
+    profile = 8192 * build.element * (4 * shape.hidden + 3 * shape.ffn / layout.engine_tensor)
+    profile += layout.max_num_seqs * shape.vocab * FLOAT * 2
+    cache = capacity * layout.engine_share - parameters - profile
+    return {"engine parameters": parameters, "engine graphs": GRAPHS + profile, "kv cache": cache}
+
+
+def cache_bytes_per_token(shape: ModelShape, layout: RunLayout, element: int) -> float:
+    """Keys and values of all layers on one rank of an engine."""
+    groups = max(1.0, shape.query_groups / layout.engine_tensor)  # copied where there are few
+    return 2 * shape.layers * groups * shape.head_dim * element
+
+
+def rank_memory(
+    models: Models, layout: RunLayout, work: Workload, capacity: float, stage: int = 0
+) -> RankMemory:
+    """The rank's memory on a GPU of ``capacity`` bytes; 0: tensors of the trainer alone."""
+    e = models.build.element
+    own = parameters_of(models, layout, stage)
+    masters, moments = optimizer_bytes(own, layout, e)
+    activations, head = activation_bytes(models, layout, work, stage)
+    always: dict[str, float] = {"student": own.total * e}
+    trained = {"gradients": own.total * FLOAT, "masters": masters, "optimizer": moments}
+    scored, taught = _scoring(models, layout, work, stage)
+    if not layout.optimizer_offload:
+        always |= trained
+    if not layout.teacher_offload:
+        always |= taught
+    always |= _machine(layout, always, capacity)
+    last = stage == layout.pipeline - 1
+    states = teacher_states(models, layout, work) if last else 0.0
+    phases: dict[str, dict[str, float]] = {
+        "rollout": dict(always),
+        "score": always | taught | {"activations": scored, "teacher states": states / 2},
+        "train": always
+        | trained
+        | {"activations": activations, "loss head": head, "teacher states": states},
+    }
+    cache = 0
+    if capacity and work.samples:
+        engine = engine_bytes(models, layout, capacity)
+        cache = int(engine["kv cache"] / cache_bytes_per_token(models.student, layout, e))
+        engine["kv cache"] = max(0.0, engine["kv cache"])
+        for phase in MEMORY_PHASES if not layout.engine_sleeps else MEMORY_PHASES[:1]:
+            phases[phase] |= engine
+        if layout.engine_sleeps:  # graphs stay: their pool does not sleep
+            for phase in MEMORY_PHASES[1:]:
+                phases[phase]["engine graphs"] = GRAPHS
+    ordered = {
+        phase: {name: int(held[name]) for name in TENANTS if held.get(name)}
+        for phase, held in phases.items()
+    }
+    return RankMemory(stage, ordered, max(0, cache))
+
+
+def _scoring(
+    models: Models, layout: RunLayout, work: Workload, stage: int
+) -> tuple[float, dict[str, float]]:
+    """(the forward-only passes' activations, the teacher's parameters)."""
+    tokens = work.pack_tokens(layout) / layout.context
+    build, scored = models.build, 0.0
+    taught: dict[str, float] = {}
+    shapes = [models.student]
+    if models.teacher is not None:
+        taught = {"teacher": teacher_parameters(models, layout, stage).total * build.element}
+        shapes.append(models.teacher)
+    columns = models.vocab(layout.tensor) / layout.tensor
+    for shape in shapes:
+        head = min(build.head_chunk or tokens, tokens) * columns * FLOAT
+        scored = max(scored, forward_only(shape, layout, build, tokens), head)
+    return scored, taught
+
+
+def _machine(layout: RunLayout, held: dict[str, float], capacity: float) -> dict[str, float]:
+    """What is not tensors; nothing on a CPU."""
+    if not capacity:
+        return {}
+    sizes = (layout.tensor, layout.pipeline, layout.data, layout.expert, layout.context)
+    groups = 1 + sum(size > 1 for size in sizes) + (layout.engine_tensor > 1)
+    return {
+        "communication": groups * PER_GROUP,
+        "runtime": RUNTIME + FRAGMENTS * sum(held.values()),
+    }
+
+
+def run_memory(
+    models: Models, layout: RunLayout, work: Workload, capacity: float
+) -> list[RankMemory]:
+    """Of a rank of every pipeline stage."""
+    stages = range(layout.pipeline)
+    if layout.pipeline > 4:  # those between are smaller than the second
+        stages = sorted({0, 1, layout.pipeline - 1})  # type: ignore[assignment]
+    return [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+
+
+def experts_resident(shape: ModelShape, layout: RunLayout) -> int:
+    """Experts of a layer that a rank holds."""
+    held = layer_parameters(shape, layout.tensor, layout.expert).experts
+    return 0 if not held else shape.experts // max(1, layout.expert)

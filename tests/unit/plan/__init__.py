@@ -1,0 +1,1 @@
+"""The planner: sizes, memory, time, search, its command."""
