@@ -17,6 +17,7 @@ import typer
 from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.commands.planning import plan
+from scope_megatron.commands.view import view
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.names import pinned
 from scope_megatron.exits import USAGE
@@ -59,6 +60,7 @@ app.command()(evaluate)
 app.command()(regrade)
 app.command()(compare)
 app.command()(plan)
+app.command()(view)
 
 
 @app.command()
