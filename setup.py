@@ -55,6 +55,8 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
         "mypy>=1.13",
+        "mkdocs-material>=9.5,<10",  # the site of docs/; it asks for mkdocs 1
+        "mkdocstrings[python]>=1,<2",  # its pages of the API, from the docstrings
         "playwright>=1.50",  # drives Debian's Chromium over the page of `view`
         "pre-commit>=4",
     ],

@@ -123,13 +123,17 @@ def data(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="output_dir of a run")],
 ) -> None:
-    """Draw the run's curves into RUN_DIR/report.png."""
+    """Draw the run's curves into RUN_DIR/report.png; write RUN_DIR/report.html, one file to send
+    to someone: curves, advice, settings, some responses. Print the advice."""
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
         from scope_megatron.report.figure import write_report
+        from scope_megatron.report.webpage import write_html
 
         write_report(run_dir)
+        for advice in write_html(run_dir):
+            print(advice.line())
 
 
 @app.command()

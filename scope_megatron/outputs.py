@@ -1,7 +1,7 @@
 """Names of everything in a run's ``output_dir``.
 
 metrics.jsonl, metrics.N.jsonl   one line per step; those of earlier attempts
-report.png                       the run's curves
+report.png, report.html          the run's curves; those with settings and some responses
 config.yaml                      the resolved configuration, as the run's last start had it
 events.jsonl                     what happened when: starts, resumptions, evaluations, ends
 rollouts/, rollouts.N/           responses: a Parquet file per step, index/; of earlier attempts
@@ -22,6 +22,7 @@ from pathlib import Path
 
 METRICS = "metrics.jsonl"
 REPORT = "report.png"
+REPORT_HTML = "report.html"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
 ROLLOUTS = "rollouts"

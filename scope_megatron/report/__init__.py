@@ -7,5 +7,6 @@ rollouts   responses on disk: a Parquet file per step
 health     advice: rules over the metrics, each with its source
 events     what happened to a run and when
 header     the lines that a run begins with
+webpage    report.html: the same with advice, settings and responses, in one file
 figure     report.png: the curves of a finished or running run
 """

@@ -6,8 +6,9 @@ lacks its metric, or the steps to judge by, says nothing.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ class Advice:
     level: str
     text: str
     source: str
+
+    def line(self) -> str:
+        """For a terminal."""
+        return f"{self.level}: {self.text} [{self.source}]"
 
 
 def advice(series: Series) -> list[Advice]:
@@ -212,3 +217,29 @@ def _balance(series: Series) -> Iterator[Advice]:
 
 
 RULES = (_weights, _paths, _lengths, _teacher, _mismatch, _gradient, _entropy, _balance)
+
+
+class HealthWatch:
+    """Advice during a run: each rule is told once, when it first speaks."""
+
+    def __init__(self, every: int = 10) -> None:
+        self._every = every
+        self._steps: dict[str, list[float]] = {}
+        self._values: dict[str, list[float]] = {}
+        self._told: set[str] = set()
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> list[Advice]:
+        """Take a step's metrics; what there is to say for the first time, every few steps."""
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._steps.setdefault(name, []).append(float(step))
+                self._values.setdefault(name, []).append(float(value))
+        if step % self._every:
+            return []
+        found = [item for item in self.now() if item.rule not in self._told]
+        self._told |= {item.rule for item in found}
+        return found
+
+    def now(self) -> list[Advice]:
+        """All that there is to say of the steps so far."""
+        return advice(lambda name: (self._steps.get(name, []), self._values.get(name, [])))

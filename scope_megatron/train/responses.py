@@ -9,8 +9,11 @@ from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.learn.algorithms import Weighed
 from scope_megatron.learn.batch import Batch
 from scope_megatron.parallel.topology import Topology
+from scope_megatron.report.logger import ShownResponse
 from scope_megatron.report.rollouts import ResponseRecord, RolloutWriter, begin
 from scope_megatron.types import Rollout
+
+MOST_SHOWN = 8  # responses of a step in TensorBoard and W&B
 
 
 class ResponseLog:
@@ -23,6 +26,7 @@ class ResponseLog:
         self._dp_rank, self._dp_size = topology.dp_rank, topology.dp_size
         self._is_main = topology.is_main
         self._records: list[ResponseRecord] = []
+        self.shown: list[ShownResponse] = []  # of the last step, for TensorBoard and W&B
         self._writer: RolloutWriter | None = None
         if self._settings.every and topology.tp_rank == topology.pp_rank == 0:
             place = (self._dp_rank, self._dp_size)
@@ -37,6 +41,7 @@ class ResponseLog:
     def note(self, batch: Batch, weighed: Weighed, step: int, number: int) -> None:
         """Update ``number`` of ``step``, both from 1, has been made; after the last one the step's
         responses are on their way."""
+        self.shown = []
         if self._writer is None or step % self._settings.every:
             return
         factors = torch.stack([factor for _, factor in weighed.streams]).sum(0)
@@ -48,8 +53,10 @@ class ResponseLog:
                 factor = float(factors[index])
                 self._records.append(_record(batch, index, rollout, group, weight, factor))
         if number == self._updates:
-            records, self._records = self._records, []
-            self._writer.put("train", step, sorted(records, key=_place))
+            records, self._records = sorted(self._records, key=_place), []
+            self._writer.put("train", step, records)
+            if self._is_main:
+                self.shown = [_shown(record) for record in records[:MOST_SHOWN]]
 
     def evaluated(self, step: int, sets: dict[str, list[Rollout]]) -> None:
         """The graded samples of an evaluation after ``step`` steps, by set, on this replica."""
@@ -92,6 +99,18 @@ def _record(
         teacher=batch.teacher_logprobs.get(index),
         entropy=batch.token_entropy.get(index),
         divergence=batch.divergence.get(index),
+    )
+
+
+def _shown(record: ResponseRecord) -> ShownResponse:
+    rollout = record.rollout
+    return ShownResponse(
+        prompt=rollout.prompt.text,
+        response=rollout.text,
+        verdict="" if rollout.verdict is None else str(rollout.verdict),
+        path=record.path or "",
+        weight=record.weight,
+        tokens=len(rollout.token_ids),
     )
 
 

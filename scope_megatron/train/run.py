@@ -18,6 +18,7 @@ from scope_megatron.job.watchdog import Watchdog
 from scope_megatron.report.console import Console
 from scope_megatron.report.events import EventLog
 from scope_megatron.report.header import run_facts
+from scope_megatron.report.health import HealthWatch
 from scope_megatron.report.logger import MetricLogger
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.profile import profiled
@@ -74,6 +75,7 @@ class Run:
         self.evaluations: Evaluations = {}
         self.events = EventLog(config.output_dir, trainer.topology.is_main)
         self.done = 0
+        self.health = HealthWatch()
 
     def go(self) -> int:
         """Everything, watched: see :func:`run` for the result."""
@@ -124,7 +126,10 @@ class Run:
         if every and step % every == 0 and step < self.config.train.steps:
             metrics |= self.trainer.evaluate(step)
         self.logger.log(step, metrics)
+        self.logger.show_responses(step, self.trainer.responses.shown)
         self.console.step(step, metrics)
+        for advice in self.health.add(step, metrics):
+            self.console.message(f"step {step}: {advice.line()}")
         self.checkpoints.poll()
         if save_every and step % save_every == 0:
             self._save(step, metrics)
