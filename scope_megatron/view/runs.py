@@ -33,9 +33,9 @@ class RunFolder:
         self.lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Read what was written since; the caller holds ``lock``."""
+        """Read what was written since, but for responses: those are read when they are asked for.
+        The caller holds ``lock``."""
         self.curves.refresh()
-        self.responses.refresh()
         fresh, data = self._event_lines.new()
         if fresh:
             self._events.clear()
@@ -103,7 +103,7 @@ class RunFolder:
             "step": max(self.curves.steps, default=0),
             "steps": config.get("train.steps"),
             "algorithm": config.get("algorithm.name"),
-            "responses": len(self.responses),
+            "responses": self.responses.size(),
             "metrics": self.curves.names(),
             "nonfinite": self.curves.nonfinite,
             "advice": [vars(item) for item in advice(self.curves.series)],

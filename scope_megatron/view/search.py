@@ -101,8 +101,10 @@ class Responses:
         names = pa.array(there, pa.string())
         return self._table.filter(pc.is_in(self._table["file"], value_set=names))
 
-    def __len__(self) -> int:
-        return 0 if self._table is None else int(self._table.num_rows)
+    def size(self) -> int:
+        """Bytes of the index: it changes when there are more responses, and costs no reading."""
+        found = (self.directory / outputs.ROLLOUTS_INDEX).glob("*.jsonl")
+        return sum(path.stat().st_size for path in found)
 
     def find(self, wanted: ResponseQuery) -> dict[str, Any]:
         """Groups with a response that is ``wanted``, so many from ``offset`` on, and their total.
@@ -119,8 +121,10 @@ class Responses:
         keys = [(column, direction), ("step", "descending"), ("group", "ascending")]
         order = pc.sort_indices(groups, sort_keys=list(dict(keys[::-1]).items())[::-1])
         page = groups.take(order[wanted.offset : wanted.offset + MOST_GROUPS]).to_pylist()
+        steps = pa.array([group["step"] for group in page], pa.int64())
+        near = table.filter(pc.is_in(table["step"], value_set=steps))
         for group in page:
-            group["members"] = self._members(table, group)
+            group["members"] = self._members(near, group)
         return {"total": groups.num_rows, "matching": matching.num_rows, "groups": page}
 
     @staticmethod

@@ -43,7 +43,7 @@ def test_it_tells_of_a_run(run: Path) -> None:
         60,
         60,
     )
-    assert told["responses"] == 24 and "reward/mean" in told["metrics"]
+    assert told["responses"] > 0 and "reward/mean" in told["metrics"]
     assert [event["kind"] for event in told["events"]] == ["start", "resume", "finish"]
     series = client(run).get("/api/curves?run=0&name=lr&first=10&last=19").json()["series"]["lr"]
     assert series["step"] == list(range(10, 20)) and len(series["mean"]) == 10

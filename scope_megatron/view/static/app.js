@@ -165,6 +165,10 @@ async function refresh() {
     at("problem").hidden = true;
     browser.setRuns(state.runs);
     layOut(); drawRuns();
+    if (!state.warm) {
+      state.warm = true; // once the curves are there, have the index of responses read
+      setTimeout(() => state.runs.forEach((run, i) => ask("/api/responses", [["run", i]]).catch(() => {})), 300);
+    }
     refreshTab(before !== JSON.stringify(state.runs.map((run) => [run.version, run.responses, run.state, run.events.length])));
   } catch (error) {
     at("problem").textContent = `the server does not answer: ${error.message}`;
