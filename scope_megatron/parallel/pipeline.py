@@ -48,7 +48,7 @@ def score(
         return row_function(output, index).float()
 
     walk = _walk(model, packs, collect, topology, forward_only=True)
-    rows = get_forward_backward_func()(**walk)
+    rows: list[Tensor] = get_forward_backward_func()(**walk)
     if not columns:
         return rows
     counts = [pack.num_rows for pack in packs]
