@@ -50,8 +50,10 @@ format: env  ## put the code into ruff's format, fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: env  ## write docs/configuration.md from the configuration's schema
+docs: env  ## write docs/configuration.md from the schema, build the site into build/site, strictly
 	$(BIN)/python -m tools.config_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 clean:  ## remove caches and build results; keeps VENV and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

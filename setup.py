@@ -30,6 +30,8 @@ CORE = [
     "huggingface_hub>=2.4,<3",  # models and data by name; 2.4 knows whether a snapshot is whole
     "datasets>=5,<6",
     "filelock>=3.12",
+    "starlette>=0.46,<2",  # serves the page of `view`; vLLM brings it and uvicorn as well
+    "uvicorn>=0.30",
     "megatron-core==0.16.1",  # parallel/platform.py stands in for CUDA names of this very version
 ]
 # torch comes with megatron-core; which build of it is what the first two extras decide.
@@ -53,6 +55,9 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff==0.17.6",
         "mypy>=1.13",
+        "mkdocs-material>=9.5,<10",  # the site of docs/; it asks for mkdocs 1
+        "mkdocstrings[python]>=1,<2",  # its pages of the API, from the docstrings
+        "playwright>=1.50",  # drives Debian's Chromium over the page of `view`
         "pre-commit>=4",
     ],
     "wandb": ["wandb>=0.18"],
@@ -68,6 +73,7 @@ setup(
     license_files=["LICENSE"],
     # 3.11: enum.StrEnum. Under 3.13: neither megatron-core 0.16.1 nor vLLM 0.32 was tried there.
     python_requires=">=3.11,<3.13",
+    package_data={"scope_megatron.view": ["static/*"]},
     packages=find_packages(include=["scope_megatron", "scope_megatron.*", "launch", "launch.*"]),
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -5,6 +5,8 @@ loss_methods        those alternatives
 loss_report         tables and the picture of bench_loss
 bench_reshard       parameters to the engine: in memory, over the disk, after a full gather
 bench_data           start on a million rows: cold, warm, memory per rank and node
+bench_rollouts      what writing responses costs a training step
+bench_view          how fast `view` opens a large run, and filters its responses
 bench_checkpoint    what a checkpoint costs a training step
 quickstart_seeds    accuracy of the quickstart over several seeds
 """

@@ -1,10 +1,10 @@
 """The planner against measured tensor memory, and against published rows.
 
-    python benchmarks/bench_plan.py [--published] [--only NAME] [--json]
+    python benchmarks/bench_plan.py [--published] [--tables] [--only NAME] [--json]
 
 Without options every layout of tests/support/plan_layouts.py is run on gloo ranks of this machine's
 CPU, and the error of every tenant is printed (positive: the plan says more). --published prints the
-rows that others measured on GPUs instead, each with its source.
+rows that others measured on GPUs instead, each with its source, --tables those of docs/planning.md.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script's own folder is not enough
 
 from benchmarks.plan_published import published_rows
+from benchmarks.plan_tables import tables
 from tests.support.harness import run_distributed_test
 from tests.support.plan_layouts import CASES, Measured, errors, make_models, measure, planned
 
 MIB = 2**20
-TENANTS = ("student", "gradients", "optimizer", "teacher", "states", "activations")
+TENANTS = ("student", "gradients", "optimizer", "teacher", "states", "activations", "scoring")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", action="store_true", help="compare with published rows")
+    parser.add_argument("--tables", action="store_true", help="print the documentation's tables")
     parser.add_argument("--only", help="layouts whose name contains this")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     if arguments.published:
         print("\n".join(published_rows()))
+        return 0
+    if arguments.tables:
+        print("\n".join(tables()))
         return 0
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as name:
         root = Path(name)
@@ -51,7 +56,7 @@ def measure_all(root: Path, only: str, as_json: bool) -> int:
     for case in CASES:
         if only not in case.name:
             continue
-        got: list[Measured] = run_distributed_test(measure, case.world, root, case)
+        got: list[Measured] = run_distributed_test(measure, case.world, root, case, timeout=900)
         found = errors(got, planned(root, case))
         worst = max(worst, *(abs(error) for error in found.values()))
         told[case.name] = {"measured": [asdict(m) for m in got], "errors": found}

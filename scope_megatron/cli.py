@@ -17,6 +17,7 @@ import typer
 from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.commands.planning import plan
+from scope_megatron.commands.view import view
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.names import pinned
 from scope_megatron.exits import USAGE
@@ -59,6 +60,7 @@ app.command()(evaluate)
 app.command()(regrade)
 app.command()(compare)
 app.command()(plan)
+app.command()(view)
 
 
 @app.command()
@@ -121,13 +123,17 @@ def data(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="output_dir of a run")],
 ) -> None:
-    """Draw the run's curves into RUN_DIR/report.png."""
+    """Draw the run's curves into RUN_DIR/report.png; write RUN_DIR/report.html, one file to send
+    to someone: curves, advice, settings, some responses. Print the advice."""
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
         from scope_megatron.report.figure import write_report
+        from scope_megatron.report.webpage import write_html
 
         write_report(run_dir)
+        for advice in write_html(run_dir):
+            print(advice.line())
 
 
 @app.command()

@@ -1,7 +1,10 @@
 """Names of everything in a run's ``output_dir``.
 
 metrics.jsonl, metrics.N.jsonl   one line per step; those of earlier attempts
-report.png                       the run's curves
+report.png, report.html          the run's curves; those with settings and some responses
+config.yaml                      the resolved configuration, as the run's last start had it
+events.jsonl                     what happened when: starts, resumptions, evaluations, ends
+rollouts/, rollouts.N/           responses: a Parquet file per step, index/; of earlier attempts
 checkpoints/                     step_00000040/ per checkpoint, `latest`, `best`
 hf/                              the trained student as a Hugging Face directory
 tensorboard/, wandb_run_id       what the two loggers keep
@@ -19,6 +22,11 @@ from pathlib import Path
 
 METRICS = "metrics.jsonl"
 REPORT = "report.png"
+REPORT_HTML = "report.html"
+CONFIG = "config.yaml"
+EVENTS = "events.jsonl"
+ROLLOUTS = "rollouts"
+ROLLOUTS_INDEX = "index"  # inside rollouts/
 HF = "hf"
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_run_id"
@@ -58,6 +66,10 @@ def checkpoint_dir(output_dir: Path, step: int) -> Path:
 def step_of(checkpoint: Path) -> int:
     """Steps done when that checkpoint was written."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def rollouts_dir(output_dir: Path) -> Path:
+    return output_dir / ROLLOUTS
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -3,4 +3,5 @@
 common        a user's errors on one line; the start of the ranks
 evaluation    evaluate, regrade, compare
 planning      plan
+view          view
 """

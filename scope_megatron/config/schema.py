@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
+from scope_megatron.config.sections.logging import LoggingConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.parallel import ParallelConfig
 from scope_megatron.config.sections.profile import ProfileConfig
@@ -230,25 +231,6 @@ class EvaluationConfig(Section):
     )
     limit: int | None = Field(
         None, ge=1, description="evaluate only the first prompts, this many; null: all"
-    )
-
-
-class LoggingConfig(Section):
-    """Where metrics go; metrics.jsonl is always written."""
-
-    tensorboard: bool = Field(True, description="write TensorBoard events to output_dir")
-    wandb_project: str | None = Field(None, description="Weights & Biases project; null: off")
-    progress: bool = Field(True, description="show progress in the terminal")
-    memory: Literal["tenants", "all"] = Field(
-        "tenants",
-        description="tensors' memory by phase of the step (docs/memory.md). tenants: of student, "
-        "gradients, optimizer, teacher and engine, on CUDA of activations too; all: on a CPU those "
-        "as well, by watching every operator, for a step of several times the length",
-    )
-    entropy: bool = Field(
-        True,
-        description="entropy per token of student and teacher by path; with an exact divergence "
-        "the student's on incorrect responses only with objective.old_logprobs=recompute",
     )
 
 

@@ -36,6 +36,8 @@ class Batch:
     teacher_hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage: [length, H_t/tp]
     student_entropy: dict[int, float] = field(default_factory=dict)  # nats per token
     teacher_entropy: dict[int, float] = field(default_factory=dict)
+    token_entropy: dict[int, Tensor] = field(default_factory=dict)  # as the training pass said
+    divergence: dict[int, Tensor] = field(default_factory=dict)  # exact, where it is computed
     unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
     imbalance: float = 1.0  # largest over mean arithmetic of a replica
 

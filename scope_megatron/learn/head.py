@@ -31,7 +31,7 @@ from scope_megatron.types import PackedBatch
 # logits of one microbatch on one rank (256 MiB in float32) beyond which objective.head auto fuses
 _MANY_LOGITS = 2**26
 # what the training pass tells of every row; NaN where it does not know, 0 where another rank does
-ROW_COLUMNS = ("logprob", "teacher_logprob", "entropy")
+ROW_COLUMNS = ("logprob", "teacher_logprob", "entropy", "divergence")
 LossResult = tuple[Tensor, Tensor, tuple[dict[str, Tensor], Tensor]]
 
 
@@ -56,7 +56,7 @@ class Head(ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, index: int, rows: list[Rows]) -> LossResult:
-        """(loss, 0 tokens, (sum of each term, [R, 3] ROW_COLUMNS)) of pack ``index``.
+        """(loss, 0 tokens, (sum of each term, [R, 4] ROW_COLUMNS)) of pack ``index``.
 
         ``output``: the student's last hidden states, as the pipeline gives them. Its signature is
         that of megatron-core's loss functions.
@@ -125,7 +125,7 @@ class LogitsHead(Head):
                 terms = vocab_parallel_terms(logits, part.targets, teacher_logits, shard, spec)
             losses = part.losses(terms.logprob, terms.divergence)
             told.add(sum(losses.values(), terms.logprob * 0.0).sum(), losses)
-            told.tell(part, terms.logprob, terms.teacher_logprob, terms.entropy)
+            told.tell(part, terms.logprob, terms.teacher_logprob, terms.entropy, terms.divergence)
         return told.result()
 
     def _scores(self, states: Tensor, targets: Tensor, model: Model, spec: Spec) -> Scores:
@@ -154,7 +154,9 @@ class HiddenHead(Head):
                 taught,
             )
             told.add(scored.loss, part.losses(scored.logprob, scored.divergence))
-            told.tell(part, scored.logprob, scored.teacher_logprob, scored.entropy)
+            told.tell(
+                part, scored.logprob, scored.teacher_logprob, scored.entropy, scored.divergence
+            )
         return told.result()
 
     def _scores(self, states: Tensor, targets: Tensor, model: Model, spec: Spec) -> Scores:
@@ -204,7 +206,7 @@ class _Told:
 
     loss: list[Tensor]
     sums: dict[str, Tensor]
-    rows: Tensor  # [R, 3]
+    rows: Tensor  # [R, 4]
 
     @classmethod
     def empty(cls, rows: Rows, output: Tensor) -> _Told:

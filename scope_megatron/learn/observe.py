@@ -40,6 +40,8 @@ def step_metrics() -> StepMetrics:
             "entropy/teacher_incorrect",
             "weight/student_spread",
             "weight/teacher_spread",
+            "weight/student_ess",
+            "weight/teacher_ess",
             "balance/padded_share",
             "mismatch/mean_abs_logprob",
             "mismatch/mean_abs_prob",
@@ -60,12 +62,15 @@ def step_metrics() -> StepMetrics:
 
 def note_rows(batch: Batch, index: int, values: Tensor) -> None:
     """Record a response's rows of the training pass: [length, ROW_COLUMNS], NaN where unknown."""
-    logprob, teacher, entropy = values.unbind(1)
+    logprob, teacher, entropy, divergence = values.unbind(1)
     batch.logprobs[index] = logprob.contiguous()
     if index not in batch.teacher_logprobs and not bool(teacher.isnan().all()):
         batch.teacher_logprobs[index] = teacher.contiguous()
     if len(entropy) and not bool(entropy.isnan().any()):
         batch.student_entropy.setdefault(index, float(entropy.mean()))
+        batch.token_entropy[index] = entropy
+    if len(divergence) and not bool(divergence.isnan().any()):
+        batch.divergence[index] = divergence
 
 
 def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
@@ -82,17 +87,19 @@ def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
 def observe_update(
     metrics: StepMetrics, batch: Batch, weighed: Weighed, terms: dict[str, float]
 ) -> None:
-    """Losses, and the weights' spread: largest over smallest weight in a group's path, as the
-    geometric mean over groups of two or more."""
+    """Losses; and of the weights in a group's path, as geometric means over groups of two or more:
+    their spread, largest over smallest, and their effective sample size over their number,
+    (sum w)^2 / (n sum w^2): 1 when all are equal, 1/n when one is everything."""
     for name, value in terms.items():
         metrics.sum(f"loss/{name}", value)
         metrics.sum("loss/total", value)
-    for name, weights in (
-        ("weight/student_spread", weighed.student_weight),
-        ("weight/teacher_spread", weighed.teacher_weight),
+    for side, weights in (
+        ("student", weighed.student_weight),
+        ("teacher", weighed.teacher_weight),
     ):
-        spreads = _log_spreads(weights, batch.group) if weights is not None else []
-        metrics.mean(name, sum(spreads), len(spreads))
+        spreads, sizes = _log_spreads(weights, batch.group) if weights is not None else ([], [])
+        metrics.mean(f"weight/{side}_spread", sum(spreads), len(spreads))
+        metrics.mean(f"weight/{side}_ess", sum(sizes), len(sizes))
 
 
 def _rewards(metrics: StepMetrics, batch: Batch) -> None:
@@ -142,13 +149,16 @@ def _entropies(metrics: StepMetrics, batch: Batch) -> None:
         metrics.mean(name, sum(known), len(known))
 
 
-def _log_spreads(weights: Tensor, group: Tensor) -> list[float]:
-    spreads = []
+def _log_spreads(weights: Tensor, group: Tensor) -> tuple[list[float], list[float]]:
+    """Logarithms of each group's spread, and of its effective sample size over its number."""
+    spreads, sizes = [], []
     for label in group.unique():
         inside = weights[(group == label) & (weights > 0)]
         if inside.numel() > 1:
             spreads.append(float((inside.max() / inside.min()).log()))
-    return spreads
+            shares = inside / inside.sum()
+            sizes.append(-float((shares.square().sum() * inside.numel()).log()))
+    return spreads, sizes
 
 
 def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:

@@ -149,9 +149,15 @@ def working(shape: ModelShape, layout: RunLayout, build: Build, tokens: float) -
 
 
 def forward_only(shape: ModelShape, layout: RunLayout, build: Build, tokens: float) -> float:
-    """Bytes of a layer's forward pass that is not differentiated: its widest moment."""
+    """Bytes of a forward pass that is not differentiated, in its widest moment: inside an MLP, with
+    the layer's input, the norms' and attention's outputs."""
     tensor, e = layout.tensor, build.element
+    cut = tensor if layout.sequence else 1
     routed = shape.experts_per_token or 1
-    ffn = shape.ffn / (tensor if not shape.experts or layout.expert <= 1 else 1)
-    wide = max(2 * query_width(shape) / tensor + 2 * key_width(shape) / tensor, 3 * ffn * routed)
-    return tokens * e * (3 * shape.hidden + wide)
+    whole = shape.experts and layout.expert > 1
+    ffn = shape.ffn / (1 if whole else tensor)
+    wide = 3.0 if build.fused_activation else 5.0
+    inner = wide * ffn * routed + 5 * shape.hidden / cut + 2 * shape.head_dim
+    if shape.experts:
+        inner += 2 * routed * shape.hidden
+    return tokens * e * inner

@@ -80,4 +80,6 @@ def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedS
     half = config.model.dtype != "float32"
     build = build_for(True, half, student.shape)
     exact = config.needs_teacher and config.objective.kl != "sampled"
-    return Models(student.shape, frozen, build, exact), named
+    taught = config.teacher.dtype
+    element = 0 if taught == "auto" else 4 if taught == "float32" else 2
+    return Models(student.shape, frozen, build, exact, element), named

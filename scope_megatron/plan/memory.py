@@ -60,6 +60,13 @@ class Models:
     teacher: ModelShape | None
     build: Build
     exact: bool = False  # the divergence reads the teacher's hidden states and output weight
+    teacher_element: int = 0  # bytes of the teacher's parameters; 0: as the student's
+    streaming_slots: int = 2  # layers of an offloaded teacher on the device at once
+
+    @property
+    def of_teacher(self) -> int:
+        """Bytes of the teacher's parameters' type."""
+        return self.teacher_element or self.build.element
 
     def vocab(self, tensor: int) -> int:
         shapes = [self.student] + ([self.teacher] if self.teacher else [])
@@ -113,6 +120,21 @@ def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Paramet
     return stage_parameters(models.teacher, vocab, tensor, pipeline, expert, place)
 
 
+def streamed_teacher(models: Models, layout: RunLayout, stage: int) -> tuple[float, float]:
+    """(on the device while an offloaded teacher scores, its output weight and last norm alone)."""
+    assert models.teacher is not None
+    shape, (tensor, pipeline) = models.teacher, layout.of_teacher
+    expert = layout.expert if shape.experts else 1
+    embedding = models.vocab(tensor) * shape.hidden // tensor
+    unit = layer_parameters(shape, tensor, expert).total
+    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
+    if place == 0 and not (shape.tied and pipeline == 1):
+        unit = max(unit, embedding)
+    output = shape.hidden + embedding if place == pipeline - 1 else 0
+    scored = output + models.streaming_slots * unit
+    return scored * models.of_teacher, output * models.of_teacher
+
+
 def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> tuple[float, float]:
     """(float32 masters, Adam's two moments), sharded where the optimizer is distributed."""
     shares = (1.0, 1.0)
@@ -154,7 +176,7 @@ def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
     if not models.exact or models.teacher is None:
         return 0.0
     rows = work.responses * work.teacher_pass * work.lengths.mean / (layout.data * layout.context)
-    return 2 * rows * models.teacher.hidden / layout.tensor * models.build.element
+    return 2 * rows * models.teacher.hidden / layout.tensor * models.of_teacher
 
 
 def activation_bytes(
@@ -208,8 +230,12 @@ def rank_memory(
     scored, taught = _scoring(models, layout, work, stage)
     if not layout.optimizer_offload:
         always |= trained
+    kept = dict(taught)  # while the student trains
     if not layout.teacher_offload:
         always |= taught
+    elif models.teacher is not None:
+        streamed, output = streamed_teacher(models, layout, stage)
+        taught, kept = {"teacher": streamed}, {"teacher": output if models.exact else 0.0}
     always |= _machine(layout, always, capacity)
     last = stage == layout.pipeline - 1
     states = teacher_states(models, layout, work) if last else 0.0
@@ -218,6 +244,7 @@ def rank_memory(
         "score": always | taught | {"activations": scored, "teacher states": states / 2},
         "train": always
         | trained
+        | kept
         | {"activations": activations, "loss head": head, "teacher states": states},
     }
     cache = 0
@@ -244,9 +271,10 @@ def _scoring(
     tokens = work.pack_tokens(layout) / layout.context
     build, scored = models.build, 0.0
     taught: dict[str, float] = {}
-    shapes = [models.student]
+    shapes = [models.student] if work.student_pass else []
     if models.teacher is not None:
-        taught = {"teacher": teacher_parameters(models, layout, stage).total * build.element}
+        held = teacher_parameters(models, layout, stage).total * models.of_teacher
+        taught = {"teacher": held}
         shapes.append(models.teacher)
     columns = models.vocab(layout.tensor) / layout.tensor
     for shape in shapes:

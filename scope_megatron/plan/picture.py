@@ -83,8 +83,11 @@ def _draw_time(axes: Axes, plan: RunPlan) -> None:
     for phase, seconds in plan.time.phases.items():
         axes.barh([0], [seconds], left=[start], color=_PHASE_COLORS[phase], height=0.8)
         if seconds > 0.06 * total:
+            color = "white" if phase == "train" else _INK
             text = f"{phase}\n{seconds:.0f} s" if seconds >= 10 else f"{phase}\n{seconds:.1f} s"
-            axes.text(start + seconds / 2, 0, text, ha="center", va="center", fontsize=8)
+            axes.text(
+                start + seconds / 2, 0, text, ha="center", va="center", fontsize=8, color=color
+            )
         start += seconds
     axes.set_yticks([])
     axes.set_xlim(0, total)

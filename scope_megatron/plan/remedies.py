@@ -12,6 +12,7 @@ from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.layout import RunLayout, layout_problems
 
 MOST_CHANGES = 3  # at once
+HEADROOM = 0.03  # of a GPU's memory that a layout of our choice leaves free
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ def _changes(plan: RunPlan, offers_offload: bool) -> Iterator[tuple[str, dict[st
 
 def best_share(plan: RunPlan) -> float:
     """The largest share of the memory that leaves room for what else is there while the engine is
-    awake, rounded down to a fiftieth; 0: none does."""
+    awake, and HEADROOM, rounded down to a fiftieth; 0: none does."""
     engine = ("engine parameters", "engine graphs", "kv cache")
-    free = 1.0
+    free = 1.0 - HEADROOM
     for rank in plan.ranks:
         phases = rank.phases.values() if not plan.layout.engine_sleeps else [rank.phases["rollout"]]
         for held in phases:
             rest = sum(size for name, size in held.items() if name not in engine)
             rest += held.get("engine graphs", 0) and _GRAPHS
-            free = min(free, 1 - rest / plan.gpu.memory)
+            free = min(free, 1 - HEADROOM - rest / plan.gpu.memory)
     return max(0.0, math.floor(min(free, 0.92) * 50) / 50)
 
 

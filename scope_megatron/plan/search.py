@@ -10,7 +10,7 @@ from scope_megatron.family import ModelShape
 from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.layout import RunLayout, layout_problems
 from scope_megatron.plan.memory import Models
-from scope_megatron.plan.remedies import best_share
+from scope_megatron.plan.remedies import HEADROOM, best_share
 from scope_megatron.plan.workload import Workload
 
 LONGEST_PIPELINE = 64
@@ -150,7 +150,7 @@ def _with_engine(plan: RunPlan) -> tuple[RunPlan | None, RunPlan | None]:
         return (plan, None) if plan.fits else (None, plan)
     best: RunPlan | None = None
     share = best_share(plan)
-    if share < 0.05 or plan.fullest.total("train") > plan.gpu.memory:
+    if share < 0.05 or plan.fullest.total("train") > (1 - HEADROOM) * plan.gpu.memory:
         return None, plan
     for engine in _divisors(plan.layout.tensor):
         layout = replace(plan.layout, engine_tensor=engine, engine_share=share)

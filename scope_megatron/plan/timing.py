@@ -82,6 +82,9 @@ def step_time(
     for transfer in sent:
         key = f"{transfer.phase}/{transfer.name}"
         parts[key] = parts.get(key, 0.0) + transfer.seconds(gpu, reached)
+    streamed = "score/teacher offload"  # a layer's copy runs while another computes
+    if streamed in parts:
+        parts[streamed] = max(0.0, parts[streamed] - parts.get("score/teacher", 0.0))
     if work.samples:
         shard = total_parameters(models.student) * models.build.element / layout.engine_tensor
         parts["sync/copies"] = 2 * shard / (gpu.bandwidth * reached.memory)

@@ -8,7 +8,7 @@ from scope_megatron.plan.activations import FLOAT
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import Models, parameters_of
+from scope_megatron.plan.memory import Models, parameters_of, teacher_parameters
 from scope_megatron.plan.workload import Workload
 
 
@@ -64,7 +64,7 @@ def transfers(models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures
         away = (layout.expert - 1) / layout.expert
         add("expert", "train", routed * away * layers * (4 + again), layout.expert)
     found += _gradients(models, layout, work, gpu)
-    found += _host(models, layout)
+    found += _host(models, layout, work)
     if work.samples:  # what a rank's engine holds and the rank does not
         engine = total_parameters(student) * e / layout.engine_tensor
         own = parameters_of(models, layout, 0).total * e
@@ -102,18 +102,17 @@ def _gradients(
     return found
 
 
-def _host(models: Models, layout: RunLayout) -> list[Transfer]:
+def _host(models: Models, layout: RunLayout, work: Workload) -> list[Transfer]:
     """What is moved to host memory and back."""
     found = []
     if layout.optimizer_offload:
         held = optimizer_total(models, layout)
         found.append(Transfer("optimizer offload", "train", 2 * held, "host"))
     if layout.teacher_offload and models.teacher is not None:
-        tensor, pipeline = layout.of_teacher
-        held = total_parameters(models.teacher) * models.build.element / (tensor * pipeline)
-        if models.teacher.experts:
-            held /= max(1, layout.expert // tensor)
-        found.append(Transfer("teacher offload", "score", held, "host", hidden=0.5))
+        # every microbatch brings every layer anew
+        held = teacher_parameters(models, layout, 0).total * models.of_teacher
+        passes = max(1.0, work.microbatches(layout) * work.teacher_pass)
+        found.append(Transfer("teacher offload", "score", held * passes, "host"))
     return found
 
 

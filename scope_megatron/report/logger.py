@@ -11,7 +11,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
 
 NONFINITE_SUFFIX = ".nonfinite"
+MOST_SHOWN_CHARACTERS = 2000  # of a text in TensorBoard
 
 
 def parse_line(line: bytes | str) -> dict[str, Any] | None:
@@ -65,6 +68,18 @@ def rewind(path: Path, start_step: int) -> int:
     kept = [line for line, row in rows if row is not None and row["step"] <= start_step]
     write_atomically(path, b"".join(line + b"\n" for line in kept))
     return len(lines) - len(kept)
+
+
+@dataclass(frozen=True)
+class ShownResponse:
+    """A response as TensorBoard and W&B show it."""
+
+    prompt: str
+    response: str
+    verdict: str
+    path: str
+    weight: float | None
+    tokens: int
 
 
 class MetricLogger:
@@ -127,6 +142,23 @@ class MetricLogger:
         if self._wandb is not None:
             self._wandb.log({name: float(value) for name, value in values.items()}, step=step)
 
+    def show_responses(self, step: int, responses: Sequence[ShownResponse]) -> None:
+        """A table of some responses of a step: TensorBoard's text, W&B's table."""
+        if not responses:
+            return
+        if self._board is not None:
+            try:
+                self._board.add_text("responses", responses_table(responses), step)
+            except OSError as error:
+                self._tell("TensorBoard events are no longer", error)
+                self._board = None
+        if self._wandb is not None:
+            import wandb
+
+            rows = [list(asdict(response).values()) for response in responses]
+            table = wandb.Table(columns=[f.name for f in fields(ShownResponse)], data=rows)
+            self._wandb.log({"responses": table}, step=step)
+
     def close(self) -> None:
         """Flush and close every sink. May be called twice."""
         if self._file is not None:
@@ -160,6 +192,39 @@ class MetricLogger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def responses_table(responses: Sequence[ShownResponse]) -> str:
+    """Rows of a Markdown table in which a response's own marks mean nothing."""
+    names = [field.name for field in fields(ShownResponse)]
+    rows = [[_cell(value) for value in asdict(response).values()] for response in responses]
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    """At most so many characters, in which nothing is HTML or Markdown; control characters as
+    their pictures."""
+    if not isinstance(value, str):
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    cut = value if len(value) <= MOST_SHOWN_CHARACTERS else value[:MOST_SHOWN_CHARACTERS] + " …"
+    shown = "".join(
+        "<br>" if c == "\n" else visible(c) if c.isalnum() or c == " " else f"&#{ord(visible(c))};"
+        for c in cut
+    )
+    return shown
+
+
+def visible(character: str) -> str:
+    """The character; the picture of a control character, a replacement for one that is not seen
+    but steers (direction marks, lone surrogates)."""
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "\ufffd" if hidden else character
 
 
 def _set_aside(path: Path) -> None:

@@ -8,6 +8,7 @@ trainer       one step on one page
 profile       torch's profiler around single steps
 setup         everything a run is made of, built once
 actor         samples, grades, sends parameters to the engine and proves that they arrived
+responses     the responses of a step, handed to the thread that writes them down
 evaluate      an evaluation set over the replicas, while training
 """
 

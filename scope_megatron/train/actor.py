@@ -111,9 +111,11 @@ class Actor:
             )
         return largest, mean
 
-    def evaluate(self, sets: dict[str, PromptDataset]) -> dict[str, float]:
+    def evaluate(
+        self, sets: dict[str, PromptDataset]
+    ) -> tuple[dict[str, float], dict[str, list[Rollout]]]:
         """``eval/avg@k`` and ``eval/pass@k`` in [0, 1]: means over the evaluation sets, and each
-        set's own as ``eval/NAME/avg@k`` where it has a name.
+        set's own as ``eval/NAME/avg@k`` where it has a name; and this replica's graded samples.
 
         The same problems and seeds at every call. A response that nobody could judge, or that was
         cut off, counts as wrong. Collective over all ranks.
@@ -130,11 +132,13 @@ class Actor:
             logprobs=False,
         )
         values: dict[str, dict[str, float]] = {}
+        samples: dict[str, list[Rollout]] = {}
         for name, dataset in sets.items():
             prompts = share_of_replica(dataset, settings.limit, self.topology)
             rollouts = self.grade(self._sample(prompts, sampling))
+            samples[name] = rollouts
             values[name] = summarize(rollouts, settings.samples, self.topology)
-        return join_sets(values)
+        return join_sets(values), samples
 
     def close(self) -> None:
         """End the verifiers' processes and the engine."""

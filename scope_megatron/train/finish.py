@@ -9,6 +9,7 @@ from scope_megatron import outputs
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
 from scope_megatron.report.figure import write_report
+from scope_megatron.report.webpage import write_html
 from scope_megatron.train.trainer import Trainer
 
 
@@ -35,9 +36,15 @@ def export_student(config: Config, trainer: Trainer, say: Callable[[str], None])
 
 
 def draw_report(output_dir: Path, say: Callable[[str], None]) -> Path | None:
-    """Draw ``output_dir/report.png`` on this rank; None when the disk did not take it."""
+    """Draw ``output_dir/report.png`` on this rank, and write report.html with it; None when the
+    disk did not take them."""
     try:
-        return write_report(output_dir)
+        picture = write_report(output_dir)
     except OSError as error:
         say(f"the report was not drawn: {error}")
         return None
+    try:
+        write_html(output_dir)
+    except (OSError, ValueError) as error:  # also pyarrow's, of a file that cannot be read
+        say(f"the report as a page was not written: {error}")
+    return picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
 from scope_megatron.report.console import Console
+from scope_megatron.report.events import EventLog
 from scope_megatron.report.header import run_facts
+from scope_megatron.report.health import HealthWatch
 from scope_megatron.report.logger import MetricLogger
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.profile import profiled
@@ -70,6 +73,9 @@ class Run:
         self.watchdog = Watchdog(config.faults, config.output_dir, trainer.progress)
         self.checkpoints = RunCheckpoints(config, trainer, console.message)
         self.evaluations: Evaluations = {}
+        self.events = EventLog(config.output_dir, trainer.topology.is_main)
+        self.done = 0
+        self.health = HealthWatch()
 
     def go(self) -> int:
         """Everything, watched: see :func:`run` for the result."""
@@ -77,8 +83,13 @@ class Run:
         try:
             return self._go()
         except torch.OutOfMemoryError as error:
+            self.events.add("fail", self.done, "out of memory")
             raise StopRun(ENGINE, _out_of_memory(error, self.trainer)) from None
+        except StopRun as stop:
+            self.events.add("fail", self.done, str(stop))
+            raise
         except RuntimeError as error:
+            self.events.add("fail", self.done, f"{type(error).__name__}: {error}")
             if lost := self.watchdog.peer_lost(error):
                 raise lost from None
             raise
@@ -92,6 +103,9 @@ class Run:
         for reason in data.first_skipped(MOST_SKIPPED):
             self.console.message(f"skipped {reason}")
         done, self.evaluations = self.checkpoints.resume()
+        self.done = done
+        self.events.begin(done, self.config.to_yaml())
+        self.trainer.responses.begin(done)
         with self._logger(done) as self.logger, closing(self.checkpoints):
             self.trainer.prepare_engine()
             self.interrupt.install()
@@ -107,18 +121,22 @@ class Run:
     def _step(self, step: int) -> None:
         with profiled(self.config, step, self.trainer.topology.rank):
             metrics = self.trainer.step(step)
+        self.done = step
         every, save_every = self.config.evaluation.every, self.config.checkpoint.every
         if every and step % every == 0 and step < self.config.train.steps:
-            metrics |= self.trainer.evaluate()
+            metrics |= self.trainer.evaluate(step)
         self.logger.log(step, metrics)
+        self.logger.show_responses(step, self.trainer.responses.shown)
         self.console.step(step, metrics)
+        for advice in self.health.add(step, metrics):
+            self.console.message(f"step {step}: {advice.line()}")
         self.checkpoints.poll()
         if save_every and step % save_every == 0:
             self._save(step, metrics)
 
     def _evaluate(self, step: int, when: str) -> None:
         self.console.message(f"evaluating the student {when} training ...")
-        values = self.trainer.evaluate()
+        values = self.trainer.evaluate(step)
         self.evaluations[when] = values
         self.logger.log(step, values)
         self.console.evaluation(step, values)
@@ -130,6 +148,7 @@ class Run:
 
     def _stop(self, done: int, signum: int) -> int:
         path = self._save(done, {}, wait=True) if done else None
+        self.events.add("stop", done, signal.Signals(signum).name)
         if done:
             self._report()
         self.console.interrupted(path, resume_command())
@@ -151,6 +170,7 @@ class Run:
         if self.trainer.memory.peak is not None:
             most = self.trainer.memory.describe_peak()
             self.console.message(f"most memory of tensors: {most}")
+        self.events.add("finish", steps)
         if report := self._report():
             self.console.message(f"report: {report}")
         if self.evaluations:

@@ -23,6 +23,7 @@ from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import identity, setup
 from scope_megatron.train.actor import Actor
+from scope_megatron.train.responses import ResponseLog
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 CHECKED_FIRST = 5  # transfers of a process that are all checked
@@ -54,6 +55,7 @@ class Trainer:
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
         self.timer = PhaseTimer(synchronize, self._enter, self.memory.leave)
         self.metrics = observe.step_metrics()
+        self.responses = ResponseLog(config, tokenizer, self.topology)
         self._abandoned, self._transfers = False, 0
 
     def _build_verifiers(self) -> Verifiers:
@@ -101,6 +103,7 @@ class Trainer:
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
                 weighed = self.learner.weigh(part)
                 self.learner.update(part, weighed, self.metrics, (step, number))
+                self.responses.note(part, weighed, step, number)
         self.learner.rest_frozen(updates_to_come=False)
         if self.config.on_policy:
             with self.timer("sync"):
@@ -142,12 +145,14 @@ class Trainer:
         if self._actor is not None:
             self._actor.send_parameters(self.learner.student)
 
-    def evaluate(self) -> dict[str, float]:
-        """Avg@k and Pass@k on ``data.eval`` (supervised steps sent no parameters: now)."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Avg@k and Pass@k on ``data.eval`` after ``step`` steps (supervised steps sent no
+        parameters: now)."""
         self.progress.enter("evaluate")
         if not self.config.on_policy:
             self.send_parameters()
-        values = self.actor.evaluate(self.eval_data)
+        values, samples = self.actor.evaluate(self.eval_data)
+        self.responses.evaluated(step, samples)
         if not self.config.on_policy:
             self.actor.rest()
         return values
@@ -167,6 +172,7 @@ class Trainer:
         """Stop what outlives a python object: the verifier's processes, the process groups."""
         if self._abandoned:
             return
+        self.responses.close()
         if self._actor is not None:
             self._actor.close()
         topology.destroy()

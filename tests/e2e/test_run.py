@@ -128,6 +128,34 @@ def test_what_a_run_leaves_behind(uninterrupted: tuple[Path, str]) -> None:
     assert all(not trained[name].equal(start_[name]) for name in trained if "proj" in name)
 
 
+def test_responses_are_written_down(uninterrupted: tuple[Path, str]) -> None:
+    """Steps 5 and 10 by default, four groups of eight; samples of both evaluations."""
+    import pyarrow.parquet as pq
+
+    folder = uninterrupted[0] / "rollouts"
+    names = sorted(path.name for path in folder.glob("*.parquet"))
+    steps_ = ["step_00000005.parquet", f"step_{STEPS:08d}.parquet"]
+    assert names == ["eval_00000000.parquet", f"eval_{STEPS:08d}.parquet", *steps_]
+    found = pq.read_table(folder / steps_[0]).to_pylist()
+    assert [(row["group"], row["sample"]) for row in found] == [
+        (group, sample) for group in range(4) for sample in range(8)
+    ]
+    for row in found:
+        length = row["response_tokens"]
+        assert len(row["token_ids"]) == len(row["tokens"]) == len(row["engine_logprobs"]) == length
+        assert row["student_logprobs"] == pytest.approx(row["engine_logprobs"], abs=1e-3)
+        wrong = row["path"] == "incorrect"
+        assert (row["teacher_logprobs"] is not None) == wrong, "the teacher scores incorrect ones"
+        assert (row["verdict"] == "incorrect") >= (not row["finished"]) or wrong
+        assert "".join(row["tokens"]).startswith(row["response"])
+    for group in range(4):
+        for path in ("correct", "incorrect"):
+            weights = [r["weight"] for r in found if (r["group"], r["path"]) == (group, path)]
+            assert not weights or sum(weights) == pytest.approx(1.0, abs=1e-5)
+    events = [json.loads(line) for line in (folder.parent / "events.jsonl").open()]
+    assert [event["kind"] for event in events] == ["start", "finish"]
+
+
 def test_interrupt_saves_and_resume_gives_the_same_run_bit_for_bit(
     uninterrupted: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ checkpoint_tensors   every tensor of a checkpoint, by name
 steps                one step of a learner on given rollouts, without an engine
 heads                the loss head's functions by keywords
 losses               the token loss by keywords
+viewed_runs          runs made up for the page
+browser              the page in a real browser, and its server
 training_state       a student with random weights and a filled optimizer
 memory               the memory that a piece of work needs at its peak
 """

@@ -39,6 +39,7 @@ class Measured:
     activations: int  # most that the passes of an update hold at once, the loss head's included
     states: int = 0  # the teacher's hidden states, where an exact divergence keeps them
     gradients_between: int = 0  # gradients, between the updates
+    scoring: int = 0  # most that the teacher's scoring makes
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ CASES = (
     Case("optimizer offload", {"optimizer.offload": "rollout"}),
     Case("exact reverse KL", {"objective.kl": "reverse_kl"}),
     Case("exact reverse KL, tensor 2", {"objective.kl": "reverse_kl", "parallel.tensor": 2}),
+    Case("teacher offload", {"teacher.offload": "cpu"}),
+    Case("teacher offload, exact", {"teacher.offload": "cpu", "objective.kl": "reverse_kl"}),
     Case("mixture", {}, mixture=True),
     Case("mixture, tensor 2, sequence", {"parallel.tensor": 2, **SEQUENCE}, mixture=True),
     Case("mixture, data 2, expert 2", {"parallel.data": 2, "parallel.expert": 2}, mixture=True),
@@ -104,7 +107,8 @@ def planned(root: Path, case: Case) -> list[Measured]:
 
     config = config_of(root, case)
     shapes = [find_shape(p, "model").shape for p in (config.model.student, config.model.teacher)]
-    models = Models(*shapes, CPU, exact=config.objective.kl != "sampled")
+    exact = config.objective.kl != "sampled"
+    models = Models(*shapes, CPU, exact, streaming_slots=1)
     layout = replace(layout_of(config), microbatch=SEQUENCES * LENGTH)
     responses = case.microbatches * SEQUENCES * layout.data
     lengths = ResponseLengths((float(LENGTH - PROMPT),), "made")
@@ -114,16 +118,20 @@ def planned(root: Path, case: Case) -> list[Measured]:
     found = []
     for stage in range(layout.pipeline):
         rank = rank_memory(models, layout, work, 0, stage)
-        train, away = rank.phases["train"], rank.phases["rollout"]
+        train, away, score = (rank.phases[name] for name in ("train", "rollout", "score"))
         found.append(
             Measured(
                 student=train["student"],
                 gradients=train["gradients"],
                 optimizer=train["optimizer"] + train.get("masters", 0),
-                teacher=train["teacher"],
+                teacher=train.get("teacher", 0),
                 activations=train["activations"] + train.get("loss head", 0),
                 states=train.get("teacher states", 0),
                 gradients_between=away.get("gradients", 0),
+                # a teacher that stays is there before
+                scoring=score["activations"]
+                + score.get("teacher states", 0)
+                + (score.get("teacher", 0) if layout.teacher_offload else 0),
             )
         )
     return found
@@ -211,7 +219,6 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
     from scope_megatron.learn.learner import Learner
     from scope_megatron.parallel.offload import OptimizerPlace
     from scope_megatron.parallel.topology import create_topology
-    from tests.support.steps import one_step
 
     config = config_of(root, case)
     names = ("tensor", "pipeline", "sequence", "expert")
@@ -227,9 +234,11 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
     batch = None
     for _ in range(2):
         with place.resident():
-            batch, _ = one_step(learner, rollouts_of(case, topology.dp_rank))
+            batch, scoring = _one_step(learner, rollouts_of(case, topology.dp_rank))
             buffers = [*ddp.buffers, *ddp.expert_parallel_buffers]
             gradients = _held(b.grad_data for b in buffers)
+            teacher = 0 if frozen is None else _held(frozen.tensors())
+            learner.rest_frozen(updates_to_come=False)
     assert batch is not None
     chain = getattr(student.optimizer, "chained_optimizers", [student.optimizer])
     states = [
@@ -243,11 +252,25 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
         student=_held(student.model.parameters()),
         gradients=gradients,
         optimizer=_held(states),
-        teacher=0 if frozen is None else _held(frozen.model.parameters()),
+        teacher=teacher,
         activations=peaks[-1][0],
         states=peaks[-1][1] + _held(batch.teacher_hidden.values()),
         gradients_between=_held(b.grad_data for b in buffers),
+        scoring=scoring,
     )
+
+
+def _one_step(learner: Any, rollouts: list[Any]) -> tuple[Any, int]:
+    """Score, weigh and update as the trainer does; (the batch, the peak of scoring)."""
+    from scope_megatron.learn import observe
+    from tests.support.steps import batch_of
+
+    batch, metrics = batch_of(rollouts, learner.topology), observe.step_metrics()
+    with TensorPeak() as tracker:
+        learner.score(batch)
+    learner.rest_frozen(updates_to_come=True)
+    learner.update(batch, learner.weigh(batch), metrics)
+    return batch, tracker.peak
 
 
 def _watch_passes(peaks: list[tuple[int, int]]) -> None:

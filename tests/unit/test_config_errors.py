@@ -76,7 +76,12 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "device_unknown": (leave, ["platform.device=gpu"]),
     "device_without_gpu": (leave, ["platform.device=cuda"]),
     "wandb_missing": (leave, ["logging.wandb_project=mine"]),
+    "rollouts_select_unknown": (leave, ["logging.rollouts.select=many"]),
+    "rollouts_key_unknown": (leave, ["logging.rollouts.evry=5"]),
     # bounds
+    "rollouts_every_negative": (leave, ["logging.rollouts.every=-1"]),
+    "rollouts_groups_zero": (leave, ["logging.rollouts.groups=0"]),
+    "rollouts_no_room": (leave, ["logging.rollouts.max_gib=0"]),
     "tau_zero": (leave, ["objective.tau=0"]),
     "lr_negative": (leave, ["optimizer.lr=-1e-4"]),
     "lr_nan": (leave, ["optimizer.lr=.nan"]),

@@ -21,9 +21,9 @@ class Notes:
     def send_parameters(self, student: Any) -> None:
         self.asked.append("weights")
 
-    def evaluate(self, dataset: Any) -> dict[str, float]:
+    def evaluate(self, dataset: Any) -> tuple[dict[str, float], dict[str, Any]]:
         self.asked.append("evaluate")
-        return {}
+        return {}, {}
 
     def rest(self) -> None:
         self.asked.append("rest")
@@ -45,6 +45,7 @@ def trainer(root: Path, algorithm: str, notes: Notes | None) -> Trainer:
     made.progress = Progress()
     made.eval_data = object()  # type: ignore[assignment]
     made.learner = type("Models", (), {"student": None})()  # type: ignore[assignment]
+    made.responses = type("Unwritten", (), {"evaluated": lambda *_: None})()  # type: ignore[assignment]
     made._actor = notes  # type: ignore[assignment]
     return made
 
@@ -64,7 +65,7 @@ def test_an_engine_that_only_evaluates_sleeps_otherwise(
     run.prepare_engine()
     assert notes.asked == prepared
     notes.asked.clear()
-    run.evaluate()
+    run.evaluate(0)
     assert notes.asked == evaluated
 
 

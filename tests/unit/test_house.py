@@ -21,6 +21,7 @@ COMMANDS = (
     "scope_megatron/cli.py",
     "scope_megatron/commands/evaluation.py",
     "scope_megatron/commands/planning.py",
+    "scope_megatron/commands/view.py",
     "tools/prepare_data.py",
     "launch/sites/example.py",
 )

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family, hub <- config, types <- parallel, plan, report <- model,
-# checkpoint, job <- convert <- engine, doctor, data <- rollout <- evaluation, learn <- train
+# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn <- train
 # <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
@@ -31,6 +31,7 @@ RANK = {
     "checkpoint": 3,
     "job": 3,
     "convert": 4,
+    "view": 4,
     "engine": 5,
     "doctor": 5,
     "data": 5,

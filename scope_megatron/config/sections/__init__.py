@@ -7,5 +7,6 @@ parallel     `parallel`
 teacher      `teacher`
 verifier     `verifier` and `verifier.code`
 faults       `faults`
+logging      `logging` and `logging.rollouts`
 profile      `profile`
 """

@@ -37,6 +37,17 @@ def test_an_offloaded_tenant_is_absent_where_it_is_away() -> None:
     assert "teacher" not in phases["rollout"] and "teacher" not in phases["train"]
 
 
+def test_an_offloaded_teacher_is_there_a_layer_at_a_time() -> None:
+    whole = plan_of().ranks[0].phases["score"]["teacher"]
+    shape = plan_of().models.teacher
+    assert shape is not None
+    streamed = plan_of(teacher_offload=True).ranks[0].phases["score"]["teacher"]
+    embedding = 2 * 152064 * shape.hidden  # the largest of what passes, and the output weight
+    assert streamed == pytest.approx(3 * embedding, rel=0.01) and streamed < whole / 2
+    exact = plan_of(teacher_offload=True, exact=True).ranks[0].phases["train"]["teacher"]
+    assert exact == pytest.approx(embedding, rel=0.01)
+
+
 def test_an_engine_that_sleeps_is_there_in_rollout_alone() -> None:
     asleep, awake = plan_of().ranks[0], plan_of(engine_sleeps=False).ranks[0]
     assert "kv cache" in asleep.phases["rollout"] and "kv cache" not in asleep.phases["train"]

@@ -64,6 +64,16 @@ def test_twice_the_gpus_halve_the_passes_not_the_long_tail() -> None:
     assert few["rollout"] / 2 < many["rollout"] < few["rollout"]
 
 
+def test_an_offloaded_teacher_costs_copies_that_do_not_hide() -> None:
+    """Every microbatch brings the whole teacher; arithmetic over large ones hides it."""
+    large = plan_of(data=8, teacher_offload=True).time
+    small = plan_of(data=8, teacher_offload=True, microbatch=2048).time
+    assert large.parts["score/teacher offload"] == 0
+    assert small.parts["score/teacher offload"] > 0
+    sent = {t.name: t.sent for t in large.transfers}["teacher offload"]
+    assert sent > 2 * 7.6e9
+
+
 def test_a_pipeline_waits_and_virtual_stages_wait_less() -> None:
     idle = {
         v: plan_of(pipeline=4, virtual=v, data=2).time.parts["train/pipeline bubble"]
