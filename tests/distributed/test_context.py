@@ -30,16 +30,25 @@ RUNS: dict[str, tuple[str, str, list[str], list[str]]] = {
     "dense": (
         "qwen2-bias",
         "llama",
+        ["context-small-microbatches", "context-recompute", "context-tensor-sequence"],
+        ["scope", "scope-reverse-kl-fused"],
+    ),
+    "every-layout": (
+        "qwen2-bias",
+        "llama",
         [name for name in CONTEXT_LAYOUTS if "expert" not in name],
         ["scope", "scope-reverse-kl", "scope-reverse-kl-fused", "scope-prompt-sum"],
     ),
     "windows-and-caps": ("gemma2", "gemma3", ["context"], ["scope-reverse-kl"]),
     "mixture": ("qwen3-moe", "mixtral", ["context-expert"], ["scope-reverse-kl-fused"]),
 }
+LONG = ("every-layout", "mixture")  # minutes: pytest -m study tests/distributed/test_context.py
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run", ["dense", "windows-and-caps", *(pytest.param(r, marks=pytest.mark.study) for r in LONG)]
+)
 def test_update_equals_transformers(tmp_path: Path, run: str) -> None:
     student, teacher, layouts, objectives = RUNS[run]
     make_tiny_model(student, tmp_path / "student")
