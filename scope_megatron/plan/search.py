@@ -149,7 +149,9 @@ def _with_engine(plan: RunPlan) -> tuple[RunPlan | None, RunPlan | None]:
     if not plan.work.samples:
         return (plan, None) if plan.fits else (None, plan)
     best: RunPlan | None = None
-    share = best_share(plan)
+    whole = plan.layout.tensor  # of which the largest engine is
+    share = best_share(replace(plan, layout=replace(plan.layout, engine_tensor=whole)))
+    plan = replace(plan, layout=replace(plan.layout, engine_tensor=whole, engine_share=share))
     if share < 0.05 or plan.fullest.total("train") > (1 - HEADROOM) * plan.gpu.memory:
         return None, plan
     for engine in _divisors(plan.layout.tensor):
