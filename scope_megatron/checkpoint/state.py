@@ -97,7 +97,8 @@ def layout_progress(topology: Topology) -> dict[str, Any]:
 
 
 def _layout(topology: Topology) -> list[int]:
-    return [topology.tp_size, topology.pp_size, topology.dp_size]
+    context = [topology.cp_size] if topology.cp_size > 1 else []  # older ones have no such entry
+    return [topology.tp_size, topology.pp_size, topology.dp_size, *context]
 
 
 def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:

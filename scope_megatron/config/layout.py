@@ -27,7 +27,7 @@ def resolve_auto(values: dict[str, Any], machine: Machine) -> dict[str, Any]:
     if not isinstance(parallel, dict) or AUTO not in (parallel.get("tensor"), parallel.get("data")):
         return values
     slots, nodes, exact = _slots(machine)
-    pipeline = _size(parallel.get("pipeline"))
+    pipeline = _size(parallel.get("pipeline")) * _size(parallel.get("context"))
     tensors, datas = [_size(parallel.get("tensor"))], [_size(parallel.get("data"))]
     if parallel.get("tensor") == AUTO:
         tensors = _tensor_sizes(values, slots // nodes, nodes)

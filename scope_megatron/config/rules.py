@@ -12,6 +12,7 @@ from scope_megatron.config.rules_machine import (
     machine_problems,
     memory_problems,
     package_problems,
+    sizes_of,
 )
 from scope_megatron.config.rules_models import (
     Command,
@@ -173,11 +174,13 @@ def _parallel(config: Config, command: Command) -> Problems:
             f"parallel.recompute_layers: is {parallel.recompute_layers} but parallel.recompute is "
             f"{parallel.recompute}; set parallel.recompute=full, or remove it"
         )
-    if tensor * data % parallel.expert:
+    stage = tensor * parallel.context * data
+    if stage % parallel.expert:
+        between = " x parallel.context" if parallel.context > 1 else ""
         yield (
-            f"parallel.expert: is {parallel.expert}, not a divisor of parallel.tensor x "
-            f"parallel.data {tensor * data}; set it to "
-            f"{divisors(tensor * data, min(parallel.expert, tensor * data + 1))}"
+            f"parallel.expert: is {parallel.expert}, not a divisor of parallel.tensor{between} x "
+            f"parallel.data {stage}; set it to "
+            f"{divisors(stage, min(parallel.expert, stage + 1))}"
         )
     if tensor % config.engine.tensor:
         yield (
@@ -202,7 +205,7 @@ def _parallel(config: Config, command: Command) -> Problems:
     world = os.environ.get("WORLD_SIZE", "")
     if world.isdigit() and int(world) != config.world_size:
         yield (
-            f"parallel: tensor {tensor} x pipeline {parallel.pipeline} x data {data} is "
+            f"parallel: {sizes_of(config)} is "
             f"{config.world_size} but WORLD_SIZE is {world}; start {config.world_size} ranks or "
             "change parallel"
         )
@@ -210,6 +213,14 @@ def _parallel(config: Config, command: Command) -> Problems:
 
 def _lengths(config: Config, command: Command) -> Problems:
     longest, microbatch = config.max_sequence_tokens, config.train.microbatch_tokens
+    parallel = config.parallel
+    if parallel.context > 1:  # a pack may have to be padded that far
+        padded = longest + 2 * parallel.context * (parallel.tensor if parallel.sequence else 1) - 1
+        if longest <= microbatch < padded:
+            yield (
+                f"train.microbatch_tokens: is {microbatch}, but parallel.context "
+                f"{parallel.context} pads the longest sequence; set it to {padded} or more"
+            )
     if microbatch < longest:
         yield (
             f"train.microbatch_tokens: is {microbatch}, below data.max_prompt_tokens + "

@@ -54,15 +54,25 @@ def _too_few_gpus(config: Config, machine: Machine) -> Iterator[str]:
         fix = "ask Slurm for --gpus-per-node, not --gpus-per-task or --gpu-bind: each rank "
         yield f"parallel: {what}; {fix}must see all GPUs of its node"
         return
-    sizes = {"data": parallel.data, "pipeline": parallel.pipeline, "tensor": parallel.tensor}
+    names = ("data", "pipeline", "context", "tensor")
+    sizes = {name: getattr(parallel, name) for name in names}
     for name, size in sizes.items():  # the divisors of sizes that are valid are valid
         most = machine.gpus * machine.nodes * size // math.prod(sizes.values())
         sizes[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= max(1, most))
     changed = [f"parallel.{n}={size}" for n, size in sizes.items() if size != getattr(parallel, n)]
     more = ", or give more with --nodes or --gpus-per-node" if not machine.here else ""
     yield (
-        f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} "
+        f"parallel: {sizes_of(config)} "
         f"makes {what}; set {' and '.join(changed)}{more or ', or platform.device=cpu'}"
+    )
+
+
+def sizes_of(config: Config) -> str:
+    """`tensor 2 x pipeline 1 x data 1`, and context where there is more than one."""
+    parallel = config.parallel
+    context = f" x context {parallel.context}" if parallel.context > 1 else ""
+    return (
+        f"tensor {parallel.tensor} x pipeline {parallel.pipeline}{context} x data {parallel.data}"
     )
 
 

@@ -276,7 +276,8 @@ class Config(Section):
     @property
     def world_size(self) -> int:
         """Ranks of the run."""
-        return self.parallel.tensor * self.parallel.pipeline * self.parallel.data
+        parallel = self.parallel
+        return parallel.tensor * parallel.pipeline * parallel.context * parallel.data
 
     @property
     def on_policy(self) -> bool:

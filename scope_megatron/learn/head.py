@@ -24,12 +24,13 @@ from scope_megatron.objective.head.logits import Scores, vocab_parallel_scores, 
 from scope_megatron.objective.head.shard import Shard
 from scope_megatron.objective.head.spec import Spec
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.context import own_rows, spread_rows, sum_over_context
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
 # logits of one microbatch on one rank (256 MiB in float32) beyond which objective.head auto fuses
 _MANY_LOGITS = 2**26
-# what the training pass tells of every row; NaN where it does not know
+# what the training pass tells of every row; NaN where it does not know, 0 where another rank does
 ROW_COLUMNS = ("logprob", "teacher_logprob", "entropy", "divergence")
 LossResult = tuple[Tensor, Tensor, tuple[dict[str, Tensor], Tensor]]
 
@@ -62,20 +63,25 @@ class Head(ABC):
         """
 
     def scores(self, output: Tensor, pack: PackedBatch, model: Model, spec: Spec) -> Tensor:
-        """[R, 1] log-probability, or [R, 2] with the entropy, of the pack's rows."""
-        states = head_input(output, self.topology)[pack.rows]
-        scored = self._scores(states, pack.targets[pack.rows], model, spec)
-        return torch.stack([part for part in scored if part is not None], 1)
+        """[R, 1] log-probability, or [R, 2] with the entropy, of the pack's rows; zeros for those
+        of another context rank."""
+        numbers, places = own_rows(pack, self.topology)
+        states = head_input(output, self.topology)[places]
+        scored = self._scores(states, pack.targets[pack.rows[numbers]], model, spec)
+        values = torch.stack([part for part in scored if part is not None], 1)
+        return spread_rows(values, numbers, pack.num_rows)
 
     @abstractmethod
     def _scores(self, states: Tensor, targets: Tensor, model: Model, spec: Spec) -> Scores:
         """Of rows [n, H] under the model's output weight."""
 
     def keep(self, output: Tensor, pack: PackedBatch) -> Tensor:
-        """[R, H/tp] hidden states of the rows, of which each tensor rank keeps a slice."""
-        states = head_input(output, self.topology)[pack.rows]
-        topology = self.topology
-        return states.tensor_split(topology.tp_size, 1)[topology.tp_rank].contiguous()
+        """[R, H/tp] hidden states of the rows, of which each tensor rank keeps a slice; context
+        ranks keep all rows: another pack may cut them otherwise."""
+        numbers, places = own_rows(pack, self.topology)
+        states, topology = head_input(output, self.topology)[places], self.topology
+        kept = states.tensor_split(topology.tp_size, 1)[topology.tp_rank].contiguous()
+        return sum_over_context(spread_rows(kept, numbers, pack.num_rows), topology)
 
     def _taught(self, part: Part) -> TeacherHead | None:
         """The teacher's hidden states [n, H_t] and output weight of a part; None without."""
@@ -101,7 +107,7 @@ class LogitsHead(Head):
 
     def loss(self, output: Tensor, index: int, rows: list[Rows]) -> LossResult:
         states = head_input(output, self.topology, copies=True)
-        told = _Told.empty(rows[index].count, output)
+        told = _Told.empty(rows[index], output)
         weight = output_weight(self.student.model)
         for part in rows[index].parts:
             logits = cap(states[part.positions] @ weight.t(), self.student.model)
@@ -133,7 +139,7 @@ class HiddenHead(Head):
 
     def loss(self, output: Tensor, index: int, rows: list[Rows]) -> LossResult:
         states = head_input(output, self.topology)
-        told = _Told.empty(rows[index].count, output)
+        told = _Told.empty(rows[index], output)
         weight = output_weight(self.student.model)
         for part in rows[index].parts:
             taught = self._taught(part)
@@ -186,7 +192,8 @@ def fuses(config: Config, vocab: int, *, capped: bool) -> bool:
 
     Large logits are never made whole, nor half-precision ones: on CUDA the fused head has them
     in float32, as the engine does (see ``setup.engine_head``)."""
-    logits = config.train.microbatch_tokens * vocab // config.parallel.tensor
+    parallel = config.parallel
+    logits = config.train.microbatch_tokens * vocab // (parallel.tensor * parallel.context)
     half = platform.resolve_dtype(config.model.dtype) != torch.float32
     head = config.objective.head
     wanted = head == "fused" or (head == "auto" and (half or logits > _MANY_LOGITS))
@@ -202,10 +209,10 @@ class _Told:
     rows: Tensor  # [R, 4]
 
     @classmethod
-    def empty(cls, count: int, output: Tensor) -> _Told:
-        columns = len(ROW_COLUMNS)
-        rows = torch.full((count, columns), torch.nan, dtype=torch.float32, device=output.device)
-        return cls([], {}, rows)
+    def empty(cls, rows: Rows, output: Tensor) -> _Told:
+        columns, device = len(ROW_COLUMNS), output.device
+        known = torch.full((len(rows.own), columns), torch.nan, dtype=torch.float32, device=device)
+        return cls([], {}, spread_rows(known, rows.own, rows.count))
 
     def add(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
         self.loss.append(loss)

@@ -21,6 +21,7 @@ from scope_megatron.objective.loss import TERMS, Clip
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.agree import all_sum
+from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
@@ -120,9 +121,12 @@ class Learner:
         padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
-        rows = [Rows.of(pack, batch, weighed.streams, self.clip, exact=exact) for pack in packs]
+        rows = [
+            Rows.of(pack, batch, weighed.streams, self.clip, self.topology, exact=exact)
+            for pack in packs
+        ]
         told = pipeline.forward_backward(
-            self.student.ddp, packs, partial(self.head.loss, rows=rows)
+            self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
         )
         metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
@@ -139,8 +143,7 @@ class Learner:
 
     def _idle(self) -> PackedBatch:
         """For a replica without a response: the graph runs on every rank."""
-        multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
-        return filler(multiple).to(platform.device())
+        return filler(self.topology.pack_multiple).to(platform.device())
 
     def _learn_of_pass(
         self, batch: Batch, packs: list[PackedBatch], told: list[tuple[dict[str, Tensor], Tensor]]
@@ -156,7 +159,8 @@ class Learner:
             for terms, _ in told:
                 for name, value in terms.items():
                     sums[TERMS.index(name)] += value
-            flat = torch.cat([rows for _, rows in told])
+            flat = sum_over_context(torch.cat([rows for _, rows in told]), self.topology)
+            sum_over_context(sums, self.topology)
         broadcast_from_last_stage(flat, self.topology)
         for pack, rows in zip(packs, flat.cpu().split(counts), strict=True):
             for index, values in scatter_to_sequences(rows, pack).items():
@@ -171,7 +175,7 @@ class Learner:
             step,
             number,
             topology.rank,
-            writes=topology.tp_rank == topology.pp_rank == 0,
+            writes=topology.tp_rank == topology.cp_rank == topology.pp_rank == 0,
             scores=lambda: (
                 self.scorer.score(
                     self.student, batch.rollouts, held, self.head.spec.alone()

@@ -11,6 +11,8 @@ from torch import Tensor
 from scope_megatron.learn.batch import Batch
 from scope_megatron.objective.loss import Clip, Known, Streams, token_losses
 from scope_megatron.objective.packing import gather_from_sequences
+from scope_megatron.parallel.context import own_rows
+from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
 
@@ -19,7 +21,7 @@ class Part:
     """Rows that take the same way through the head: with the teacher's hidden states or without."""
 
     index: Tensor  # [n] int64, which of the pack's R rows
-    positions: Tensor  # [n] int64, which of its T tokens
+    positions: Tensor  # [n] int64, which of the tokens that this rank has
     targets: Tensor  # [n] int64
     streams: Streams  # [n]
     known: Known  # [n]
@@ -44,16 +46,25 @@ class Part:
 
 @dataclass(frozen=True)
 class Rows:
-    """The parts of a pack; together they hold each of its R rows once."""
+    """The parts of a pack; together they hold each row once that this rank computes."""
 
     count: int  # R
+    own: Tensor  # [r] int64, which of the R rows this rank computes
     parts: list[Part]
 
     @classmethod
     def of(
-        cls, pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, *, exact: bool
+        cls,
+        pack: PackedBatch,
+        batch: Batch,
+        streams: Streams,
+        clip: Clip,
+        topology: Topology,
+        *,
+        exact: bool,
     ) -> Rows:
         """``exact``: responses with a weight in the kl term take a divergence."""
+        own, places = own_rows(pack, topology)
         laid, known = streams.lay_out(pack), _known(pack, batch, streams, clip, exact)
         kl = streams.kl if exact else None
         taught = [] if kl is None else [i for i in pack.members if bool(kl[i] != 0)]
@@ -61,13 +72,15 @@ class Rows:
         hidden = [batch.teacher_hidden[i] for i in taught if batch.teacher_hidden]
 
         def part(mask: Tensor, teacher_hidden: Tensor | None) -> Part:
-            index = mask.nonzero().flatten()
-            positions = pack.rows[index]
+            chosen = mask[own]
+            index = own[chosen]
             its = laid.at(index)
+            if teacher_hidden is not None and len(own) < len(mask):
+                teacher_hidden = teacher_hidden[mask.cumsum(0)[index] - 1]
             return Part(
                 index=index,
-                positions=positions,
-                targets=pack.targets[positions],
+                positions=places[chosen],
+                targets=pack.targets[pack.rows[index]],
                 streams=its if teacher_hidden is not None or not exact else replace(its, kl=None),
                 known=known.at(index),
                 clip=clip,
@@ -77,7 +90,7 @@ class Rows:
         parts = [part(with_teacher, torch.cat(hidden) if hidden else None)] if taught else []
         if len(taught) < len(pack.members) or not parts:  # the graph runs on every rank
             parts.append(part(~with_teacher, None))
-        return cls(pack.num_rows, parts)
+        return cls(pack.num_rows, own, parts)
 
 
 def _known(pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, exact: bool) -> Known:

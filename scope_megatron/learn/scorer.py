@@ -40,7 +40,7 @@ class Scorer:
         With expert parallelism, collective: every replica gets the same number of microbatches,
         since they pass through every layer together.
         """
-        multiple = self.topology.tp_size if self.topology.sequence_parallel else 1
+        multiple = self.topology.pack_multiple
         sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
         bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
@@ -23,6 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from scope_megatron.model.rope import rotate
+from scope_megatron.parallel.context import ContextShare
 from scope_megatron.parallel.packed import PackedSequences
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -50,7 +52,7 @@ class PackedCausalAttention(MegatronModule):
         **_: object,
     ) -> None:
         super().__init__(config=config)
-        assert attention_type == "self" and config.context_parallel_size == 1
+        assert attention_type == "self"
         self.softmax_scale = softmax_scale  # None: 1 / sqrt(head_dim)
         self.window = windows[layer_number - 1] if windows else None
         self.softcap = softcap
@@ -66,13 +68,44 @@ class PackedCausalAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences | None = None,
     ) -> Tensor:
-        """query [T, heads/tp, d], key and value [T, groups/tp, d] -> [T, heads/tp * d]."""
-        assert packed_seq_params is not None, "the trainer always packs its sequences"
+        """query [T, heads/tp, d], key and value [T, groups/tp, d] -> [T, heads/tp * d].
+
+        With context parallelism all three have this rank's tokens, and the output too.
+        """
+        pack = packed_seq_params
+        assert pack is not None, "the trainer always packs its sequences"
+        if pack.share is not None:
+            return self._attend_share(query, key, value, pack.share)
         if self._takes_varlen(query):
-            return self._attend_varlen(query, key, value, packed_seq_params)
-        lengths = [end - start for start, end in pairwise(packed_seq_params.bounds)]
+            assert pack.cu_seqlens_q is not None and pack.max_seqlen_q is not None
+            launch = _Launch(pack.cu_seqlens_q, pack.max_seqlen_q)
+            return self._attend_varlen(query, key, value, launch, launch)
+        lengths = [end - start for start, end in pairwise(pack.bounds)]
         parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
         outputs = [self._attend(q, k, v).transpose(0, 1) for q, k, v in zip(*parts, strict=True)]
+        return torch.cat(outputs).reshape(query.size(0), -1)
+
+    def _attend_share(
+        self, query: Tensor, key: Tensor, value: Tensor, share: ContextShare
+    ) -> Tensor:
+        """This rank's queries; keys and values of all tokens come from the other ranks, in one
+        all-gather. Every segment sees its sequence up to its own end."""
+        key, value = share.gather(torch.cat((key, value), dim=1)).chunk(2, dim=1)
+        if self._takes_varlen(query):
+            device, segments = query.device, share.segments
+            seen = [torch.arange(s.start, s.end, device=device) for s in segments]
+            index = torch.cat(seen)  # what two segments of a sequence see is there twice
+            queries = _Launch.of([s.end - s.begin for s in segments], device)
+            keys = _Launch.of([s.end - s.start for s in segments], device)
+            return self._attend_varlen(query, key[index], value[index], queries, keys)
+        outputs = [
+            self._attend(
+                query[s.first : s.first + s.end - s.begin].transpose(0, 1),
+                key[s.start : s.end].transpose(0, 1),
+                value[s.start : s.end].transpose(0, 1),
+            ).transpose(0, 1)
+            for s in share.segments
+        ]
         return torch.cat(outputs).reshape(query.size(0), -1)
 
     def _takes_varlen(self, query: Tensor) -> bool:
@@ -86,17 +119,18 @@ class PackedCausalAttention(MegatronModule):
         )
 
     def _attend_varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequences
+        self, query: Tensor, key: Tensor, value: Tensor, queries: _Launch, keys: _Launch
     ) -> Tensor:
-        """The whole pack in one launch, without asking the device for the lengths."""
+        """The whole pack in one launch, without asking the device for the lengths. Where a part has
+        more keys than queries, these are the last of its tokens."""
         output = varlen_attn(
             query,
             key,
             value,
-            pack.cu_seqlens_q,
-            pack.cu_seqlens_kv,
-            pack.max_seqlen_q,
-            pack.max_seqlen_kv,
+            queries.bounds,
+            keys.bounds,
+            queries.longest,
+            keys.longest,
             scale=self.softmax_scale,
             # (left, right): tokens seen on both sides of a token's own
             window_size=(-1 if self.window is None else self.window - 1, 0),
@@ -105,34 +139,49 @@ class PackedCausalAttention(MegatronModule):
         return output.reshape(query.size(0), -1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One sequence: query [heads, L, d], key and value [groups, L, d] -> [heads, L, d]."""
+        """One sequence, or the last n of its L tokens: query [heads, n, d], key and value
+        [groups, L, d] -> [heads, n, d]."""
         if self.softcap is not None:
             return self._attend_capped(query, key, value, self.softcap)
-        length = query.size(1)
-        windowed = self.window is not None and self.window < length
+        count, length = query.size(1), key.size(1)
+        masked = (self.window is not None and self.window < length) or count < length
         return functional.scaled_dot_product_attention(
             query[None],
             key[None],
             value[None],
-            attn_mask=self._visible(length, query.device) if windowed else None,
-            is_causal=not windowed,
+            attn_mask=self._visible(count, length, query.device) if masked else None,
+            is_causal=not masked,
             scale=self.softmax_scale,
             enable_gqa=query.size(0) != key.size(0),
         )[0]
 
     def _attend_capped(self, query: Tensor, key: Tensor, value: Tensor, cap: float) -> Tensor:
-        heads, length, width = query.shape
+        heads, count, width = query.shape
         grouped = query.unflatten(0, (key.size(0), -1))  # [groups, heads of one, L, d]
         scale = width**-0.5 if self.softmax_scale is None else self.softmax_scale
         scores = (grouped @ key[:, None].mT * (scale / cap)).tanh() * cap
-        hidden = ~self._visible(length, query.device)
+        hidden = ~self._visible(count, key.size(1), query.device)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32)
-        return (weights.to(value.dtype) @ value[:, None]).reshape(heads, length, width)
+        return (weights.to(value.dtype) @ value[:, None]).reshape(heads, count, width)
 
-    def _visible(self, length: int, device: torch.device) -> Tensor:
-        """[L, L]: which key (column) a query (row) sees."""
-        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        return seen if self.window is None else seen.triu(1 - self.window)
+    def _visible(self, count: int, length: int, device: torch.device) -> Tensor:
+        """[n, L]: which key (column) each of the last n tokens (row) sees."""
+        before = length - count
+        seen = torch.ones(count, length, dtype=torch.bool, device=device).tril(before)
+        return seen if self.window is None else seen.triu(before + 1 - self.window)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """Bounds of the parts that one kernel takes, as FlashAttention asks for them."""
+
+    bounds: Tensor  # [parts + 1] int32
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> _Launch:
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(bounds, max(lengths))
 
 
 class RotatedAttention(SelfAttention):

@@ -77,6 +77,7 @@ def transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=topology.tp_size,
         pipeline_model_parallel_size=topology.pp_size,
+        context_parallel_size=topology.cp_size,
         sequence_parallel=topology.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -87,12 +88,13 @@ def transformer_config(
         calculate_per_token_loss=True,  # weights arrive normalised: nobody divides again
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters
+        cp_comm_type=None,  # of Transformer Engine's attention
         persist_layer_norm=bf16 and platform.has_transformer_engine(),
         bias_activation_fusion=fuses_activation(shape),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         # its kernel knows no scale of cosines and sines, which YaRN wants
-        apply_rope_fusion=_takes_engine_layers(shape, dtype) and yarn_scale(shape) == 1.0,
+        apply_rope_fusion=_takes_engine_layers(shape, dtype, topology) and yarn_scale(shape) == 1.0,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
         **_expert_settings(shape, topology),
@@ -102,14 +104,20 @@ def transformer_config(
     return config
 
 
-def _takes_engine_layers(shape: ModelShape, dtype: torch.dtype) -> bool:
+def _takes_engine_layers(shape: ModelShape, dtype: torch.dtype, topology: Topology) -> bool:
     """Whether the layers are Transformer Engine's.
 
-    Its packed attention is half precision, and has no softcap.
+    Its packed attention is half precision, and has no softcap. Under context parallelism it cuts
+    every sequence by itself, each padded; packs here are cut as a whole, without padding.
     """
     norms = shape.family.norms
     ours = any(shape.windows) or shape.attention_cap or norms.after_attention or norms.after_mlp
-    return dtype == torch.bfloat16 and platform.has_transformer_engine() and not ours
+    return (
+        dtype == torch.bfloat16
+        and platform.has_transformer_engine()
+        and not ours
+        and topology.cp_size == 1
+    )
 
 
 def fuses_activation(shape: ModelShape) -> bool:
@@ -186,7 +194,7 @@ def build_model(
     with nullcontext() if device.type != "meta" else device:
         model = (_HollowModel if hollow else GPTModel)(
             config=config,
-            transformer_layer_spec=_block_spec(config, shape),
+            transformer_layer_spec=_block_spec(config, shape, topology),
             vocab_size=padded_vocab or padded_vocab_size(shape.vocab, topology.tp_size),
             max_sequence_length=shape.max_positions,
             pre_process=topology.is_first_stage,
@@ -232,8 +240,10 @@ def _add_hooks(model: GPTModel, shape: ModelShape, dtype: torch.dtype) -> None:
         )
 
 
-def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
-    if _takes_engine_layers(shape, config.params_dtype):
+def _block_spec(
+    config: TransformerConfig, shape: ModelShape, topology: Topology
+) -> TransformerBlockSubmodules:
+    if _takes_engine_layers(shape, config.params_dtype, topology):
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(

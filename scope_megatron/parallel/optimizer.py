@@ -35,7 +35,7 @@ class Waiting:
 
     def measure(self) -> None:
         """Wait for the data-parallel ranks (collective)."""
-        group = parallel_state.get_data_parallel_group()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         if group.size() == 1:
             return
         if torch.cuda.is_available():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from scope_megatron.parallel.context import ContextShare
 from scope_megatron.types import PackedBatch
 
 
@@ -18,10 +19,12 @@ class PackedSequences(PackedSeqParams):
     """
 
     bounds: list[int] = field(default_factory=list)  # cu_seqlens on the host
-    position_ids: Tensor | None = None  # [T]
+    position_ids: Tensor | None = None  # [t] of this rank's tokens
+    share: ContextShare | None = None  # which of the pack's tokens those are; None: all
 
     @classmethod
-    def of(cls, pack: PackedBatch) -> PackedSequences:
+    def of(cls, pack: PackedBatch, share: ContextShare | None = None) -> PackedSequences:
+        positions = pack.position_ids if share is None else pack.position_ids[share.tokens]
         return cls(
             qkv_format="thd",
             cu_seqlens_q=pack.cu_seqlens,
@@ -29,5 +32,6 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_q=pack.max_seqlen,
             max_seqlen_kv=pack.max_seqlen,
             bounds=pack.bounds,
-            position_ids=pack.position_ids,
+            position_ids=positions,
+            share=share,
         )

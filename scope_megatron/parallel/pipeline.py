@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from scope_megatron.parallel.context import ContextShare, sum_over_context
 from scope_megatron.parallel.packed import PackedSequences
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.types import PackedBatch
@@ -37,7 +38,8 @@ def score(
     """Forward-only pass; ``row_function(hidden states, pack index) -> [R, columns]`` at its end.
 
     The hidden states are the last stage's before the output layer, [T(/tp with sequence
-    parallelism), 1, H]. Returns the function's float32 result for every pack, on every rank.
+    parallelism), 1, H]; with context parallelism of this rank's tokens, and the function gives
+    zeros for the others' rows. Returns its float32 result for every pack, on every rank.
     """
     if not packs:
         return []
@@ -45,16 +47,23 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(output, index).float()
 
-    rows = get_forward_backward_func()(**_walk(model, packs, collect, forward_only=True))
+    walk = _walk(model, packs, collect, topology, forward_only=True)
+    rows: list[Tensor] = get_forward_backward_func()(**walk)
+    if not columns:
+        return rows
     counts = [pack.num_rows for pack in packs]
-    if not topology.is_last_stage:
-        rows = [packs[0].tokens.new_empty(sum(counts), columns, dtype=torch.float32)]
-    flat = torch.cat(rows)
-    return list(broadcast_from_last_stage(flat, topology).split(counts)) if columns else rows
+    if topology.is_last_stage:
+        flat = sum_over_context(torch.cat(rows), topology)
+    else:
+        flat = packs[0].tokens.new_empty(sum(counts), columns, dtype=torch.float32)
+    return list(broadcast_from_last_stage(flat, topology).split(counts))
 
 
 def forward_backward(
-    model: torch.nn.Module, packs: list[PackedBatch], loss_function: LossFunction
+    model: torch.nn.Module,
+    packs: list[PackedBatch],
+    loss_function: LossFunction,
+    topology: Topology,
 ) -> list[Any]:
     """Accumulate gradients of the sum of all packs' losses, then reduce them over the data ranks.
 
@@ -63,23 +72,34 @@ def forward_backward(
     data-parallel ranks divides it again.
     Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
-    walk = _walk(model, packs, loss_function, forward_only=False)
+    walk = _walk(model, packs, loss_function, topology, forward_only=False)
     told: list[Any] = get_forward_backward_func()(**walk)
     return told
 
 
-def packed_forward(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
-    """Run one pack. The last stage returns logits [T, V/tp], the others hidden states."""
+def packed_forward(
+    model: torch.nn.Module, batch: PackedBatch, share: ContextShare | None = None
+) -> Tensor:
+    """Run one pack, or this rank's share of it. The last stage returns logits [T, V/tp], the others
+    hidden states."""
+    tokens = batch.tokens if share is None else batch.tokens[share.tokens]
+    sequences = PackedSequences.of(batch, share)
+    assert sequences.position_ids is not None
     return model(
-        input_ids=batch.tokens[None],
-        position_ids=batch.position_ids[None],
+        input_ids=tokens[None],
+        position_ids=sequences.position_ids[None],
         attention_mask=None,
-        packed_seq_params=PackedSequences.of(batch),
+        packed_seq_params=sequences,
     )
 
 
 def _walk(
-    model: torch.nn.Module, packs: list[PackedBatch], collect: Callable, *, forward_only: bool
+    model: torch.nn.Module,
+    packs: list[PackedBatch],
+    collect: Callable,
+    topology: Topology,
+    *,
+    forward_only: bool,
 ) -> dict[str, Any]:
     """The schedule's arguments: one microbatch is one pack."""
 
@@ -89,7 +109,7 @@ def _walk(
         index, pack = next(iterator)
         # only here: what the schedule does after the forward passes looks at post_process too
         with _without_output_layer(module):
-            output = packed_forward(module, pack)
+            output = packed_forward(module, pack, ContextShare.of(pack, topology))
         return output, partial(collect, index=index)
 
     return {

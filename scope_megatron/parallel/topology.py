@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,8 @@ from scope_megatron.parallel.meeting import meet
 
 @dataclass(frozen=True)
 class Topology:
-    """Ranks and process groups of this process. Order: tensor fastest, then data, then pipeline."""
+    """Ranks and process groups of this process. Order: tensor fastest, then context,
+    data, pipeline."""
 
     rank: int
     world_size: int
@@ -30,10 +32,20 @@ class Topology:
     tp_group: ProcessGroup
     pp_group: ProcessGroup
     dp_group: ProcessGroup
-    mp_group: ProcessGroup  # the tensor x pipeline ranks that hold one copy of the model
+    mp_group: ProcessGroup  # the tensor x context x pipeline ranks of one replica
     ep_rank: int = 0
     ep_size: int = 1
-    ep_group: ProcessGroup | None = None  # neighbours among a stage's tensor x data ranks
+    ep_group: ProcessGroup | None = None  # neighbours among a stage's tensor x context x data ranks
+    cp_rank: int = 0
+    cp_size: int = 1
+    cp_group: ProcessGroup | None = None  # ranks that share the tokens of a pack
+
+    @property
+    def pack_multiple(self) -> int:
+        """The tokens of a pack are a multiple of this: context parallelism cuts them into two
+        pieces a rank, sequence parallelism cuts what a rank has."""
+        pieces = 2 * self.cp_size if self.cp_size > 1 else 1
+        return pieces * (self.tp_size if self.sequence_parallel else 1)
 
     @property
     def is_first_stage(self) -> bool:
@@ -98,31 +110,25 @@ def create_topology(
     seed: int = 1234,
     *,
     expert: int = 1,
+    context: int = 1,
     timeout_s: float = 1800.0,
 ) -> Topology:
     """Build Megatron's process groups over the world (collective over all ranks).
 
-    With ``expert`` > 1 that many neighbouring tensor x data ranks of a stage share the experts of
-    its layers, each holding whole ones; otherwise tensor parallelism cuts them like other weights.
+    With ``expert`` > 1 that many neighbouring tensor x context x data ranks of a stage share the
+    experts of its layers, each holding whole ones; otherwise tensor parallelism cuts them like
+    other weights. ``context`` ranks share the tokens of each pack.
     ``timeout_s`` is that of a collective in these groups, rounded up to minutes.
     Raises ValueError when the world does not divide into tensor x pipeline, or a stage's ranks
     not into groups of ``expert``.
     """
     world = dist.get_world_size()
-    if world % (tensor * pipeline):
-        raise ValueError(
-            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} does not divide the "
-            f"{world} started processes; start a multiple of {tensor * pipeline}"
-        )
-    if world // pipeline % expert:
-        raise ValueError(
-            f"parallel.expert={expert} does not divide the {world // pipeline} processes of a "
-            "pipeline stage; set it to a divisor of parallel.tensor x parallel.data"
-        )
+    _require_divisible(world, tensor, context, pipeline, expert)
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor,
             pipeline_model_parallel_size=pipeline,
+            context_parallel_size=context,
             expert_model_parallel_size=expert,
             expert_tensor_parallel_size=tensor if expert == 1 else 1,
             distributed_timeout_minutes=math.ceil(timeout_s / 60),
@@ -142,11 +148,43 @@ def create_topology(
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
-        mp_group=parallel_state.get_model_parallel_group(),
+        mp_group=_replica_group(tensor, context, pipeline, timeout_s),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
         ep_size=expert,
         ep_group=parallel_state.get_expert_model_parallel_group(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=context,
+        cp_group=parallel_state.get_context_parallel_group(),
     )
+
+
+def _require_divisible(world: int, tensor: int, context: int, pipeline: int, expert: int) -> None:
+    replica = tensor * context * pipeline
+    if world % replica:
+        between = f" x parallel.context={context}" if context > 1 else ""
+        raise ValueError(
+            f"parallel.tensor={tensor}{between} x parallel.pipeline={pipeline} does not divide the "
+            f"{world} started processes; start a multiple of {replica}"
+        )
+    if world // pipeline % expert:
+        raise ValueError(
+            f"parallel.expert={expert} does not divide the {world // pipeline} processes of a "
+            "pipeline stage; set it to a divisor of parallel.tensor x parallel.data"
+        )
+
+
+def _replica_group(tensor: int, context: int, pipeline: int, timeout_s: float) -> ProcessGroup:
+    """This rank's replica, in ascending order; megatron-core's group has one context rank of it."""
+    if context == 1:
+        return parallel_state.get_model_parallel_group()
+    world = dist.get_world_size()
+    stage, each = world // pipeline, tensor * context
+    for first in range(0, stage, each):
+        ranks = [s * stage + first + r for s in range(pipeline) for r in range(each)]
+        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        if dist.get_rank() in ranks:
+            mine = group
+    return mine
 
 
 def destroy() -> None:

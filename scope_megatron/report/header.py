@@ -34,4 +34,6 @@ def _layout(topology: Topology) -> str:
         f"{topology.world_size} ranks: tensor {topology.tp_size}, pipeline {topology.pp_size}, "
         f"data {topology.dp_size}"
     )
+    if topology.cp_size > 1:
+        layout += f", context {topology.cp_size}"
     return f"{layout}, expert {topology.ep_size}" if topology.ep_size > 1 else layout

@@ -1,6 +1,6 @@
 """Responses for the prompts of one data-parallel replica, from all engines on its ranks.
 
-The tensor x pipeline ranks of a replica hold (tensor / engine.tensor) x pipeline engines. Each
+The ranks of a replica hold (tensor / engine.tensor) x context x pipeline engines. Each
 takes every n-th prompt with its whole group; afterwards all ranks hold all rollouts. Responses are
 graded as they end, by the ranks of the engine that sampled them.
 """
@@ -34,8 +34,9 @@ class EnginePlace:
     def of(cls, topology: Topology, engine_tensor: int) -> EnginePlace:
         per_stage = topology.tp_size // engine_tensor
         return cls(
-            index=topology.pp_rank * per_stage + topology.tp_rank // engine_tensor,
-            count=topology.pp_size * per_stage,
+            index=(topology.pp_rank * topology.cp_size + topology.cp_rank) * per_stage
+            + topology.tp_rank // engine_tensor,
+            count=topology.pp_size * topology.cp_size * per_stage,
             rank=topology.tp_rank % engine_tensor,
             ranks=engine_tensor,
         )
@@ -93,7 +94,7 @@ def grade(sampled: Sampled, topology: Topology, place: EnginePlace) -> list[Roll
 def _gather(value: Any, topology: Topology) -> list[Any]:
     """Every model-parallel rank's value that is not None, in rank order.
 
-    Ranks of the group ascend with the tensor rank first and the pipeline rank second, which is the
+    Ranks of the group ascend with the tensor rank first, then context and pipeline, which is the
     order of :class:`EnginePlace`.
     """
     return [item for item in from_all(value, topology.mp_group) if item is not None]

@@ -35,6 +35,7 @@ def start_process(config: Config) -> Topology:
         parallel.sequence,
         config.seed,
         expert=parallel.expert,
+        context=parallel.context,
         timeout_s=timeout_s,
     )
 

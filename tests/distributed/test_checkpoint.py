@@ -19,7 +19,12 @@ from tests.support.steps import one_step
 from tests.support.tiny_hf import make_tiny_model
 
 Layouts = dict[str, dict[str, Any]]  # the first one saves, all of them load
-LOADS: Layouts = {"same": {"tensor": 2}, "pipeline": {"pipeline": 2}, "data": {}}
+LOADS: Layouts = {
+    "same": {"tensor": 2},
+    "pipeline": {"pipeline": 2},
+    "data": {},
+    "context": {"context": 2},
+}
 EXPERT_LOADS: Layouts = {
     "same": {"data": 2, "expert": 2},
     "pipeline": {"pipeline": 2},
@@ -270,7 +275,7 @@ def learner_at(root: Path, parallel: dict[str, Any], distributed: bool) -> Any:
         "optimizer.eps": 1e-3,
     }
     changes |= {f"parallel.{name}": value for name, value in parallel.items()}
-    of_topology = ("tensor", "pipeline", "sequence", "expert")
+    of_topology = ("tensor", "pipeline", "sequence", "expert", "context")
     sizes = {name: value for name, value in parallel.items() if name in of_topology}
     topology = create_topology(**sizes)
     return Learner(settings(root, changes), topology), topology

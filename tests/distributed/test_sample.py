@@ -58,7 +58,13 @@ def sample_and_grade(rank: int, world_size: int, engine_tensor: int) -> dict[str
     topology = cast(
         Topology,
         SimpleNamespace(
-            mp_group=dist.group.WORLD, tp_rank=rank, tp_size=world_size, pp_rank=0, pp_size=1
+            mp_group=dist.group.WORLD,
+            tp_rank=rank,
+            tp_size=world_size,
+            pp_rank=0,
+            pp_size=1,
+            cp_rank=0,
+            cp_size=1,
         ),
     )
     judge = Judge()

@@ -43,6 +43,17 @@ EXPERT_LAYOUTS = {
     "expert-pipeline": (4, {"pipeline": 2, "data": 2, "expert": 2}, SMALL),
     "expert-4": (4, {"tensor": 2, "data": 2, "sequence": True, "expert": 4}, SMALL),
 }
+PAIR = {"context": 2}
+CONTEXT_LAYOUTS = {
+    "context": (2, PAIR, {}),
+    "context-small-microbatches": (2, PAIR, SMALL),
+    "context-4": (4, {"context": 4}, {"train.microbatch_tokens": 96}),
+    "context-tensor-sequence": (4, PAIR | {"tensor": 2, "sequence": True}, {}),
+    "context-pipeline": (4, PAIR | {"pipeline": 2}, {"train.microbatch_tokens": 96}),
+    "context-data-distributed": (4, PAIR | {"data": 2}, SMALL | {"optimizer.distributed": True}),
+    "context-recompute": (2, PAIR | {"recompute": "selective"}, {}),
+    "context-expert": (4, PAIR | {"tensor": 2, "sequence": True, "expert": 4}, SMALL),
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "scope": {},
     "scope-prompt-sum": {"objective.normalization": "prompt_sum", "objective.tau": 0.5},
@@ -209,7 +220,7 @@ def one_update(
 
     out = {}
     for layout in names:
-        _, parallel, other = (LAYOUTS | EXPERT_LAYOUTS)[layout]
+        _, parallel, other = (LAYOUTS | EXPERT_LAYOUTS | CONTEXT_LAYOUTS)[layout]
         for objective in objectives:
             if objective in AUTO and layout not in AUTO_LAYOUTS:
                 continue
@@ -222,6 +233,7 @@ def one_update(
                 config.parallel.pipeline,
                 config.parallel.sequence,
                 expert=config.parallel.expert,
+                context=config.parallel.context,
             )
             learner = Learner(config, topology)
             top_k = config.rollout.top_k > 0  # such an engine's log-probabilities are useless here

@@ -197,8 +197,9 @@ def test_interrupt_saves_and_resume_gives_the_same_run_bit_for_bit(
         ("parallel.tensor=1", "parallel.pipeline=2"),
         ("parallel.tensor=2", "parallel.sequence=true", "rollout.engine.tensor=2"),
         ("parallel.tensor=1", "parallel.data=2", "optimizer.distributed=true"),
+        ("parallel.tensor=1", "parallel.context=2"),
     ],
-    ids=["pipeline", "one-engine-over-both-ranks", "data"],
+    ids=["pipeline", "one-engine-over-both-ranks", "data", "context"],
 )
 def test_other_layouts_start_the_same_run(
     uninterrupted: tuple[Path, str], tmp_path: Path, layout: tuple[str, ...]

@@ -61,6 +61,50 @@ def test_one_launch_equals_the_loop(width: int, window: int | None) -> None:
         assert error < 0.02, float(error)
 
 
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_launch_over_a_share_of_a_pack_equals_the_loop(rank: int, window: int | None) -> None:
+    """As with context parallelism, all keys and values being there already."""
+    from megatron.core.transformer.enums import AttnMaskType
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from scope_megatron.model.attention import PackedCausalAttention
+    from scope_megatron.objective import build
+    from scope_megatron.parallel.context import ContextShare
+    from scope_megatron.parallel.packed import PackedSequences
+
+    class Gathered(ContextShare):
+        def gather(self, local: Tensor) -> Tensor:
+            return local
+
+    config = TransformerConfig(num_layers=1, hidden_size=HEADS * 64, num_attention_heads=HEADS)
+    layer = PackedCausalAttention(config, 1, AttnMaskType.causal, "self", windows=[window])
+    device = torch.device("cuda")
+    pack = build([((0,) * n, ()) for n in LENGTHS], list(range(len(LENGTHS))), 4).to(device)
+    place: Any = type("Place", (), {"cp_rank": rank, "cp_size": 2, "cp_group": object()})
+    share = Gathered.of(pack, place)
+    assert share is not None
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(tokens: int, heads: int) -> Tensor:
+        return torch.randn((tokens, heads, 64), generator=generator, device=device).bfloat16()
+
+    own, total = len(share.tokens), pack.num_tokens
+    inputs = [random(own, HEADS), random(total, GROUPS), random(total, GROUPS)]
+    upstream = random(own, HEADS).flatten(1)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        assert layer._takes_varlen(leaves[0]) is (dtype == torch.bfloat16)
+        output = layer(*leaves, packed_seq_params=PackedSequences.of(pack, share))
+        output.backward(upstream.to(dtype))
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for got, expected in zip(*results, strict=True):
+        assert got is not None and expected is not None
+        error = (got.float() - expected).norm() / expected.norm()
+        assert error < 0.02, float(error)
+
+
 def test_the_weights_gradient_accumulates_in_its_product() -> None:
     from scope_megatron.objective.head.hidden import _accumulates, _add_matmul
 

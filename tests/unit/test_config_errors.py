@@ -140,6 +140,12 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "updates_above_prompts": (leave, ["train.updates_per_batch=3", "parallel.data=2"]),
     "sequence_without_tensor": (leave, ["parallel.sequence=true"]),
+    "context_pads_a_microbatch": (leave, ["parallel.context=2", "train.microbatch_tokens=400"]),
+    "context_zero": (leave, ["parallel.context=0"]),
+    "expert_no_divisor_with_context": (
+        leave,
+        ["parallel.context=2", "parallel.expert=3", "train.microbatch_tokens=500"],
+    ),
     "recompute_unknown": (leave, ["parallel.recompute=ful"]),
     "recompute_layers_without_full": (leave, ["parallel.recompute_layers=1"]),
     "recompute_layers_above_stage": (

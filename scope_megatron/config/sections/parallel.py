@@ -10,7 +10,7 @@ from scope_megatron.config.sections.section import Section
 
 
 class ParallelConfig(Section):
-    """How the models are cut; the product of the three sizes is the number of ranks.
+    """How the models are cut; tensor x pipeline x context x data is the number of ranks.
 
     ``auto`` sizes become numbers when the file is loaded: together with the others they fill the
     GPUs (two ranks on a CPU) as far as the models' heads and the batch divide, tensor first.
@@ -20,12 +20,18 @@ class ParallelConfig(Section):
         1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
     )
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
+    context: int = Field(
+        1,
+        ge=1,
+        description="context-parallel size: ranks that share the tokens of a microbatch, for long "
+        "responses. Keys and values are gathered in every layer",
+    )
     data: int = Field(1, ge=1, description="data-parallel replicas, or auto")
     expert: int = Field(
         1,
         ge=1,
-        description="neighbouring ranks among tensor x data that share the experts of a layer, "
-        "each holding whole ones; 1: experts are cut by tensor like other weights",
+        description="neighbouring ranks among tensor x context x data that share the experts of a "
+        "layer, each holding whole ones; 1: experts are cut by tensor like other weights",
     )
     sequence: bool = Field(
         False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"

@@ -297,7 +297,9 @@ class _OnePass(torch.autograd.Function):
             if any(wanted) and any(part is not None for part in upstream):
                 gradients.add(z, zt, stats, upstream, rows)
             del z, zt  # before the next chunk's are made
-        outputs = _join(rows_out) if rows_out else (total.new_zeros(0), None, None, None)
+        nothing = total.new_zeros(0)
+        taught = None if head.teacher_weight is None else nothing.clone()
+        outputs = _join(rows_out) if rows_out else (nothing, taught, None, None)
         ctx.gradients = gradients
         ctx.mark_non_differentiable(*(part for part in outputs if part is not None))
         return total, *outputs

@@ -1,0 +1,102 @@
+"""Context parallelism: the ranks that share a pack compute what one rank computes of it whole.
+
+Packs hold several responses, and borders between ranks lie within prompts and responses: scores,
+weights and targets have to stay with their tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scope_megatron.objective.packing import build
+from scope_megatron.parallel.context import ContextShare, own_rows, pieces_of
+from tests.distributed.test_step_layouts import (
+    CONTEXT_LAYOUTS,
+    OBJECTIVES,
+    assert_same_update,
+    one_update,
+    reference,
+    settings,
+)
+from tests.support.harness import run_distributed_test
+from tests.support.tiny_hf import make_tiny_model
+
+# (student, teacher, its layouts, objectives)
+RUNS: dict[str, tuple[str, str, list[str], list[str]]] = {
+    "dense": (
+        "qwen2-bias",
+        "llama",
+        ["context-small-microbatches", "context-recompute", "context-tensor-sequence"],
+        ["scope", "scope-reverse-kl-fused"],
+    ),
+    "every-layout": (
+        "qwen2-bias",
+        "llama",
+        [name for name in CONTEXT_LAYOUTS if "expert" not in name],
+        ["scope", "scope-reverse-kl", "scope-reverse-kl-fused", "scope-prompt-sum"],
+    ),
+    "windows-and-caps": ("gemma2", "gemma3", ["context"], ["scope-reverse-kl"]),
+    "mixture": ("qwen3-moe", "mixtral", ["context-expert"], ["scope-reverse-kl-fused"]),
+}
+LONG = ("every-layout", "mixture")  # minutes: pytest -m study tests/distributed/test_context.py
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "run", ["dense", "windows-and-caps", *(pytest.param(r, marks=pytest.mark.study) for r in LONG)]
+)
+def test_update_equals_transformers(tmp_path: Path, run: str) -> None:
+    student, teacher, layouts, objectives = RUNS[run]
+    make_tiny_model(student, tmp_path / "student")
+    make_tiny_model(teacher, tmp_path / "teacher")
+    expected = {
+        name: reference(tmp_path, settings(tmp_path, OBJECTIVES[name])) for name in objectives
+    }
+    found: dict[Any, Any] = {}
+    for world in (2, 4):
+        names = [name for name in layouts if CONTEXT_LAYOUTS[name][0] == world]
+        if names:
+            args = (world, tmp_path, names, objectives)
+            found |= run_distributed_test(one_update, *args, timeout=240)[0]
+    assert len(found) == len(layouts) * len(objectives)
+    for (layout, objective), ours in found.items():
+        loss, norm = (ours[k] / expected[objective][k] - 1 for k in ("loss", "grad_norm"))
+        print(f"{layout:28} {objective:24} loss {loss:+.1e} norm {norm:+.1e}")
+        assert_same_update(ours, expected[objective])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_token_and_row_is_one_ranks(ranks: int) -> None:
+    sequences = [((1, 2, 3), (4,) * 13), ((5,), (6,) * 2), ((7, 8), ()), ((9,) * 4, (3,) * 21)]
+    pack = build(sequences, [0, 1, 2, 3], 2 * ranks)
+    shares, rows = [], []
+    for rank in range(ranks):
+        topology: Any = type("Place", (), {"cp_rank": rank, "cp_size": ranks, "cp_group": object()})
+        share = ContextShare.of(pack, topology)
+        assert share is not None
+        numbers, places = own_rows(pack, topology)
+        assert torch.equal(share.tokens[places], pack.rows[numbers])
+        assert sum(s.end - s.begin for s in share.segments) == len(share.tokens)
+        for s in share.segments:
+            tokens = share.tokens[s.first : s.first + s.end - s.begin]
+            assert tokens.tolist() == list(range(s.begin, s.end))
+            assert s.start in pack.bounds
+            assert not any(s.start < bound < s.end for bound in pack.bounds)
+        shares.append(share)
+        rows.append(numbers)
+    everywhere = torch.cat([share.tokens for share in shares])
+    assert torch.equal(everywhere[shares[0].order], torch.arange(pack.num_tokens))
+    assert torch.equal(torch.cat(rows).sort().values, torch.arange(pack.num_rows))
+
+
+def test_a_long_sequence_is_shared_evenly() -> None:
+    """Causal attention's pairs of query and key on each rank."""
+    pairs = [
+        sum(high * (high + 1) - low * (low + 1) for low, high in pieces_of(rank, 4, 4096)) / 2
+        for rank in range(4)
+    ]
+    assert max(pairs) / min(pairs) < 1.001
