@@ -280,9 +280,9 @@ def _watch_passes(peaks: list[tuple[int, int]]) -> None:
 
     plain = pipeline.forward_backward
 
-    def watched(model: Any, packs: Any, loss: Any) -> Any:
+    def watched(model: Any, packs: Any, loss: Any, topology: Any) -> Any:
         with TensorPeak() as tracker:
-            told = plain(model, packs, loss)
+            told = plain(model, packs, loss, topology)
         parts = [part for rows in loss.keywords["rows"] for part in rows.parts]
         given = [part.teacher_hidden for part in parts if part.teacher_hidden is not None]
         peaks.append((tracker.peak, _held(given)))
