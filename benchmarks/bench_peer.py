@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.models import STUDENT, TEACHER, random_llama
-from benchmarks.rounds import ROOT, Contestant, alternate, medians
+from benchmarks.rounds import ROOT, Contestant, compete
 
 PEER = ["trl==1.16.0", "accelerate==1.15.0"]
 WARM = 3
@@ -36,19 +36,7 @@ def main() -> None:
             options.student = random_llama(folder / "student", *STUDENT)
             options.teacher = random_llama(folder / "teacher", *TEACHER)
         contestants = [scope(options, folder), trl(options, folder)]
-        try:
-            alternate(contestants, options.rounds, WARM)
-        except SystemExit:
-            for log in sorted(folder.glob("*-0.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
-            raise
-        finally:
-            for one in contestants:
-                one.stop()
-    found = {one.name: medians(one.steps) for one in contestants}
-    for title, figures in found.items():
-        phases = "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if v >= 0.0005)
-        print(f"{title:6} {phases}")
+        found = compete(contestants, options.rounds, WARM, folder)
     ratios = sorted(
         a["step"] / b["step"]
         for a, b in zip(contestants[0].steps, contestants[1].steps, strict=True)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import ROOT, Contestant, Figures, alternate, serve
+from benchmarks.rounds import ROOT, Contestant, Figures, run_turns, serve
 
 WARM = 3
 
@@ -38,10 +38,7 @@ def main() -> None:
             2,
             Path(name),
         )
-        try:
-            alternate([one], options.rounds, WARM)
-        finally:
-            one.stop()
+        run_turns([one], options.rounds, WARM, Path(name))
     rates = {
         kind: statistics.median(s[f"{kind} s"] / s[f"{kind} tokens"] * 1e6 for s in one.steps)
         for kind in ("step", "direct")

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.models import STUDENT, TEACHER, random_llama
-from benchmarks.rounds import ROOT, Contestant, Figures, alternate, medians
+from benchmarks.rounds import ROOT, Contestant, Figures, compete
 
 WARM = 2
 SETTINGS = {
@@ -40,18 +40,7 @@ def main() -> None:
         contestants = [
             contestant(name, options, student, teacher, folder) for name in options.contestants
         ]
-        try:
-            alternate(contestants, options.rounds, WARM)
-        except SystemExit:
-            for log in sorted(folder.glob("*-0.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}")
-            raise
-        finally:
-            for one in contestants:
-                one.stop()
-    found = {one.name: medians(one.steps) for one in contestants}
-    for title, figures in found.items():
-        print(f"{title:8}", "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if v >= 0.0005))
+        found = compete(contestants, options.rounds, WARM, folder)
     print(json.dumps({"lengths": options.lengths, "ranks": options.ranks, **ratios(found)}))
 
 

@@ -106,6 +106,30 @@ def alternate(contestants: Sequence[Contestant], rounds: int, warm: int) -> None
                 one.steps.append(figures)
 
 
+def run_turns(contestants: Sequence[Contestant], rounds: int, warm: int, log: Path) -> None:
+    """:func:`alternate`; ends the processes, and shows the ends of their logs when one has died."""
+    try:
+        alternate(contestants, rounds, warm)
+    except SystemExit:
+        for path in sorted(log.glob("*-0.log")):
+            print(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}")
+        raise
+    finally:
+        for one in contestants:
+            one.stop()
+
+
+def compete(
+    contestants: Sequence[Contestant], rounds: int, warm: int, log: Path
+) -> dict[str, Figures]:
+    """:func:`run_turns`; the medians by contestant, printed as well."""
+    run_turns(contestants, rounds, warm, log)
+    found = {one.name: medians(one.steps) for one in contestants}
+    for title, figures in found.items():
+        print(f"{title:8}", "  ".join(f"{k} {v:.3f}" for k, v in figures.items() if v >= 0.0005))
+    return found
+
+
 def medians(steps: Sequence[Figures]) -> Figures:
     """Of every figure, over the steps."""
     return {name: statistics.median(step[name] for step in steps) for name in steps[0]}

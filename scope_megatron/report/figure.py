@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
-from scope_megatron.report.logger import NONFINITE_SUFFIX, parse_line
+from scope_megatron.report.logger import merge_values, parse_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,12 +101,7 @@ def read_history(path: Path) -> History:
             history.skipped += 1
             continue
         values = history.steps.setdefault(row.pop("step"), {})
-        for name, value in row.items():
-            if name.endswith(NONFINITE_SUFFIX):
-                metric = name.removesuffix(NONFINITE_SUFFIX)
-                history.nonfinite[metric] = history.nonfinite.get(metric, 0) + 1
-            elif isinstance(value, (int, float)) and math.isfinite(value):
-                values[name] = float(value)
+        merge_values(row, values, history.nonfinite)
     if not any(history.steps.values()):
         raise ValueError(
             f"no metrics to report: {path} has no readable line ({history.skipped} skipped)"

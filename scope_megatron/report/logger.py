@@ -39,6 +39,19 @@ def parse_line(line: bytes | str) -> dict[str, Any] | None:
     return row
 
 
+def merge_values(
+    row: Mapping[str, Any], values: dict[str, float], nonfinite: dict[str, int]
+) -> None:
+    """Add a line's finite numbers to its step's ``values``; count in ``nonfinite`` the metrics
+    that it names as not finite."""
+    for name, value in row.items():
+        if name.endswith(NONFINITE_SUFFIX):
+            metric = name.removesuffix(NONFINITE_SUFFIX)
+            nonfinite[metric] = nonfinite.get(metric, 0) + 1
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            values[name] = float(value)
+
+
 def encode_line(step: int, values: Mapping[str, float]) -> str:
     """One JSON line, keys sorted. JSON has no NaN: such a value becomes null and is named.
 

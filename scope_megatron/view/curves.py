@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from scope_megatron.report.logger import NONFINITE_SUFFIX, parse_line
+from scope_megatron.report.logger import merge_values, parse_line
 
 MOST_POINTS = 1200  # of a curve: about the pixels across a screen
 
@@ -59,16 +57,8 @@ class Curves:
             self._series = {}
         for line in data.splitlines():
             if (row := parse_line(line)) is not None:
-                self._add(row.pop("step"), row)
-
-    def _add(self, step: int, row: dict[str, Any]) -> None:
-        values = self.steps.setdefault(step, {})
-        for name, value in row.items():
-            if name.endswith(NONFINITE_SUFFIX):
-                metric = name.removesuffix(NONFINITE_SUFFIX)
-                self.nonfinite[metric] = self.nonfinite.get(metric, 0) + 1
-            elif isinstance(value, (int, float)) and math.isfinite(value):
-                values[name] = float(value)
+                values = self.steps.setdefault(row.pop("step"), {})
+                merge_values(row, values, self.nonfinite)
 
     def names(self) -> list[str]:
         """Every metric, sorted."""

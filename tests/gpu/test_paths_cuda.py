@@ -24,6 +24,21 @@ LENGTHS = (1, 300, 77, 1000)
 HEADS, GROUPS = 8, 2
 
 
+def require_agreement(layer: Any, inputs: list[Tensor], upstream: Tensor, params: Any) -> None:
+    """The varlen kernel in bfloat16 against the loop in float32: output and gradients."""
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        assert layer._takes_varlen(leaves[0]) is (dtype == torch.bfloat16)
+        output = layer(*leaves, packed_seq_params=params)
+        output.backward(upstream.to(dtype))
+        results.append([output, *(leaf.grad for leaf in leaves)])
+    for got, expected in zip(*results, strict=True):
+        assert got is not None and expected is not None
+        error = (got.float() - expected).norm() / expected.norm()
+        assert error < 0.02, float(error)
+
+
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("window", [None, 1, 100])
 def test_one_launch_equals_the_loop(width: int, window: int | None) -> None:
@@ -47,18 +62,7 @@ def test_one_launch_equals_the_loop(width: int, window: int | None) -> None:
         return torch.randn(shape, generator=generator, device=device).bfloat16()
 
     inputs = [random(HEADS), random(GROUPS), random(GROUPS)]
-    upstream = random(HEADS).flatten(1)
-    results = []
-    for dtype in (torch.bfloat16, torch.float32):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        assert layer._takes_varlen(leaves[0]) is (dtype == torch.bfloat16)
-        output = layer(*leaves, packed_seq_params=params)
-        output.backward(upstream.to(dtype))
-        results.append([output, *(leaf.grad for leaf in leaves)])
-    for got, expected in zip(*results, strict=True):
-        assert got is not None and expected is not None
-        error = (got.float() - expected).norm() / expected.norm()
-        assert error < 0.02, float(error)
+    require_agreement(layer, inputs, random(HEADS).flatten(1), params)
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -92,17 +96,7 @@ def test_one_launch_over_a_share_of_a_pack_equals_the_loop(rank: int, window: in
     own, total = len(share.tokens), pack.num_tokens
     inputs = [random(own, HEADS), random(total, GROUPS), random(total, GROUPS)]
     upstream = random(own, HEADS).flatten(1)
-    results = []
-    for dtype in (torch.bfloat16, torch.float32):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        assert layer._takes_varlen(leaves[0]) is (dtype == torch.bfloat16)
-        output = layer(*leaves, packed_seq_params=PackedSequences.of(pack, share))
-        output.backward(upstream.to(dtype))
-        results.append([output, *(leaf.grad for leaf in leaves)])
-    for got, expected in zip(*results, strict=True):
-        assert got is not None and expected is not None
-        error = (got.float() - expected).norm() / expected.norm()
-        assert error < 0.02, float(error)
+    require_agreement(layer, inputs, upstream, PackedSequences.of(pack, share))
 
 
 def test_the_weights_gradient_accumulates_in_its_product() -> None:
