@@ -53,6 +53,12 @@ class Prompt:
     source: str = ""  # the row's data_source: picks the verifier when verifier.name is auto
     verifier: str = ""  # the row's own choice of a verifier; comes before its source
     response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
+    teacher: str = ""  # the row's own choice among model.teachers; comes before its source
+
+    @property
+    def tag(self) -> str:
+        """Picks the teacher where there are several."""
+        return self.teacher or self.source
 
 
 @dataclass

@@ -39,6 +39,7 @@ from scope_megatron.config.schema import (
     ProfileConfig,
     RolloutConfig,
     TeacherConfig,
+    TeacherEntry,
     TrainConfig,
     VerifierConfig,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "ProfileConfig",
     "RolloutConfig",
     "TeacherConfig",
+    "TeacherEntry",
     "TrainConfig",
     "VerifierConfig",
     "load_config",

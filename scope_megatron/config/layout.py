@@ -62,8 +62,7 @@ def _slots(machine: Machine) -> tuple[int, int, bool]:
 def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int]:
     """Sizes that divide every model of the run and suit the other settings."""
     common, experts = 0, False
-    names = ["student", "teacher"] if _get(values, "algorithm.name") in _TAUGHT else ["student"]
-    for path in (_get(values, f"model.{name}") for name in names):
+    for path in _models(values):
         try:
             shape = read_shape(Path(str(path)).expanduser())
         except ModelDirError:
@@ -87,6 +86,17 @@ def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int
 
 
 _TAUGHT = (None, "scope", "opd")  # None: the default, scope
+
+
+def _models(values: dict[str, Any]) -> list[Any]:
+    """The paths of the run's models, as they are given."""
+    found = [_get(values, "model.student")]
+    if _get(values, "algorithm.name") in _TAUGHT:
+        entries = _get(values, "model.teachers")
+        several = entries.values() if isinstance(entries, dict) else ()
+        found += [_get(values, "model.teacher")]
+        found += [one.get("path") if isinstance(one, dict) else one for one in several]
+    return found
 
 
 def _data_sizes(values: dict[str, Any], slots: int) -> list[int]:

@@ -67,7 +67,7 @@ def _memory(config: Config, command: Command) -> Problems:
 
 def _algorithm(config: Config, command: Command) -> Problems:
     name, rollout = config.algorithm.name, config.rollout
-    if command == "train" and config.needs_teacher and config.model.teacher is None:
+    if command == "train" and config.needs_teacher and not config.teachers:
         yield (
             f"model.teacher: is missing but algorithm.name {name} needs it; "
             "give the teacher's directory"
@@ -105,6 +105,27 @@ def _teacher(config: Config, command: Command) -> Problems:
                 f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
                 f"frozen model here; remove it, or set it to {default}"
             )
+    if config.model.teacher is not None and config.model.teachers is not None:
+        yield (
+            "model.teachers: is given beside model.teacher; remove one of them (model.teacher "
+            "teaches every row)"
+        )
+    else:
+        yield from _loaded_once(config)
+
+
+def _loaded_once(config: Config) -> Problems:
+    """One checkpoint under several tags is one model."""
+    first: dict[Path, str] = {}
+    for tag, entry in config.teachers.items():
+        other = first.setdefault(entry.path.resolve(), tag)
+        for name in ("offload", "dtype"):
+            value, its = getattr(entry, name), getattr(config.teachers[other], name)
+            if value != its:
+                yield (
+                    f"model.teachers.{tag}.{name}: is {value} but model.teachers.{other}, which "
+                    f"is the same checkpoint and loaded once, has {its}; give both the same"
+                )
 
 
 def _objective(config: Config, command: Command) -> Problems:

@@ -20,6 +20,7 @@ from scope_megatron.config.modeldir import (
     tokenizer_file,
 )
 from scope_megatron.config.schema import Config
+from scope_megatron.config.sections.model import teacher_setting
 from scope_megatron.family import ModelShape
 
 Command = Literal["train", "evaluate", "data"]
@@ -36,8 +37,8 @@ def model_problems(config: Config, command: Command) -> Problems:
     if command == "data":
         return
     paths = {"model.student": config.model.student}
-    if command == "train" and config.needs_teacher and config.model.teacher is not None:
-        paths["model.teacher"] = config.model.teacher
+    if command == "train":
+        paths |= {teacher_setting(tag): entry.path for tag, entry in config.teachers.items()}
     shapes: dict[str, ModelShape] = {}
     for key, path in paths.items():
         try:
@@ -166,9 +167,10 @@ def _vocabulary(config: Config, shapes: dict[str, ModelShape], command: Command)
     try:
         file = tokenizer_file(chosen)
         tokens = token_map(file) if file.suffix == ".json" else None
-        if "model.teacher" in shapes and config.model.teacher is not None:
-            key = "model.teacher"
-            _require_same_tokens(file, tokens, tokenizer_file(config.model.teacher))
+        for tag, entry in config.teachers.items():
+            key = teacher_setting(tag)
+            if key in shapes:
+                _require_same_tokens(file, tokens, tokenizer_file(entry.path))
     except ModelDirError as error:
         yield f"{key}: {error}"
         return

@@ -12,6 +12,7 @@ from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
 from scope_megatron.learn.batch import Batch
+from scope_megatron.learn.frozen.model import build_frozen, number_of
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
@@ -25,16 +26,16 @@ from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
-from scope_megatron.types import PackedBatch
+from scope_megatron.types import PackedBatch, Rollout
 
 
 class Learner:
-    """The student, the frozen model beside it, and the algorithm that weights their tokens."""
+    """The student, the frozen models beside it, and the algorithm that weights their tokens."""
 
     def __init__(self, config: Config, topology: Topology) -> None:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
-        self.frozen = models.build_frozen(config, topology)
+        self.frozen = build_frozen(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
@@ -49,14 +50,18 @@ class Learner:
         """The log-probabilities that weights and loss need; masks what could not be scored."""
         if self.passes.student != "none":
             self._score_student(batch)
-        if self.frozen is not None:
-            self._score_frozen(batch, self.frozen)
+        if self.frozen:
+            self._score_frozen(batch)
 
     def rest_frozen(self, updates_to_come: bool) -> None:
-        """The frozen model is not run until the next batch; an update to come may still ask for its
-        output weight."""
-        if self.frozen is not None:
-            self.frozen.rest(updates_to_come and self.head.teacher is not None)
+        """The frozen models are not run until the next batch; an update to come may still ask for
+        their output weights."""
+        for frozen in self.frozen:
+            frozen.rest(updates_to_come and bool(self.head.teachers))
+
+    def taught_by(self, rollout: Rollout) -> int:
+        """The number of the frozen model that scores a response."""
+        return number_of(self.frozen, rollout.prompt.tag)
 
     def _score_student(self, batch: Batch) -> None:
         """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
@@ -74,20 +79,27 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
-        """The teacher scores only what its path needs; grpo's reference scores all."""
+    def _score_frozen(self, batch: Batch) -> None:
+        """A teacher scores only what its path needs; grpo's reference scores all."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
-        frozen.enter()
-        scored = self.scorer.score(
-            frozen,
-            batch.rollouts,
-            batch.members(self.algorithm.frozen_scores(batch.routes)),
-            spec,
-            logprobs=self.passes.teacher_logprobs,
-            hidden=self.passes.teacher_hidden,
-        )
+        members, scored = batch.members(self.algorithm.frozen_scores(batch.routes)), Scored()
+        for number, frozen in enumerate(self.frozen):
+            its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
+            if len(self.frozen) > 1 and not its and self.topology.ep_size == 1:
+                continue
+            frozen.enter()
+            scored |= self.scorer.score(
+                frozen,
+                batch.rollouts,
+                its,
+                spec,
+                logprobs=self.passes.teacher_logprobs,
+                hidden=self.passes.teacher_hidden,
+            )
+            if len(self.frozen) > 1:  # one at a time is on the device
+                frozen.rest(keep_head=bool(self.head.teachers))
         means = self._means(batch, scored.logprobs)
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
@@ -121,8 +133,9 @@ class Learner:
         padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
+        taught_by = (lambda index: self.taught_by(batch.rollouts[index])) if exact else None
         rows = [
-            Rows.of(pack, batch, weighed.streams, self.clip, self.topology, exact=exact)
+            Rows.of(pack, batch, weighed.streams, self.clip, self.topology, taught_by=taught_by)
             for pack in packs
         ]
         told = pipeline.forward_backward(

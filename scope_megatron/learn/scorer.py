@@ -25,6 +25,12 @@ class Scored:
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
 
+    def __ior__(self, other: Scored) -> Scored:
+        self.logprobs |= other.logprobs
+        self.entropy |= other.entropy
+        self.hidden |= other.hidden
+        return self
+
 
 @dataclass(frozen=True)
 class Scorer:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from scope_megatron.config import Config
+from scope_megatron.config.sections.model import teacher_setting
 from scope_megatron.plan.activations import build_for
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import NamedShape, find_shape
@@ -71,10 +72,13 @@ def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedS
     student = find_shape(config.model.student, "model.student", online)
     named = [student]
     frozen = None
-    if config.needs_teacher and config.model.teacher is not None:
-        teacher = find_shape(config.model.teacher, "model.teacher", online)
-        named.append(teacher)
-        frozen = teacher.shape
+    if config.teachers:
+        teachers = [
+            find_shape(entry.path, teacher_setting(tag), online)
+            for tag, entry in config.teachers.items()
+        ]
+        named += teachers
+        frozen = teachers[0].shape
     elif config.algorithm.name == "grpo" and config.algorithm.kl_coef > 0:
         frozen = student.shape  # the reference
     half = config.model.dtype != "float32"

@@ -14,8 +14,9 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
         "algorithm": config.algorithm.name,
         "student": shown_path(config.model.student),
     }
-    if config.needs_teacher:
-        facts["teacher"] = f"{shown_path(config.model.teacher)} (on the same ranks)"
+    for tag, entry in config.teachers.items():
+        name = f"teacher of {tag}" if tag else "teacher"
+        facts[name] = f"{shown_path(entry.path)} (on the same ranks)"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:

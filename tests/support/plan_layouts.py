@@ -237,7 +237,7 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
             batch, scoring = _one_step(learner, rollouts_of(case, topology.dp_rank))
             buffers = [*ddp.buffers, *ddp.expert_parallel_buffers]
             gradients = _held(b.grad_data for b in buffers)
-            teacher = 0 if frozen is None else _held(frozen.tensors())
+            teacher = _held(t for f in frozen for t in f.tensors())
             learner.rest_frozen(updates_to_come=False)
     assert batch is not None
     chain = getattr(student.optimizer, "chained_optimizers", [student.optimizer])

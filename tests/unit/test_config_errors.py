@@ -161,6 +161,41 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
     ),
+    "teachers_beside_a_teacher": (leave, ["model.teachers={a: teacher}"]),
+    "teachers_empty": (leave, ["model.teacher=null", "model.teachers={}"]),
+    "teachers_list": (leave, ["model.teacher=null", "model.teachers=[teacher]"]),
+    "teachers_tag": (leave, ["model.teacher=null", "model.teachers={a b: teacher}"]),
+    "teachers_key_unknown": (
+        leave,
+        ["model.teacher=null", "model.teachers={a: {path: teacher, ofload: cpu}}"],
+    ),
+    "teachers_path_missing": (leave, ["model.teacher=null", "model.teachers={a: {dtype: auto}}"]),
+    "teachers_offload_unknown": (
+        leave,
+        ["model.teacher=null", "model.teachers={a: {path: teacher, offload: disk}}"],
+    ),
+    "teachers_one_in_two_ways": (
+        leave,
+        ["model.teacher=null", "model.teachers={a: teacher, b: {path: ./teacher, offload: cpu}}"],
+    ),
+    "teachers_one_is_absent": (
+        leave,
+        ["model.teacher=null", "model.teachers={a: teacher, b: none/such/one}"],
+    ),
+    "teachers_tokens_differ": (
+        rename_token,
+        ["model.teacher=null", "model.teachers={a: student, b: teacher}"],
+    ),
+    "set_without_teachers": (leave, ["data.train={name: train.jsonl, teacher: a}"]),
+    "set_with_an_unknown_teacher": (
+        leave,
+        [
+            "model.teacher=null",
+            "model.teachers={a: teacher}",
+            "data.train={name: train.jsonl, teacher: b}",
+        ],
+    ),
+    "eval_set_with_a_teacher": (leave, ["data.eval={name: eval.jsonl, teacher: a}"]),
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),

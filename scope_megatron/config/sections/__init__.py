@@ -2,6 +2,7 @@
 
 section      the base of every section: no unknown keys, no conversions, frozen
 data         `data` and its sets
+model        `model` and `model.teachers`
 objective    `objective`
 parallel     `parallel`
 teacher      `teacher`
