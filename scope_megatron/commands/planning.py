@@ -126,7 +126,7 @@ def plan(
             found = search_layouts(base, gpus, offers, top)
             base = _best(found, gpus)
         else:
-            problems = list(layout_problems(layout, models.student, models.teacher))
+            problems = list(layout_problems(layout, models.student, models.teachers))
             if problems:
                 raise ConfigError(*problems)
             base = _placed(base, gpus)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,6 +104,8 @@ def layout_of(config: Config) -> RunLayout:
         value: Any = config.model_dump() if key.startswith("?") else _get(config, key)
         if value is not None:
             found[name] = value not in ("none", False) if name in _OFFLOADS else value
+    if config.teachers:
+        found["teacher_offload"] = all(e.offload == "cpu" for e in config.teachers.values())
     return RunLayout(**found)
 
 
@@ -140,12 +142,11 @@ def _get(config: Config, key: str) -> Any:
 
 
 def layout_problems(
-    layout: RunLayout, student: ModelShape, teacher: ModelShape | None
+    layout: RunLayout, student: ModelShape, teachers: Iterable[ModelShape]
 ) -> Iterator[str]:
     """Why a model cannot be cut so, each `setting: what; fix`."""
     cuts = [("model.student", student, layout.tensor, layout.pipeline * layout.virtual)]
-    if teacher is not None:
-        cuts.append(("model.teacher", teacher, *layout.of_teacher))
+    cuts += [("model.teacher", teacher, *layout.of_teacher) for teacher in teachers]
     for key, shape, tensor, pipeline in cuts:
         own = key == "model.teacher" and (layout.teacher_tensor or layout.teacher_pipeline)
         place = "teacher." if own else "parallel."

@@ -62,6 +62,12 @@ class Models:
     exact: bool = False  # the divergence reads the teacher's hidden states and output weight
     teacher_element: int = 0  # bytes of the teacher's parameters; 0: as the student's
     streaming_slots: int = 2  # layers of an offloaded teacher on the device at once
+    others: tuple[ModelShape, ...] = ()  # further teachers, with the layout of the first
+
+    @property
+    def teachers(self) -> tuple[ModelShape, ...]:
+        """All frozen models; each scores an equal share."""
+        return () if self.teacher is None else (self.teacher, *self.others)
 
     @property
     def of_teacher(self) -> int:
@@ -69,8 +75,7 @@ class Models:
         return self.teacher_element or self.build.element
 
     def vocab(self, tensor: int) -> int:
-        shapes = [self.student] + ([self.teacher] if self.teacher else [])
-        return padded_vocab(shapes, tensor)
+        return padded_vocab([self.student, *self.teachers], tensor)
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,31 @@ def parameters_of(models: Models, layout: RunLayout, stage: int) -> Parameters:
 
 
 def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Parameters:
-    """The teacher's on the rank that is the student's stage ``stage``, in the teacher's layout."""
-    assert models.teacher is not None
+    """All teachers' on the rank that is the student's stage ``stage``, in their layout."""
     tensor, pipeline = layout.of_teacher
     place = min(pipeline - 1, stage * pipeline // layout.pipeline)
-    expert = layout.expert if models.teacher.experts else 1
-    vocab = models.vocab(tensor)
-    return stage_parameters(models.teacher, vocab, tensor, pipeline, expert, place)
+    vocab, found = models.vocab(tensor), Parameters()
+    for shape in models.teachers:
+        expert = layout.expert if shape.experts else 1
+        found += stage_parameters(shape, vocab, tensor, pipeline, expert, place)
+    return found
 
 
-def streamed_teacher(models: Models, layout: RunLayout, stage: int) -> tuple[float, float]:
-    """(on the device while an offloaded teacher scores, its output weight and last norm alone)."""
-    assert models.teacher is not None
-    shape, (tensor, pipeline) = models.teacher, layout.of_teacher
+def streamed_teachers(models: Models, layout: RunLayout, stage: int) -> tuple[float, float]:
+    """(on the device while the last of the offloaded teachers scores, output weights and last norms
+    alone). Those of an exact divergence stay."""
+    streamed, outputs = 0.0, 0.0
+    for shape in models.teachers:
+        one, output = _streamed(models, shape, layout, stage)
+        streamed = max(streamed, one + outputs)
+        outputs += output if models.exact else 0.0
+    return streamed, outputs
+
+
+def _streamed(
+    models: Models, shape: ModelShape, layout: RunLayout, stage: int
+) -> tuple[float, float]:
+    tensor, pipeline = layout.of_teacher
     expert = layout.expert if shape.experts else 1
     embedding = models.vocab(tensor) * shape.hidden // tensor
     unit = layer_parameters(shape, tensor, expert).total
@@ -165,8 +182,8 @@ def head_bytes(
     if models.exact:  # rows with a divergence, then those without: a weight's gradient for each
         needed += max(weight, logits) + 3 * min(_BLOCK, logits)
         if cut > 1 or layout.tensor > 1:
-            assert models.teacher is not None
-            needed += rows * models.teacher.hidden * e  # joined from the tensor ranks' slices
+            hidden = max(shape.hidden for shape in models.teachers)
+            needed += rows * hidden * e  # joined from the tensor ranks' slices
     return kept, needed
 
 
@@ -176,7 +193,8 @@ def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
     if not models.exact or models.teacher is None:
         return 0.0
     rows = work.responses * work.teacher_pass * work.lengths.mean / (layout.data * layout.context)
-    return 2 * rows * models.teacher.hidden / layout.tensor * models.of_teacher
+    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
+    return 2 * rows * hidden / layout.tensor * models.of_teacher
 
 
 def activation_bytes(
@@ -234,8 +252,8 @@ def rank_memory(
     if not layout.teacher_offload:
         always |= taught
     elif models.teacher is not None:
-        streamed, output = streamed_teacher(models, layout, stage)
-        taught, kept = {"teacher": streamed}, {"teacher": output if models.exact else 0.0}
+        streamed, outputs = streamed_teachers(models, layout, stage)
+        taught, kept = {"teacher": streamed}, {"teacher": outputs}
     always |= _machine(layout, always, capacity)
     last = stage == layout.pipeline - 1
     states = teacher_states(models, layout, work) if last else 0.0
@@ -275,7 +293,7 @@ def _scoring(
     if models.teacher is not None:
         held = teacher_parameters(models, layout, stage).total * models.of_teacher
         taught = {"teacher": held}
-        shapes.append(models.teacher)
+        shapes += models.teachers
     columns = models.vocab(layout.tensor) / layout.tensor
     for shape in shapes:
         head = min(build.head_chunk or tokens, tokens) * columns * FLOAT

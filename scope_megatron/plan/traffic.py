@@ -75,11 +75,11 @@ def transfers(models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures
 def _scored_layers(models: Models, layout: RunLayout, work: Workload) -> float:
     """Sums over tensor ranks of the scoring passes, as layers of the student's width."""
     count = 2 * work.student_pass * models.student.layers / layout.pipeline
-    if models.teacher is not None:
+    for teacher in models.teachers:
         tensor, pipeline = layout.of_teacher
-        wide = models.teacher.hidden / models.student.hidden
+        wide = teacher.hidden / models.student.hidden / len(models.teachers)
         replicas = layout.ranks / (tensor * pipeline) / layout.data
-        count += 2 * work.teacher_pass * wide * models.teacher.layers / pipeline / replicas
+        count += 2 * work.teacher_pass * wide * teacher.layers / pipeline / replicas
     return count
 
 
@@ -111,7 +111,7 @@ def _host(models: Models, layout: RunLayout, work: Workload) -> list[Transfer]:
     if layout.teacher_offload and models.teacher is not None:
         # every microbatch brings every layer anew
         held = teacher_parameters(models, layout, 0).total * models.of_teacher
-        passes = max(1.0, work.microbatches(layout) * work.teacher_pass)
+        passes = max(1.0, work.microbatches(layout) * work.teacher_pass / len(models.teachers))
         found.append(Transfer("teacher offload", "score", held * passes, "host"))
     return found
 
