@@ -272,10 +272,8 @@ def _one_step(learner: Any, rollouts: list[Any]) -> tuple[Any, int]:
     from scope_megatron.learn import observe
     from tests.support.steps import batch_of
 
-    batch, metrics = (
-        batch_of(rollouts, learner.topology),
-        observe.step_metrics(learner.config.teacher_tags),
-    )
+    batch = batch_of(rollouts, learner.topology)
+    metrics = observe.step_metrics(learner.config.teacher_tags)
     with TensorPeak() as tracker:
         learner.score(batch)
     learner.rest_frozen(updates_to_come=True)
