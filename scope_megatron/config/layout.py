@@ -93,9 +93,12 @@ def _models(values: dict[str, Any]) -> list[Any]:
     found = [_get(values, "model.student")]
     if _get(values, "algorithm.name") in _TAUGHT:
         entries = _get(values, "model.teachers")
-        several = entries.values() if isinstance(entries, dict) else ()
-        found += [_get(values, "model.teacher")]
-        found += [one.get("path") if isinstance(one, dict) else one for one in several]
+        several = list(entries.values()) if isinstance(entries, dict) else []
+        alike = not _get(values, "teacher.parallel")  # else they are cut otherwise
+        for one in [_get(values, "model.teacher"), *several]:
+            entry = one if isinstance(one, dict) else {"path": one}
+            if alike and not entry.get("parallel"):
+                found.append(entry.get("path"))
     return found
 
 

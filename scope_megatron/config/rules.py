@@ -21,6 +21,7 @@ from scope_megatron.config.rules_models import (
     model_problems,
 )
 from scope_megatron.config.rules_output import output_problems, room_problems
+from scope_megatron.config.rules_teachers import teacher_problems
 from scope_megatron.config.schema import Config
 
 
@@ -97,35 +98,8 @@ def _algorithm(config: Config, command: Command) -> Problems:
 
 
 def _teacher(config: Config, command: Command) -> Problems:
-    teacher, defaults = config.teacher, type(config.teacher)()
-    for name in ("offload", "dtype"):
-        value, default = getattr(teacher, name), getattr(defaults, name)
-        if command == "train" and value != default and not config.has_frozen:
-            yield (
-                f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
-                f"frozen model here; remove it, or set it to {default}"
-            )
-    if config.model.teacher is not None and config.model.teachers is not None:
-        yield (
-            "model.teachers: is given beside model.teacher; remove one of them (model.teacher "
-            "teaches every row)"
-        )
-    else:
-        yield from _loaded_once(config)
-
-
-def _loaded_once(config: Config) -> Problems:
-    """One checkpoint under several tags is one model."""
-    first: dict[Path, str] = {}
-    for tag, entry in config.teachers.items():
-        other = first.setdefault(entry.path.resolve(), tag)
-        for name in ("offload", "dtype"):
-            value, its = getattr(entry, name), getattr(config.teachers[other], name)
-            if value != its:
-                yield (
-                    f"model.teachers.{tag}.{name}: is {value} but model.teachers.{other}, which "
-                    f"is the same checkpoint and loaded once, has {its}; give both the same"
-                )
+    if command == "train":
+        yield from teacher_problems(config)
 
 
 def _objective(config: Config, command: Command) -> Problems:

@@ -19,6 +19,7 @@ from scope_megatron.config.modeldir import (
     token_map,
     tokenizer_file,
 )
+from scope_megatron.config.rules_teachers import cut_problems
 from scope_megatron.config.schema import Config
 from scope_megatron.config.sections.model import teacher_setting
 from scope_megatron.family import ModelShape
@@ -47,9 +48,12 @@ def model_problems(config: Config, command: Command) -> Problems:
             check_weights(path, shapes[key].tied)
         except ModelDirError as error:
             yield f"{key}: {error}"
-    yield from _cut(config, shapes)
+    cut_alike = _as_the_student(config, shapes)
+    yield from _cut(config, cut_alike)
+    if command == "train":
+        yield from cut_problems(config, shapes)
     yield from _recomputed(config, shapes)
-    yield from _experts(config, shapes, command)
+    yield from _experts(config, cut_alike, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
         if shape.logits_cap is not None and config.objective.head == "fused":
@@ -62,6 +66,12 @@ def model_problems(config: Config, command: Command) -> Problems:
             yield from _served(config, shapes["model.student"])
     if len(shapes) == len(paths):
         yield from _vocabulary(config, shapes, command)
+
+
+def _as_the_student(config: Config, shapes: dict[str, ModelShape]) -> dict[str, ModelShape]:
+    """Without the teachers that have a layout of their own."""
+    own = {teacher_setting(tag) for tag, entry in config.teachers.items() if entry.parallel}
+    return {key: shape for key, shape in shapes.items() if key not in own}
 
 
 def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:

@@ -238,8 +238,7 @@ class Config(Section):
     @property
     def world_size(self) -> int:
         """Ranks of the run."""
-        parallel = self.parallel
-        return parallel.tensor * parallel.pipeline * parallel.context * parallel.data
+        return self.parallel.ranks
 
     @property
     def on_policy(self) -> bool:
@@ -265,11 +264,6 @@ class Config(Section):
         return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
 
     @property
-    def frozen_dtype(self) -> Literal["float32", "bfloat16", "auto"]:
-        """``teacher.dtype``, or ``model.dtype`` where it is auto."""
-        return self.model.dtype if self.teacher.dtype == "auto" else self.teacher.dtype
-
-    @property
     def teachers(self) -> dict[str, TeacherEntry]:
         """The teachers that the algorithm scores with, by tag, with nothing left to `teacher`;
         ``model.teacher`` has the tag EVERY_ROW. Empty without need, or where none was given."""
@@ -289,8 +283,21 @@ class Config(Section):
         dtype = self.teacher.dtype if entry.dtype is None else entry.dtype
         offload = self.teacher.offload if entry.offload is None else entry.offload
         dtype = self.model.dtype if dtype == "auto" else dtype
-        resolved: TeacherEntry = entry.model_copy(update={"dtype": dtype, "offload": offload})
+        parallel = self.teacher.parallel if entry.parallel is None else entry.parallel
+        if parallel is not None and all(
+            size == getattr(self.parallel, name) for name, size in parallel
+        ):
+            parallel = None  # the student's
+        update = {"dtype": dtype, "offload": offload, "parallel": parallel}
+        resolved: TeacherEntry = entry.model_copy(update=update)
         return resolved
+
+    @property
+    def frozen(self) -> dict[str, TeacherEntry]:
+        """``teachers``, or grpo's reference as the only one."""
+        if self.needs_teacher or not self.has_frozen:
+            return self.teachers
+        return {EVERY_ROW: self._resolved(TeacherEntry(path=self.model.student))}
 
     @property
     def evaluates(self) -> bool:

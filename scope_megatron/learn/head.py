@@ -88,7 +88,7 @@ class Head(ABC):
         """The teacher's hidden states [n, H_t] and output weight of a part; None without."""
         if part.teacher_hidden is None:
             return None
-        weight = output_weight(self.teachers[part.teacher].model)
+        weight = self.teachers[part.teacher].output_weight()
         whole = _join(part.teacher_hidden, weight.shape[1], self.topology)
         return whole, weight
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,12 +13,14 @@ from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
 from scope_megatron.learn.batch import Batch
-from scope_megatron.learn.frozen.model import build_frozen, number_of
+from scope_megatron.learn.frozen.build import build_frozen
+from scope_megatron.learn.frozen.model import FrozenModel, number_of
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
+from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.loss import TERMS, Clip
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
@@ -87,17 +90,11 @@ class Learner:
         members, scored = batch.members(self.algorithm.frozen_scores(batch.routes)), Scored()
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
-            if len(self.frozen) > 1 and not its and self.topology.ep_size == 1:
+            together = self.topology.ep_size > 1 or frozen.travel is not None
+            if len(self.frozen) > 1 and not its and not together:
                 continue
             frozen.enter()
-            scored |= self.scorer.score(
-                frozen,
-                batch.rollouts,
-                its,
-                spec,
-                logprobs=self.passes.teacher_logprobs,
-                hidden=self.passes.teacher_hidden,
-            )
+            scored |= self._pass_of(frozen, batch, its, spec)
             if len(self.frozen) > 1:  # one at a time is on the device
                 frozen.rest(keep_head=bool(self.head.teachers))
         means = self._means(batch, scored.logprobs)
@@ -107,6 +104,15 @@ class Learner:
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
+
+    def _pass_of(self, frozen: FrozenModel, batch: Batch, members: list[int], spec: Spec) -> Scored:
+        """A frozen model's scores of responses that this replica holds."""
+        wanted = {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
+        if frozen.travel is None:
+            return self.scorer.score(frozen, batch.rollouts, members, spec, **wanted)
+        head = replace(self.head, topology=frozen.topology)
+        scorer = replace(self.scorer, topology=frozen.topology, head=head)
+        return frozen.travel.score(scorer, frozen, batch.rollouts, members, spec, **wanted)
 
     def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
         """[B] mean log-probability per token, of every replica's responses; 0 without a score."""

@@ -77,6 +77,13 @@ class Models:
     def vocab(self, tensor: int) -> int:
         return padded_vocab([self.student, *self.teachers], tensor)
 
+    def vocab_of(self, teacher: ModelShape, layout: RunLayout) -> int:
+        """A teacher's padded vocabulary in its layout: its own, where it is cut otherwise."""
+        tensor = layout.of_teacher.tensor
+        if layout.cuts_teacher_otherwise:
+            return padded_vocab([teacher], tensor)
+        return self.vocab(tensor)
+
 
 @dataclass(frozen=True)
 class RankMemory:
@@ -116,39 +123,62 @@ def parameters_of(models: Models, layout: RunLayout, stage: int) -> Parameters:
 
 
 def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Parameters:
-    """All teachers' on the rank that is the student's stage ``stage``, in their layout."""
-    tensor, pipeline = layout.of_teacher
-    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
-    vocab, found = models.vocab(tensor), Parameters()
+    """All teachers' on the fullest of the student's ranks of ``stage``, in their layout; with the
+    output weights as the student is cut, which an exact divergence reads on its last stage."""
+    own, found = layout.of_teacher, Parameters()
     for shape in models.teachers:
-        expert = layout.expert if shape.experts else 1
-        found += stage_parameters(shape, vocab, tensor, pipeline, expert, place)
+        vocab, expert = models.vocab_of(shape, layout), own.expert if shape.experts else 1
+        found += max(
+            (
+                stage_parameters(shape, vocab, own.tensor, own.pipeline, expert, place)
+                for place in layout.teacher_stages(stage)
+            ),
+            key=lambda parameters: parameters.total,
+        )
+        found += Parameters(_second_output(models, shape, layout, stage))
     return found
 
 
-def streamed_teachers(models: Models, layout: RunLayout, stage: int) -> tuple[float, float]:
-    """(on the device while the last of the offloaded teachers scores, output weights and last norms
-    alone). Those of an exact divergence stay."""
-    streamed, outputs = 0.0, 0.0
+def _second_output(models: Models, shape: ModelShape, layout: RunLayout, stage: int) -> int:
+    """Elements of a teacher's output weight as the student is cut, beside its own."""
+    if not (models.exact and layout.cuts_teacher_otherwise and stage == layout.pipeline - 1):
+        return 0
+    return models.vocab(layout.tensor) * shape.hidden // layout.tensor
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Bytes on the device of offloaded teachers, one after the other."""
+
+    scored: float  # while this one scores, with what those before it left
+    outputs: float  # after that: output weights and last norms that an exact divergence reads
+
+
+def streamed_teachers(models: Models, layout: RunLayout, stage: int) -> list[Streamed]:
+    """While each of the offloaded teachers scores."""
+    found, outputs = list[Streamed](), 0.0
     for shape in models.teachers:
         one, output = _streamed(models, shape, layout, stage)
-        streamed = max(streamed, one + outputs)
-        outputs += output if models.exact else 0.0
-    return streamed, outputs
+        kept = outputs + (output if models.exact else 0.0)
+        found.append(Streamed(one + outputs, kept))
+        outputs = kept
+    return found
 
 
 def _streamed(
     models: Models, shape: ModelShape, layout: RunLayout, stage: int
 ) -> tuple[float, float]:
-    tensor, pipeline = layout.of_teacher
-    expert = layout.expert if shape.experts else 1
-    embedding = models.vocab(tensor) * shape.hidden // tensor
-    unit = layer_parameters(shape, tensor, expert).total
-    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
-    if place == 0 and not (shape.tied and pipeline == 1):
+    own, places = layout.of_teacher, layout.teacher_stages(stage)
+    expert = own.expert if shape.experts else 1
+    embedding = models.vocab_of(shape, layout) * shape.hidden // own.tensor
+    unit = layer_parameters(shape, own.tensor, expert).total
+    if 0 in places and not (shape.tied and own.pipeline == 1):
         unit = max(unit, embedding)
-    output = shape.hidden + embedding if place == pipeline - 1 else 0
+    output = shape.hidden + embedding if own.pipeline - 1 in places else 0
     scored = output + models.streaming_slots * unit
+    if layout.cuts_teacher_otherwise:  # its body leaves the device whole
+        output = _second_output(models, shape, layout, stage)
+        scored += output
     return scored * models.of_teacher, output * models.of_teacher
 
 
@@ -245,21 +275,21 @@ def rank_memory(
     activations, head = activation_bytes(models, layout, work, stage)
     always: dict[str, float] = {"student": own.total * e}
     trained = {"gradients": own.total * FLOAT, "masters": masters, "optimizer": moments}
-    scored, taught = _scoring(models, layout, work, stage)
     if not layout.optimizer_offload:
         always |= trained
-    kept = dict(taught)  # while the student trains
+    kept: dict[str, float] = {}  # while the student trains
     if not layout.teacher_offload:
-        always |= taught
+        held = teacher_parameters(models, layout, stage).total * models.of_teacher
+        always |= {"teacher": held} if held else {}
     elif models.teacher is not None:
-        streamed, outputs = streamed_teachers(models, layout, stage)
-        taught, kept = {"teacher": streamed}, {"teacher": outputs}
+        kept = {"teacher": streamed_teachers(models, layout, stage)[-1].outputs}
     always |= _machine(layout, always, capacity)
     last = stage == layout.pipeline - 1
     states = teacher_states(models, layout, work) if last else 0.0
+    scoring = _scoring(models, layout, work, stage, states / 2)
     phases: dict[str, dict[str, float]] = {
         "rollout": dict(always),
-        "score": always | taught | {"activations": scored, "teacher states": states / 2},
+        "score": always | scoring,
         "train": always
         | trained
         | kept
@@ -283,22 +313,26 @@ def rank_memory(
 
 
 def _scoring(
-    models: Models, layout: RunLayout, work: Workload, stage: int
-) -> tuple[float, dict[str, float]]:
-    """(the forward-only passes' activations, the teacher's parameters)."""
-    tokens = work.pack_tokens(layout) / layout.context
-    build, scored = models.build, 0.0
-    taught: dict[str, float] = {}
-    shapes = [models.student] if work.student_pass else []
-    if models.teacher is not None:
-        held = teacher_parameters(models, layout, stage).total * models.of_teacher
-        taught = {"teacher": held}
-        shapes += models.teachers
-    columns = models.vocab(layout.tensor) / layout.tensor
-    for shape in shapes:
-        head = min(build.head_chunk or tokens, tokens) * columns * FLOAT
-        scored = max(scored, forward_only(shape, layout, build, tokens), head)
-    return scored, taught
+    models: Models, layout: RunLayout, work: Workload, stage: int, states: float
+) -> dict[str, float]:
+    """What scoring adds at the moment of its forward-only passes that holds most. ``states``: of
+    all teachers, once they have scored."""
+
+    def activations(shape: ModelShape, cut: RunLayout) -> float:
+        tokens = work.pack_tokens(cut) / cut.context
+        rows = min(models.build.head_chunk or tokens, tokens)
+        head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
+        return max(forward_only(shape, cut, models.build, tokens), head)
+
+    moments = [{"activations": activations(models.student, layout) if work.student_pass else 0.0}]
+    streamed = streamed_teachers(models, layout, stage) if layout.teacher_offload else []
+    for number, shape in enumerate(models.teachers):
+        held = states * (number + 1) / len(models.teachers)
+        needed = activations(shape, layout.of_teacher)
+        moments.append({"activations": needed, "teacher states": held})
+        if streamed:
+            moments[-1]["teacher"] = streamed[number].scored
+    return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def _machine(layout: RunLayout, held: dict[str, float], capacity: float) -> dict[str, float]:

@@ -166,7 +166,7 @@ def _score(
     frozen = models.teachers or (models.student,)
     each = work.teacher_pass / len(frozen)
     passes = [("student", models.student, work.student_pass, layout.pipeline)]
-    passes += [("teacher", shape, each, layout.of_teacher[1]) for shape in frozen]
+    passes += [("teacher", shape, each, layout.of_teacher.pipeline) for shape in frozen]
     for name, shape, share, pipeline in passes:
         if not share:
             continue

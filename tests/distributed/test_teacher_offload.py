@@ -75,7 +75,13 @@ def learner_of(root: Path, layout: dict[str, Any], changes: dict[str, Any]) -> A
     parallel_state.destroy_model_parallel()
     config = settings(root, {f"parallel.{k}": v for k, v in layout.items()} | changes)
     parallel = config.parallel
-    topology = create_topology(parallel.tensor, parallel.pipeline, parallel.sequence)
+    topology = create_topology(
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence,
+        expert=parallel.expert,
+        context=parallel.context,
+    )
     return Learner(config, topology)
 
 

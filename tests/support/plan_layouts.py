@@ -63,6 +63,7 @@ class Case:
 SEQUENCE = {"parallel.sequence": True}
 EXACT = {"objective.kl": "reverse_kl"}
 TWO = {"model.teacher": None, "model.teachers": ("teacher", "student")}  # by parity of the prompt
+BOTH = {"teacher.parallel": {"tensor": 2, "pipeline": 2}}
 # the layouts of the table in docs/planning.md
 CASES = (
     Case("one rank"),
@@ -84,8 +85,13 @@ CASES = (
     Case("optimizer offload", {"optimizer.offload": "rollout"}),
     Case("exact reverse KL", {"objective.kl": "reverse_kl"}),
     Case("exact reverse KL, tensor 2", {"objective.kl": "reverse_kl", "parallel.tensor": 2}),
-    Case("two teachers", TWO),
-    Case("two teachers, offload, exact", TWO | {"teacher.offload": "cpu"} | EXACT),
+    Case("teacher tensor 2 x pipeline 2, exact", BOTH | EXACT | {"parallel.data": 4}),
+    Case(
+        "pipeline 2, teacher tensor 2, exact",
+        {"teacher.parallel": {"tensor": 2}, "parallel.pipeline": 2} | EXACT,
+    ),
+    Case("two teachers", TWO, microbatches=8),
+    Case("two teachers, offload, exact", TWO | {"teacher.offload": "cpu"} | EXACT, microbatches=8),
     Case("teacher offload", {"teacher.offload": "cpu"}),
     Case("teacher offload, exact", {"teacher.offload": "cpu", "objective.kl": "reverse_kl"}),
     Case("mixture", {}, mixture=True),

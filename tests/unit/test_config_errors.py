@@ -186,6 +186,38 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         rename_token,
         ["model.teacher=null", "model.teachers={a: student, b: teacher}"],
     ),
+    "teacher_layout_without_one": (
+        leave,
+        ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.parallel={tensor: 2}"],
+    ),
+    "teacher_layout_over_ranks": (
+        leave,
+        ["teacher.parallel={tensor: 2, pipeline: 2}", "parallel.data=2"],
+    ),
+    "teacher_layout_sequence": (leave, ["teacher.parallel.sequence=true", "parallel.data=2"]),
+    "teacher_layout_context": (leave, ["teacher.parallel.context=2", "parallel.data=2"]),
+    "teacher_layout_heads": (
+        teacher(num_key_value_heads=1),
+        ["teacher.parallel.tensor=2", "parallel.data=2"],
+    ),
+    "teacher_layout_layers": (
+        teacher(num_hidden_layers=3),
+        ["teacher.parallel.pipeline=2", "parallel.data=2"],
+    ),
+    "teacher_layout_expert": (leave, ["teacher.parallel.expert=2", "parallel.data=2"]),
+    "teacher_layout_expert_over_ranks": (
+        leave,
+        ["teacher.parallel.expert=3", "parallel.data=2"],
+    ),
+    "teacher_layout_key": (leave, ["teacher.parallel.tensr=2"]),
+    "teachers_one_in_two_layouts": (
+        leave,
+        [
+            "model.teacher=null",
+            "model.teachers={a: teacher, b: {path: teacher, parallel: {tensor: 2}}}",
+            "parallel.data=2",
+        ],
+    ),
     "set_without_teachers": (leave, ["data.train={name: train.jsonl, teacher: a}"]),
     "set_with_an_unknown_teacher": (
         leave,

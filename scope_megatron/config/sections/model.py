@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from scope_megatron.config.sections.section import Section
+from scope_megatron.config.sections.teacher import TeacherParallel
 from scope_megatron.hub import portable
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
@@ -39,6 +40,9 @@ class TeacherEntry(Section):
     )
     dtype: Literal["float32", "bfloat16", "auto"] | None = Field(
         None, description="as teacher.dtype, for this one; null: what that says"
+    )
+    parallel: TeacherParallel | None = Field(
+        None, description="as teacher.parallel, for this one; null: what that says"
     )
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
-from torch.nn import Parameter
 
-from scope_megatron.config import Config, TeacherEntry
 from scope_megatron.config.sections.model import EVERY_ROW
-from scope_megatron.convert.gather import global_parameters
-from scope_megatron.convert.hf import ShardReader
-from scope_megatron.convert.mapping import is_expert
-from scope_megatron.learn.models import load_model, padded_width
-from scope_megatron.model.build import build_model, read_hf_config
-from scope_megatron.model.streamed import StreamedParameters, hollow
-from scope_megatron.parallel import platform
+from scope_megatron.learn.frozen.output import OutputWeight
+from scope_megatron.model.head import output_weight
+from scope_megatron.model.streamed import StreamedParameters
 from scope_megatron.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from scope_megatron.learn.frozen.travel import Travel
 
 
 @dataclass(frozen=True)
@@ -28,22 +25,34 @@ class FrozenModel:
 
     model: GPTModel
     vocab_size: int
+    topology: Topology
     streamed: StreamedParameters | None = None  # teacher.offload
     tags: tuple[str, ...] = (EVERY_ROW,)  # in model.teachers
+    travel: Travel | None = None  # where its layout is not the student's
+    output: OutputWeight | None = None  # as the student is cut, where a divergence reads it
 
     def enter(self) -> None:
         """Be ready to be scored."""
         if self.streamed is not None:
             self.streamed.enter()
+        if self.output is not None:
+            self.output.enter()
 
     def rest(self, keep_head: bool) -> None:
         """No forward pass for a while; ``keep_head``: its output weight is still asked for."""
         if self.streamed is not None:
-            self.streamed.rest() if keep_head else self.streamed.leave()
+            self.streamed.rest() if keep_head and self.travel is None else self.streamed.leave()
+        if self.output is not None and not keep_head:
+            self.output.leave()
+
+    def output_weight(self) -> Tensor:
+        """[V/tp, H] of the student's last stage."""
+        return output_weight(self.model) if self.output is None else self.output.tensor
 
     def tensors(self) -> list[Tensor]:
         """What it holds of the device's memory."""
-        return [*self.model.parameters(), *(self.streamed.buffers() if self.streamed else [])]
+        held = [*self.model.parameters(), *(self.streamed.buffers() if self.streamed else [])]
+        return held + (self.output.buffers() if self.output else [])
 
 
 def number_of(models: Sequence[FrozenModel], tag: str) -> int:
@@ -51,41 +60,3 @@ def number_of(models: Sequence[FrozenModel], tag: str) -> int:
     if len(models) == 1:
         return 0
     return next(number for number, model in enumerate(models) if tag in model.tags)
-
-
-def build_frozen(config: Config, topology: Topology) -> tuple[FrozenModel, ...]:
-    """The teachers (scope, opd), each checkpoint once; or the initial student as reference (grpo);
-    none without need."""
-    if not config.has_frozen:
-        return ()
-    entries = config.teachers
-    if not config.needs_teacher:
-        dtype, offload = config.frozen_dtype, config.teacher.offload
-        entries = {EVERY_ROW: TeacherEntry(path=config.model.student, dtype=dtype, offload=offload)}
-    same: dict[Path, list[str]] = {}
-    for tag, entry in entries.items():
-        same.setdefault(entry.path.resolve(), []).append(tag)
-    padded = padded_width(config, topology)
-    return tuple(_build(entries[tags[0]], topology, padded, tuple(tags)) for tags in same.values())
-
-
-def _build(
-    entry: TeacherEntry, topology: Topology, padded: int, tags: tuple[str, ...]
-) -> FrozenModel:
-    assert entry.dtype is not None, "Config.teachers leaves nothing open"
-    dtype, hf = platform.resolve_dtype(entry.dtype), read_hf_config(entry.path)
-    vocab = int(hf["vocab_size"])
-    if entry.offload == "none":
-        model = load_model(entry.path, hf, topology, dtype, padded, trainable=False)
-        return FrozenModel(model, vocab, tags=tags)
-    model = build_model(hf, topology, dtype, trainable=False, padded_vocab=padded, hollow=True)
-    shapes = hollow(model, platform.device())
-    reader = ShardReader(entry.path, hf)
-    names = {parameter: name for name, parameter in global_parameters(model)}
-
-    def read(parameter: Parameter) -> Tensor:
-        name = names[parameter]
-        rank = topology.shard_rank(is_expert(name))
-        return reader.shard(name, tuple(shapes[parameter]), rank)
-
-    return FrozenModel(model, vocab, StreamedParameters(model, shapes, read), tags)
