@@ -34,6 +34,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _algorithm,
         _teacher,
         _objective,
+        _optimizer,
         _verifier,
         _evaluation,
         _profile,
@@ -113,6 +114,14 @@ def _objective(config: Config, command: Command) -> Problems:
         yield (
             "objective.kernel: is triton but this machine has no CUDA device; "
             "set it to auto or torch"
+        )
+
+
+def _optimizer(config: Config, command: Command) -> Problems:
+    if config.optimizer.overlap and not config.optimizer.distributed:
+        yield (
+            "optimizer.overlap: is true but optimizer.distributed is false; "
+            "set optimizer.distributed=true, or overlap to false"
         )
 
 

@@ -122,6 +122,11 @@ def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Pro
                 f"parallel.expert: is {layout.expert} but {key} has {experts} experts; "
                 f"set it to {divisors(common, layout.expert)}"
             )
+    if student and not student.experts and config.objective.moe_aux_loss_coeff:
+        yield (
+            f"objective.moe_aux_loss_coeff: is {config.objective.moe_aux_loss_coeff:g} but "
+            "model.student has no experts; set it to 0"
+        )
     if student and student.experts and layout.tensor > 1 and not layout.sequence:
         if command == "train":
             yield (

@@ -133,6 +133,11 @@ class OptimizerConfig(Section):
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
     )
+    overlap: bool = Field(
+        False,
+        description="distributed: gradients are summed over the replicas beside the backward pass "
+        "that makes them, bucket by bucket",
+    )
     offload: Literal["none", "rollout"] = Field(
         "none",
         description="CUDA: rollout: between updates the optimizer's states and float32 parameters "

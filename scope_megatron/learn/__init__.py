@@ -11,6 +11,7 @@ scorer        log-probabilities by a forward pass
 algorithms    which weight each response gets in which term
 rows          all that the loss reads, laid out on the rows of a pack
 head          from the last hidden states to scores and to the loss
+balance       the load-balancing loss of a mixture of experts
 observe       the numbers of one step
 nonfinite     losses and gradients that are not finite: no update
 """

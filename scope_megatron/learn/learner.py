@@ -12,6 +12,7 @@ from torch import Tensor
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
+from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.frozen.build import build_frozen
 from scope_megatron.learn.frozen.model import FrozenModel, number_of
@@ -43,6 +44,8 @@ class Learner:
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
         self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
+        coefficient, its = config.objective.moe_aux_loss_coeff, self.student.model.config
+        self.balance = ExpertBalance(coefficient, its, topology)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
         clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
         self.clip = Clip(
@@ -144,9 +147,11 @@ class Learner:
             Rows.of(pack, batch, weighed.streams, self.clip, self.topology, taught_by=taught_by)
             for pack in packs
         ]
+        self.balance.begin(packs)
         told = pipeline.forward_backward(
             self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
         )
+        metrics.mean("balance/experts", *self.balance.measured())
         metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
         observe.observe_update(metrics, batch, weighed, terms)

@@ -53,6 +53,7 @@ def build_student(config: Config, topology: Topology) -> Student:
         padded_width(config, topology),
         trainable=True,
         parallel=config.parallel,
+        aux_loss=config.objective.moe_aux_loss_coeff > 0,
     )
     waiting = Waiting()
     ddp = wrap_student(model, config.optimizer, waiting)
@@ -71,10 +72,17 @@ def load_model(
     *,
     trainable: bool,
     parallel: ParallelConfig | None = None,
+    aux_loss: bool = False,
 ) -> GPTModel:
     """This rank's shard of a model with the weights of its directory."""
     model = build_model(
-        hf, topology, dtype, trainable=trainable, padded_vocab=padded_vocab, parallel=parallel
+        hf,
+        topology,
+        dtype,
+        trainable=trainable,
+        padded_vocab=padded_vocab,
+        parallel=parallel,
+        aux_loss=aux_loss,
     )
     load_hf_weights(model, directory, hf, topology)
     return model

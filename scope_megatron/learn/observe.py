@@ -49,6 +49,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "weight/student_ess",
             "weight/teacher_ess",
             "balance/padded_share",
+            "balance/experts",
             "mismatch/mean_abs_logprob",
             "mismatch/mean_abs_prob",
             "mismatch/k3_kl",
