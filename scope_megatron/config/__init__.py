@@ -5,9 +5,9 @@ sections/       sections in files of their own: data, objective, parallel, ...
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files
+rules_algorithm  rules on the algorithm and its loss
 rules_models    rules that read the models' directories
 rules_data      rules on data sets
-rules_teachers  rules on frozen models and layouts of their own
 rules_output    rules on output_dir
 modeldir        a Hugging Face directory, read without torch
 rules_machine   rules on device, ranks, GPUs and packages

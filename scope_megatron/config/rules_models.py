@@ -19,9 +19,8 @@ from scope_megatron.config.modeldir import (
     token_map,
     tokenizer_file,
 )
-from scope_megatron.config.rules_teachers import cut_problems
 from scope_megatron.config.schema import Config
-from scope_megatron.config.sections.model import teacher_setting
+from scope_megatron.config.sections.model import EVERY_ROW, teacher_setting
 from scope_megatron.family import ModelShape
 
 Command = Literal["train", "evaluate", "data"]
@@ -51,7 +50,7 @@ def model_problems(config: Config, command: Command) -> Problems:
     cut_alike = _as_the_student(config, shapes)
     yield from _cut(config, cut_alike)
     if command == "train":
-        yield from cut_problems(config, shapes)
+        yield from _cut_otherwise(config, shapes)
     yield from _recomputed(config, shapes)
     yield from _experts(config, cut_alike, command)
     for key, shape in shapes.items():
@@ -88,6 +87,37 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             if size % ranks:
                 fix = divisors(math.gcd(*sizes.values()), ranks)
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
+
+
+def _cut_otherwise(config: Config, shapes: dict[str, ModelShape]) -> Problems:
+    """Teachers that do not divide over a layout of their own; ``shapes`` by setting."""
+    for tag, entry in config.frozen.items():
+        name = "model.student" if not config.needs_teacher else teacher_setting(tag)
+        shape, parallel = shapes.get(name), entry.parallel
+        if shape is None or parallel is None:
+            continue
+        key = layout_setting(config, tag)
+        for what, size in shape.divided().items():
+            by = "pipeline" if what == "num_hidden_layers" else "tensor"
+            ranks = getattr(parallel, by)
+            if what == shape.family.ffn_key and shape.experts and parallel.expert > 1:
+                continue
+            if size % ranks:
+                fix = divisors(size, ranks)
+                yield f"{key}.{by}: is {ranks} but {name} has {what} {size}; set it to {fix}"
+        if parallel.expert > 1 and (not shape.experts or shape.experts % parallel.expert):
+            fix = divisors(math.gcd(shape.experts, config.parallel.ranks) or 1, parallel.expert)
+            yield (
+                f"{key}.expert: is {parallel.expert} but {name} has {shape.experts or 'no'} "
+                f"experts; set it to {fix or 1}"
+            )
+
+
+def layout_setting(config: Config, tag: str) -> str:
+    """The key of the layout of the frozen model with a tag."""
+    given = (config.model.teachers or {}).get(tag)
+    alone = tag == EVERY_ROW or given is None or given.parallel is None
+    return "teacher.parallel" if alone else f"{teacher_setting(tag)}.parallel"
 
 
 def _recomputed(config: Config, shapes: dict[str, ModelShape]) -> Problems:

@@ -63,7 +63,7 @@ def using(topology: Topology) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """Coordinates of a rank in a layout: tensor fastest, then context, data, pipeline."""
 
     tensor: int
@@ -72,7 +72,7 @@ class Place:
     pipeline: int
 
     @classmethod
-    def of(cls, rank: int, topology: Topology) -> Place:
+    def of(cls, rank: int, topology: Topology) -> RankPlace:
         rank, tensor = divmod(rank, topology.tp_size)
         rank, context = divmod(rank, topology.cp_size)
         pipeline, data = divmod(rank, topology.dp_size)
@@ -105,7 +105,7 @@ def blocks_of(first: Topology, second: Topology) -> list[tuple[int, ...]]:
     for topology in (first, second):
         replicas: dict[int, list[int]] = {}
         for rank in range(topology.world_size):
-            replicas.setdefault(Place.of(rank, topology).data, []).append(rank)
+            replicas.setdefault(RankPlace.of(rank, topology).data, []).append(rank)
         for ranks in replicas.values():
             joined = {block[rank] for rank in ranks}
             block = [min(joined) if at in joined else at for at in block]

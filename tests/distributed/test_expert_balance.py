@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scope_megatron.types import Rollout, Verdict
-from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts, settings
+from tests.distributed.test_step_layouts import GROUPS, SIZE, rollouts
 from tests.distributed.test_teacher_offload import learner_of
 from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scope_megatron.learn.frozen.travel import deal_by_length
-from scope_megatron.parallel.second import Place, blocks_of
+from scope_megatron.parallel.second import RankPlace, blocks_of
 from tests.distributed.test_checkpoint import weights
 from tests.distributed.test_step_layouts import assert_same_update, reference, settings
 from tests.distributed.test_teacher_offload import held_bytes, learner_of, share
@@ -201,7 +201,7 @@ def test_blocks_are_whole_replicas_of_both() -> None:
             found = blocks(first, second)
             assert sorted(rank for ranks in found for rank in ranks) == list(range(16))
             for side in (first, second):
-                held = [{Place.of(rank, side).data for rank in ranks} for ranks in found]  # type: ignore[arg-type]
+                held = [{RankPlace.of(rank, side).data for rank in ranks} for ranks in found]  # type: ignore[arg-type]
                 assert sum(map(len, held)) == side.dp_size, "no replica is torn"
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_all
-from scope_megatron.parallel.second import Place, create_block
+from scope_megatron.parallel.second import RankPlace, create_block
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import Prompt, Rollout
 
@@ -50,7 +50,7 @@ class Travel:
     def __init__(self, home: Topology, away: Topology, dtype: torch.dtype, width: int) -> None:
         self._home, self._away, self._dtype, self._width = home, away, dtype, width
         self._block = create_block(home, away, home.timeout_s)
-        self._places = [(Place.of(r, home), Place.of(r, away)) for r in self._block.ranks]
+        self._places = [(RankPlace.of(r, home), RankPlace.of(r, away)) for r in self._block.ranks]
         self._scorers = sorted({away_.data for _, away_ in self._places})
         place = self._block.ranks.index(home.rank)
         self._speaks_at_home = self._first(place, 0)
