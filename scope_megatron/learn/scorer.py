@@ -40,6 +40,7 @@ class Scorer:
     topology: Topology
     microbatch_tokens: int
     head: Head
+    together: int = 1  # microbatches come in groups of so many: a virtual pipeline's stages
 
     def pack(self, rollouts: Mapping[int, Rollout], members: Sequence[int]) -> list[PackedBatch]:
         """The chosen responses in microbatches of bounded size, on this rank's device.
@@ -54,6 +55,7 @@ class Scorer:
         if self.topology.ep_size > 1:
             (most,) = all_max([len(packs)], self.topology.dp_group)
             packs += [filler(multiple)] * (int(most) - len(packs))
+        packs += [filler(multiple)] * (-len(packs) % self.together)
         return [packed.to(platform.device()) for packed in packs]
 
     def score(

@@ -6,7 +6,7 @@ pipeline stage only; :func:`score` hands them to every stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from scope_megatron.parallel.chunks import ReplicatedModel, chunks_of
 from scope_megatron.parallel.context import ContextShare, sum_over_context
 from scope_megatron.parallel.packed import PackedSequences
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
@@ -47,8 +48,7 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(output, index).float()
 
-    walk = _walk(model, packs, collect, topology, forward_only=True)
-    rows: list[Tensor] = get_forward_backward_func()(**walk)
+    rows: list[Tensor] = _walk(chunks_of(model), packs, collect, topology, forward_only=True)
     if not columns:
         return rows
     counts = [pack.num_rows for pack in packs]
@@ -60,7 +60,7 @@ def score(
 
 
 def forward_backward(
-    model: torch.nn.Module,
+    model: ReplicatedModel,
     packs: list[PackedBatch],
     loss_function: LossFunction,
     topology: Topology,
@@ -72,8 +72,7 @@ def forward_backward(
     data-parallel ranks divides it again.
     Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
-    walk = _walk(model, packs, loss_function, topology, forward_only=False)
-    told: list[Any] = get_forward_backward_func()(**walk)
+    told: list[Any] = _walk(model.chunks, packs, loss_function, topology, forward_only=False)
     return told
 
 
@@ -94,14 +93,14 @@ def packed_forward(
 
 
 def _walk(
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     packs: list[PackedBatch],
     collect: Callable,
     topology: Topology,
     *,
     forward_only: bool,
-) -> dict[str, Any]:
-    """The schedule's arguments: one microbatch is one pack."""
+) -> list[Any]:
+    """Run the schedule: one microbatch is one pack. With several chunks, interleaved."""
 
     def forward_step(
         iterator: Iterator[tuple[int, PackedBatch]], module: torch.nn.Module
@@ -112,16 +111,20 @@ def _walk(
             output = packed_forward(module, pack, ContextShare.of(pack, topology))
         return output, partial(collect, index=index)
 
-    return {
-        "forward_step_func": forward_step,
-        "data_iterator": iter(enumerate(packs)),
-        "model": model,
-        "num_microbatches": len(packs),
-        "seq_length": packs[0].num_tokens,  # packs differ: with pipelining, shapes travel along
-        "micro_batch_size": 1,
-        "forward_only": forward_only,
-        "collect_non_loss_data": forward_only,
-    }
+    single, packs_of_each = len(chunks) == 1, [iter(enumerate(packs)) for _ in chunks]
+    virtual = None if single else len(chunks)
+    schedule = get_forward_backward_func(pp_size=topology.pp_size, vp_size=virtual)
+    told: list[Any] = schedule(
+        forward_step_func=forward_step,
+        data_iterator=packs_of_each[0] if single else packs_of_each,
+        model=chunks[0] if single else list(chunks),
+        num_microbatches=len(packs),
+        seq_length=packs[0].num_tokens,  # packs differ: with pipelining, shapes travel along
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )
+    return told
 
 
 @contextmanager

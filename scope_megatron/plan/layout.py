@@ -106,7 +106,7 @@ _SETTINGS = {
     "data": "parallel.data",
     "expert": "parallel.expert",
     "context": "parallel.context",
-    "virtual": "parallel.virtual",
+    "virtual": "parallel.virtual_pipeline",
     "sequence": "parallel.sequence",
     "recompute": "parallel.recompute",
     "recompute_layers": "parallel.recompute_layers",

@@ -30,6 +30,7 @@ LAYOUTS = {  # name: (world, parallel settings, other settings)
     "tensor": (2, {"tensor": 2}, {}),
     "tensor-sequence": (2, {"tensor": 2, "sequence": True}, {}),
     "pipeline": (2, {"pipeline": 2}, {"train.microbatch_tokens": 96}),
+    "virtual": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"train.microbatch_tokens": 96}),
     "data": (2, {"data": 2}, {}),
     "data-distributed-optimizer": (2, {"data": 2}, {"optimizer.distributed": True}),
     "tensor-pipeline": (4, {"tensor": 2, "pipeline": 2}, {"train.microbatch_tokens": 96}),
@@ -38,6 +39,11 @@ LAYOUTS = {  # name: (world, parallel settings, other settings)
 # Small microbatches: the replicas come to different numbers of them, and must run the same.
 SMALL = {"train.microbatch_tokens": 64}
 EXPERT_LAYOUTS = {
+    "expert-virtual": (
+        4,
+        {"pipeline": 2, "virtual_pipeline": 2, "tensor": 2, "sequence": True, "expert": 2},
+        SMALL,
+    ),
     "expert-data": (2, {"data": 2, "expert": 2}, SMALL),
     "expert-tensor": (2, {"tensor": 2, "sequence": True, "expert": 2}, {}),
     "expert-distributed": (4, {"data": 4, "expert": 2}, SMALL | {"optimizer.distributed": True}),

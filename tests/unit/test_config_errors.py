@@ -157,6 +157,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["parallel.context=2", "parallel.expert=3", "train.microbatch_tokens=500"],
     ),
+    "virtual_without_pipeline": (leave, ["parallel.virtual_pipeline=2"]),
+    "virtual_over_layers": (leave, ["parallel.virtual_pipeline=3", "parallel.pipeline=2"]),
     "recompute_unknown": (leave, ["parallel.recompute=ful"]),
     "recompute_layers_without_full": (leave, ["parallel.recompute_layers=1"]),
     "recompute_layers_above_stage": (
