@@ -14,10 +14,7 @@ RecomputeMode = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Sizes and placements of a run, this project's settings by their meaning.
-
-    ``virtual`` is planned by formula.
-    """
+    """Sizes and placements of a run, this project's settings by their meaning."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -212,7 +209,10 @@ def layout_problems(
     if stage % layout.expert:
         yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"
     if layout.virtual > 1 and layout.pipeline == 1:
-        yield "virtual: needs a pipeline; set parallel.pipeline above 1"
+        yield (
+            f"parallel.virtual_pipeline: is {layout.virtual} but parallel.pipeline is 1; set "
+            "parallel.pipeline above 1"
+        )
     if layout.tensor % layout.engine_tensor:
         yield (
             f"rollout.engine.tensor: is {layout.engine_tensor}, not a divisor of parallel.tensor "

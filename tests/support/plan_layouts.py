@@ -72,6 +72,7 @@ CASES = (
     Case("tensor 4, sequence", {"parallel.tensor": 4, **SEQUENCE}),
     Case("pipeline 2", {"parallel.pipeline": 2}),
     Case("pipeline 4", {"parallel.pipeline": 4}),
+    Case("pipeline 2, virtual 2", {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}),
     Case(
         "tensor 2 x pipeline 2, sequence", {"parallel.tensor": 2, "parallel.pipeline": 2} | SEQUENCE
     ),

@@ -25,6 +25,14 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel.tensor": 2}),
     "tensor 2, sequence": (2, {"parallel.tensor": 2, "parallel.sequence": True}),
     "pipeline 2": (2, {"parallel.pipeline": 2, "train.microbatch_tokens": 96}),
+    "pipeline 2, virtual 2": (
+        2,
+        {
+            "parallel.pipeline": 2,
+            "parallel.virtual_pipeline": 2,
+            "train.microbatch_tokens": 96,
+        },
+    ),
     "context 2": (2, {"parallel.context": 2}),
     "data 2": (2, {"parallel.data": 2}),
     "data 2, distributed optimizer": (2, {"parallel.data": 2, "optimizer.distributed": True}),
