@@ -154,7 +154,7 @@ def local_statistics(
         return local, None
     assert teacher is not None
     blocks = partial(chunks, logits, shard, spec)
-    offered, picks = topk.offer(logits, teacher, shard, spec, local.dtype, blocks)
+    offered, picks = topk.offer_best(logits, teacher, shard, spec, local.dtype, blocks)
     whole = [_teacher_mass(teacher, local, shard, spec)] if spec.topk_tail else []
     return torch.cat([local, *whole, offered], 1), picks
 
@@ -208,7 +208,7 @@ def _merge_topk(parts: Tensor, picks: Tensor, shard: Shard, spec: Spec) -> Stati
         top, _, weight = _rescale(parts[..., 3], spec.teacher_temperature)
         whole = topk.Whole(stats.top, stats.norm, top, (weight * parts[..., 4]).sum(0))
         first = 5
-    chosen = topk.choose(parts[..., first:], picks, whole, shard, spec)
+    chosen = topk.choose_best(parts[..., first:], picks, whole, shard, spec)
     stats.divergence, stats.tail = chosen.divergence, chosen.tail
     stats.picks, stats.slopes = chosen.picks, chosen.slopes
     return stats

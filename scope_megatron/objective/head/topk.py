@@ -27,7 +27,7 @@ from scope_megatron.objective.head.spec import Spec
 
 @dataclass(frozen=True)
 class Chosen:
-    """Result of :func:`choose`; m is k, or 2k for a union."""
+    """Result of :func:`choose_best`; m is k, or 2k for a union."""
 
     divergence: Tensor  # [T]
     picks: Tensor  # [T, m] columns of this shard
@@ -45,7 +45,7 @@ class Whole:
     teacher_norm: Tensor
 
 
-def offer(
+def offer_best(
     logits: Tensor,
     teacher: Tensor,
     shard: Shard,
@@ -78,8 +78,10 @@ def offer(
     return torch.cat(offers, 1), torch.cat(columns, 1)
 
 
-def choose(parts: Tensor, picks: Tensor, whole: Whole | None, shard: Shard, spec: Spec) -> Chosen:
-    """The k best of every rank's :func:`offer` [tp, T, columns], their divergence and its slopes.
+def choose_best(
+    parts: Tensor, picks: Tensor, whole: Whole | None, shard: Shard, spec: Spec
+) -> Chosen:
+    """The k best of every rank's :func:`offer_best` [tp, T, columns]: divergence and slopes.
 
     ``whole`` is needed by a tail.
     """
