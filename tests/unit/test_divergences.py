@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scope_megatron.objective import Shard, Spec
 from scope_megatron.objective.head import statistics as vocab
+from scope_megatron.objective.head.gradient import logits_gradient
 from tests.support.divergences import CASES, VOCAB, expected, options_of, sample
 from tests.support.heads import (
     fused_logprob_and_divergence,
@@ -36,7 +37,7 @@ def test_divergence_is_that_of_whole_rows(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_shards_are_as_one(case: str) -> None:
-    """The statistics of two parts of the vocabulary, merged, on both shards."""
+    """Statistics of two parts of the vocabulary, merged: the value, and each part's gradient."""
     logits, teacher, options = sample(0), sample(2), options_of(case)
     spec = Spec(divergence=options.pop("kind"), **options)
     whole = vocab.statistics(logits[:, :VOCAB], teacher[:, :VOCAB], None, one(VOCAB), spec)
@@ -50,13 +51,18 @@ def test_two_shards_are_as_one(case: str) -> None:
         for s in shards
     ]
     parts = torch.stack([local for local, _ in told])
+    upstream = sample(1)[:, 0]
+    _, slope = value_and_gradient(
+        lambda z: expected(z, teacher, **options_of(case)), logits, upstream
+    )
     for shard, (_, picks) in zip(shards, told, strict=True):
         merged = vocab.merge_statistics(parts, picks, shard, spec)
         torch.testing.assert_close(merged.divergence, whole.divergence, rtol=0, atol=1e-12)
-        for name in ("tail", "high"):
-            assert (getattr(whole, name) is None) == (getattr(merged, name) is None)
-            if getattr(whole, name) is not None:
-                torch.testing.assert_close(getattr(merged, name), getattr(whole, name))
+        columns = slice(shard.start, shard.start + half)
+        mine = [x[:, columns] for x in padded]
+        grad = logits_gradient(*mine, None, merged, (None, upstream), shard, spec)
+        wanted = slope[:, shard.start : shard.start + shard.width]
+        torch.testing.assert_close(grad[:, : shard.width], wanted, rtol=0, atol=1e-11)
 
 
 def one(columns: int) -> Shard:
