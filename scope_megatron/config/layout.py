@@ -85,7 +85,7 @@ def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int
     return sizes or [1]
 
 
-_TAUGHT = (None, "scope", "opd")  # None: the default, scope
+_TAUGHT = (None, "scope", "opd", "kdrl", "rlsd", "sdar", "srpo")  # None: the default, scope
 
 
 def _models(values: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
-from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
+from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.frozen.build import build_frozen
@@ -53,7 +53,7 @@ class Learner:
         coefficient = config.objective.moe_aux_loss_coeff
         self.balance = ExpertBalance(coefficient, self.student.model, topology)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
-        clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
+        clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
             eps=config.algorithm.clip_eps if clipped else None,
             tis=config.objective.tis_clip,
@@ -101,7 +101,9 @@ class Learner:
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
-        members, scored = batch.members(self.algorithm.frozen_scores(batch.routes)), Scored()
+            spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
+        routes, scored = kept_routes(batch, self.config), Scored()
+        members = batch.members(self.algorithm.frozen_scores(routes))
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
             together = self.topology.ep_size > 1 or frozen.travel is not None
@@ -115,6 +117,7 @@ class Learner:
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
             batch.teacher_entropy, batch.teacher_hidden = scored.entropy, scored.hidden
+            batch.teacher_token_entropy = scored.token_entropy
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
@@ -139,7 +142,7 @@ class Learner:
 
     def weigh(self, batch: Batch) -> Weighed:
         """Weights of each response in each term of the loss; the same on every rank."""
-        return self.algorithm.weigh(batch, self.config)
+        return weigh(batch, self.config)
 
     def update(
         self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (1, 1)

@@ -101,7 +101,7 @@ def observe_update(
     for name, value in terms.items():
         metrics.sum(f"loss/{name}", value)
         metrics.sum("loss/total", value)
-    _teachers(metrics, batch, weighed)
+    _teachers(metrics, batch)
     for side, weights in (
         ("student", weighed.student_weight),
         ("teacher", weighed.teacher_weight),
@@ -111,19 +111,18 @@ def observe_update(
         metrics.mean(f"weight/{side}_ess", sum(sizes), len(sizes))
 
 
-def _teachers(metrics: StepMetrics, batch: Batch, weighed: Weighed) -> None:
-    """By tag: the responses that a teacher corrects, their perplexity under it (geometric mean),
-    and the mean per token of the divergence, or of the log-ratio of the sampled tokens."""
-    kl = weighed.streams.kl
-    for index in [] if kl is None else batch.members(kl != 0):
-        name = f"teacher/{batch.rollouts[index].prompt.tag}"
-        if not metrics.has(f"{name}/responses"):
+def _teachers(metrics: StepMetrics, batch: Batch) -> None:
+    """By tag: the responses that a teacher scored, their perplexity under it (geometric mean), and
+    the mean per token of the divergence, or of the log-ratio of the sampled tokens."""
+    for index, rollout in batch.rollouts.items():
+        name = f"teacher/{rollout.prompt.tag}"
+        theirs, ours = batch.teacher_logprobs.get(index), batch.logprobs.get(index)
+        each = batch.divergence.get(index)
+        if not metrics.has(f"{name}/responses") or (theirs is None and each is None):
             continue
         metrics.sum(f"{name}/responses", 1)
-        theirs, ours = batch.teacher_logprobs.get(index), batch.logprobs.get(index)
         if theirs is not None:
             metrics.mean(f"{name}/perplexity", -float(theirs.mean()))
-        each = batch.divergence.get(index)
         if each is None and ours is not None and theirs is not None:
             each = ours - theirs
         if each is not None:
