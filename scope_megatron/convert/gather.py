@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scope_megatron.convert.mapping import Mapping, expert_of, is_expert, with_expert
 from scope_megatron.parallel.agree import from_all
-from scope_megatron.parallel.chunks import chunks_of
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
@@ -43,7 +43,7 @@ class _Shard:
 def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Parameters of this rank, layers and experts numbered over the whole model (wrappers are
     opened)."""
-    for chunk in chunks_of(model):
+    for chunk in model_chunks(model):
         for name, parameter in chunk.named_parameters():
             if name.startswith("decoder.layers."):
                 _, _, local, rest = name.split(".", 3)

@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_sum
-from scope_megatron.parallel.chunks import chunks_of
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
@@ -29,7 +29,7 @@ class ExpertBalance:
 
     def __init__(self, coefficient: float, model: torch.nn.Module, topology: Topology) -> None:
         self._coefficient, self._topology = coefficient, topology
-        self._configs: list[TransformerConfig] = [chunk.config for chunk in chunks_of(model)]
+        self._configs: list[TransformerConfig] = [chunk.config for chunk in model_chunks(model)]
         self._microbatches = 0
 
     def begin(self, packs: Sequence[PackedBatch]) -> None:

@@ -23,7 +23,7 @@ class ModelChunks(torch.nn.ModuleList):
         return self[0].config
 
 
-def chunks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+def model_chunks(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The chunks of a model, its wrappers opened; a model without chunks is one."""
     while hasattr(model, "module"):  # DistributedDataParallel, Float16Module
         model = model.module

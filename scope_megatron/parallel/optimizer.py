@@ -21,7 +21,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import OptimizerConfig
-from scope_megatron.parallel.chunks import ReplicatedModel, chunks_of
+from scope_megatron.parallel.chunks import ReplicatedModel, model_chunks
 
 
 class Waiting:
@@ -70,7 +70,7 @@ def wrap_student(
     )
     wrapped = [
         DistributedDataParallel(config=chunk.config, ddp_config=buffers, module=chunk)
-        for chunk in chunks_of(model)
+        for chunk in model_chunks(model)
     ]
     for chunk in wrapped:
         chunk.config.finalize_model_grads_func = partial(_finalize_without_division, waiting)

@@ -16,7 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
-from scope_megatron.parallel.chunks import ReplicatedModel, chunks_of
+from scope_megatron.parallel.chunks import ReplicatedModel, model_chunks
 from scope_megatron.parallel.context import ContextShare, sum_over_context
 from scope_megatron.parallel.packed import PackedSequences
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
@@ -48,7 +48,7 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(output, index).float()
 
-    rows: list[Tensor] = _walk(chunks_of(model), packs, collect, topology, forward_only=True)
+    rows: list[Tensor] = _walk(model_chunks(model), packs, collect, topology, forward_only=True)
     if not columns:
         return rows
     counts = [pack.num_rows for pack in packs]
