@@ -107,3 +107,23 @@ def test_a_resumed_run_has_the_same_teachers(
     identity.require_same(before, of(a="moved", b="two"), Path("step_1"))
     with pytest.raises(ValueError, match=r"^model\.teachers\.b: differs from the run that wrote"):
         identity.require_same(before, of(a="moved", b="moved"), Path("step_1"))
+
+
+def test_a_layout_equal_to_the_students_is_none_of_its_own() -> None:
+    def own(*overrides: str) -> list[object]:
+        config = load_config(
+            ROOT / "configs/quickstart.yaml",
+            ["parallel.tensor=2", "parallel.data=2", *overrides],
+            check_files=False,
+        )
+        return [entry.parallel for entry in config.frozen.values()]
+
+    assert own() == [None] == own("teacher.parallel={tensor: 2}")
+    (given,) = own("teacher.parallel={pipeline: 2}")
+    assert given is not None and (given.tensor, given.pipeline, given.ranks) == (1, 2, 2)
+    entries = "{a: x, b: {path: y, parallel: {tensor: 4}}}"
+    several = own("teacher.parallel.pipeline=2", f"model.teachers={entries}", "model.teacher=null")
+    assert [(p.tensor, p.pipeline) for p in several] == [(1, 2), (4, 1)]
+    assert own("teacher.parallel.pipeline=2", "algorithm.name=grpo") == [given], "its reference"
+    kd = ["algorithm.name=kd", "train.batch_sequences=8", "rollout=null"]
+    assert own(*kd, "evaluation={before: false, after: false}") == []
