@@ -119,7 +119,7 @@ def _mark_before_engine(setup: Any, marks: Marks) -> None:
     build = setup.build_engine
 
     def marked(*args: Any, **kwargs: Any) -> Any:
-        import vllm  # noqa: F401
+        from vllm import LLM  # noqa: F401
 
         marks("import vLLM")
         return build(*args, **kwargs)

@@ -27,7 +27,11 @@ WARM = 2
 SETTINGS = {
     "scope": ["algorithm.name=scope"],
     "naive": ["algorithm.name=scope", "objective.old_logprobs=recompute"],
-    "padded": ["algorithm.name=scope", "objective.old_logprobs=recompute"],
+    "padded": [
+        "algorithm.name=scope",
+        "objective.old_logprobs=recompute",
+        "rollout.engine.logprob_tolerance=100",  # its tokens in front do change the scores
+    ],
     "ungraded": ["algorithm.name=scope"],
     "grpo": ["algorithm.name=grpo", "algorithm.kl_coef=0"],
     "grpo-kl": ["algorithm.name=grpo", "algorithm.kl_coef=0.01"],
