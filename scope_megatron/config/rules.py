@@ -37,6 +37,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _evaluation,
         _profile,
         _parallel,
+        _placement,
         _lengths,
     )
     return [problem for rule in rules for problem in rule(config, command)]
@@ -182,7 +183,7 @@ def _parallel(config: Config, command: Command) -> Problems:
             f"parallel.data {stage}; set it to "
             f"{divisors(stage, min(parallel.expert, stage + 1))}"
         )
-    if tensor % config.engine.tensor:
+    if tensor % config.engine.tensor and not config.separate:
         yield (
             f"rollout.engine.tensor: is {config.engine.tensor}, not a divisor of parallel.tensor "
             f"{tensor}; set it to {' or '.join(sorted({'1', str(tensor)}, key=int))}"
@@ -208,6 +209,42 @@ def _parallel(config: Config, command: Command) -> Problems:
             f"parallel: {sizes_of(config)} is "
             f"{config.world_size} but WORLD_SIZE is {world}; start {config.world_size} ranks or "
             "change parallel"
+        )
+
+
+def _placement(config: Config, command: Command) -> Problems:
+    """Engines on ranks of their own."""
+    rollout = config.rollout
+    if rollout is None or command != "train":
+        return
+    if not config.separate:
+        if rollout.ranks is not None:
+            yield (
+                f"rollout.ranks: is {rollout.ranks} but rollout.placement is colocated; "
+                "set rollout.placement=separate, or remove it"
+            )
+        return
+    if not config.on_policy:
+        yield (
+            "rollout.placement: is separate but algorithm.name kd samples no responses; "
+            "set it to colocated"
+        )
+    elif rollout.ranks is None:
+        yield (
+            "rollout.ranks: is missing but rollout.placement separate needs it; "
+            "give the number of ranks that only sample"
+        )
+    elif rollout.ranks % rollout.engine.tensor:
+        tensor = rollout.engine.tensor
+        yield (
+            f"rollout.ranks: is {rollout.ranks}, not a multiple of rollout.engine.tensor {tensor}; "
+            f"set it to {-(-rollout.ranks // tensor) * tensor}"
+        )
+    elif (engines := rollout.ranks // rollout.engine.tensor) > rollout.prompts_per_step:
+        yield (
+            f"rollout.ranks: makes {engines} engines but rollout.prompts_per_step is "
+            f"{rollout.prompts_per_step}; set it to "
+            f"{rollout.prompts_per_step * rollout.engine.tensor} or less"
         )
 
 

@@ -56,6 +56,8 @@ def step_metrics() -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
+            "sampling/engine_s",
+            "sampling/grading_s",
         ],
     )
 

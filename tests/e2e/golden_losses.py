@@ -37,11 +37,12 @@ _SETTINGS = (
 Row = dict[str, float]
 
 
-def run(layout: str, output: Path) -> list[Row]:
-    """The metrics named by COLUMNS of each step, by the command line in processes of its own."""
+def run(layout: str, output: Path, *more: str) -> list[Row]:
+    """The metrics named by COLUMNS of each step, by the command line in processes of its own;
+    ``more``: further settings."""
     arguments = ("train", "configs/quickstart.yaml", f"output_dir={output}", *_SETTINGS)
     done = subprocess.run(
-        [sys.executable, "-m", "scope_megatron", *arguments, *LAYOUTS[layout]],
+        [sys.executable, "-m", "scope_megatron", *arguments, *LAYOUTS[layout], *more],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -4,6 +4,7 @@ section      the base of every section: no unknown keys, no conversions, frozen
 data         `data` and its sets
 objective    `objective`
 parallel     `parallel`
+rollout      `rollout` and `rollout.engine`
 teacher      `teacher`
 verifier     `verifier` and `verifier.code`
 faults       `faults`

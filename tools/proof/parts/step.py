@@ -29,7 +29,7 @@ def step(proof: Proof) -> None:
     sample = trainer.actor.sample
 
     def measured(prompts: list[Prompt], step: int) -> Sampled:
-        sampled = sample(prompts, step)
+        sampled: Sampled = sample(prompts, step)
         lengths.extend(rollout.length for rollout in sampled.rollouts)
         return sampled
 
@@ -83,7 +83,7 @@ def _memory(proof: Proof, trainer: Trainer, metrics: dict[str, float]) -> None:
     tenants["optimizer"] = _state_bytes(student.optimizer)
     if torch.cuda.is_available():
         awake = measure.in_use()
-        trainer.actor.engine.sleep()
+        trainer.engine.sleep()
         tenants["engine, awake"] = awake - measure.in_use()
         trainer.send_parameters()
     for name, nbytes in tenants.items():
