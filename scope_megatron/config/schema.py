@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from scope_megatron.config.sections.algorithm import AlgorithmConfig
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.logging import LoggingConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.parallel import ParallelConfig
+from scope_megatron.config.sections.presets import with_preset
 from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.rollout import EngineConfig, RolloutConfig, TopK
 from scope_megatron.config.sections.section import Section
@@ -38,27 +40,6 @@ AnyPath = Annotated[Path, BeforeValidator(_to_path)]
 # A directory, or a Hub name until the loader puts the directory of its snapshot in its place. It is
 # written down as NAME@COMMIT, which another machine can read.
 ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
-
-
-class AlgorithmConfig(Section):
-    """What the tokens are weighted by."""
-
-    name: Literal["scope", "opd", "grpo", "kd"] = Field(
-        "scope",
-        description="scope: correct responses by MLE, incorrect ones by the teacher's KL, both "
-        "weighted by perplexity. opd: the teacher's KL on all responses. grpo: group-relative "
-        "advantages, no teacher. kd: supervised training on given responses",
-    )
-    clip_eps: float = Field(
-        0.2,
-        gt=0,
-        lt=1,
-        description="PPO clip of the ratio to the behaviour policy: grpo always, the others "
-        "only when train.updates_per_batch > 1",
-    )
-    kl_coef: float = Field(
-        1e-4, ge=0, description="grpo: coefficient of the KL to the reference (initial student)"
-    )
 
 
 class ModelConfig(Section):
@@ -107,6 +88,12 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from zero")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="learning rate after the warm-up; cosine and linear end at zero"
+    )
+    states: Literal["float32", "parameters"] = Field(
+        "float32",
+        description="type of Adam's states. float32: with bfloat16 parameters also float32 copies "
+        "of these, which are stepped; parameters: states, steps and gradients in the parameters' "
+        "own type, without copies",
     )
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
@@ -204,6 +191,11 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_preset(values)
+
+    @model_validator(mode="before")
+    @classmethod
     def _opd_samples_once(cls, values: Any) -> Any:
         """opd has no groups: its group_size is 1 unless one was given."""
         sections = values if isinstance(values, dict) else {}
@@ -250,7 +242,9 @@ class Config(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
-        return self.algorithm.name in ("scope", "opd")
+        if self.algorithm.name == "scope":
+            return self.objective.incorrect == "teacher"
+        return self.algorithm.name == "opd"
 
     @property
     def has_frozen(self) -> bool:

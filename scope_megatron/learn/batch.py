@@ -30,6 +30,7 @@ class Batch:
     student_mean: Tensor | None = None  # of the behaviour policy
     teacher_mean: Tensor | None = None
     old_logprobs: dict[int, Tensor] = field(default_factory=dict)  # behaviour policy, for rho
+    student_logprobs: dict[int, Tensor] = field(default_factory=dict)  # the same, for weights
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # as the first training pass said
     teacher_logprobs: dict[int, Tensor] = field(default_factory=dict)
     reference_logprobs: dict[int, Tensor] = field(default_factory=dict)
@@ -55,7 +56,10 @@ class Batch:
             self.routes.correct[index] = self.routes.incorrect[index] = False
             self.routes.masked[index] = True
             self.unscored.add(index)
-            for scores in (self.old_logprobs, self.teacher_logprobs, self.reference_logprobs):
+            for scores in (
+                *(self.old_logprobs, self.student_logprobs),
+                *(self.teacher_logprobs, self.reference_logprobs),
+            ):
                 scores.pop(index, None)
 
     def parts(self, count: int) -> list[Batch]:
@@ -78,6 +82,7 @@ class Batch:
             student_mean=None if self.student_mean is None else self.student_mean[kept],
             teacher_mean=None if self.teacher_mean is None else self.teacher_mean[kept],
             old_logprobs=renumbered(self.old_logprobs),
+            student_logprobs=renumbered(self.student_logprobs),
             logprobs=renumbered(self.logprobs),
             teacher_logprobs=renumbered(self.teacher_logprobs),
             reference_logprobs=renumbered(self.reference_logprobs),

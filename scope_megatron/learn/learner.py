@@ -17,7 +17,8 @@ from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
-from scope_megatron.objective.loss import TERMS, Clip
+from scope_megatron.objective.loss import TERMS, Clip, Streams
+from scope_megatron.objective.normalize import microbatch_scales
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.agree import all_sum
@@ -42,7 +43,11 @@ class Learner:
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
         clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
         self.clip = Clip(
-            eps=config.algorithm.clip_eps if clipped else None, tis=config.objective.tis_clip
+            eps=config.algorithm.clip_eps if clipped else None,
+            tis=config.objective.tis_clip,
+            high=config.algorithm.clip_high,
+            dual=config.algorithm.clip_dual,
+            old_gap=config.objective.teacher_gap == "old",
         )
 
     def score(self, batch: Batch) -> None:
@@ -70,6 +75,7 @@ class Learner:
             scored = self.scorer.score(self.student, batch.rollouts, members, spec)
         batch.student_mean = self._means(batch, scored.logprobs)
         batch.student_entropy |= scored.entropy
+        batch.student_logprobs = scored.logprobs
         if self.passes.ratio:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
@@ -122,7 +128,14 @@ class Learner:
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
         rows = [
-            Rows.of(pack, batch, weighed.streams, self.clip, self.topology, exact=exact)
+            Rows.of(
+                pack,
+                batch,
+                self._streams(weighed, batch, pack),
+                self.clip,
+                self.topology,
+                exact=exact,
+            )
             for pack in packs
         ]
         told = pipeline.forward_backward(
@@ -140,6 +153,14 @@ class Learner:
         _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
+
+    def _streams(self, weighed: Weighed, batch: Batch, pack: PackedBatch) -> Streams:
+        """Of a pack: with normalization microbatch_mean, the denominators are its own."""
+        if self.config.objective.normalization != "microbatch_mean":
+            return weighed.streams
+        correct = batch.routes.correct[torch.tensor(pack.members, dtype=torch.int64)].tolist()
+        sequences = int(batch.routes.routed.sum())
+        return weighed.streams.scaled(microbatch_scales(pack.counts, correct, sequences))
 
     def _idle(self) -> PackedBatch:
         """For a replica without a response: the graph runs on every rank."""

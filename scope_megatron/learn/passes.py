@@ -59,9 +59,17 @@ class Passes:
             return "engine", True
         if objective.old_logprobs == "recompute" or config.train.updates_per_batch > 1:
             return "all", True
+        if weighs_tokens(config):
+            return ("engine" if samples_everything(config) else "all"), False
         if config.algorithm.name != "scope" or objective.student_weight == "uniform":
             return "none", False
         return ("engine" if samples_everything(config) else "weights"), False
+
+
+def weighs_tokens(config: Config) -> bool:
+    """Whether factors of single tokens read the student's log-probabilities before the update."""
+    objective = config.objective
+    return objective.incorrect == "constant" and objective.constant_below is not None
 
 
 def samples_everything(config: Config) -> bool:

@@ -29,9 +29,9 @@ from scope_megatron.remote.messages import (
     Errand,
     ErrandDone,
     GradedResponse,
-    SamplingOrder,
     SampleErrand,
     SamplerHello,
+    SamplingOrder,
     ScoreSequences,
     TakeParameters,
 )

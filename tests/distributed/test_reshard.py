@@ -208,13 +208,11 @@ def apart(weights: Any, state: dict[str, Tensor]) -> list[str]:
     own = {name: tensor.detach() for name, tensor in global_parameters(weights.model)}
     everyone = dict(from_all(((topology.pp_rank, topology.tp_rank), own)))
     for size in (1, 2, 4) if weights.hf["num_key_value_heads"] == 2 else (1, 2):
-        layouts = []
-        for taker in range(size):
+        for taker in range(topology.rank, size, topology.world_size):  # each rank does its own
             expected = engine_tensors(state, weights.hf, size, taker)
             engine = Engine(expected)
             parameters = EngineParameters(engine)
-            layouts.append(parameters.layout(size))
-            plan = ParcelPlan(shards, layouts[0], BUCKET)
+            plan = ParcelPlan(shards, parameters.layout(size), BUCKET)
             mine = [parcel for parcel in plan.parcels if parcel.taker == taker]
             parameters.clear_padding(plan.rows[taker])
             for parcel, buffer in zip(mine, buffers(mine, torch.device("cpu")), strict=True):

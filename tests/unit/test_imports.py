@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family, hub <- config, types <- parallel, plan, report <- model,
-# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn, remote <- train
-# <- commands <- cli;  objective <- learn, train
+# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn,
+# remote <- train <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
