@@ -161,12 +161,23 @@ def _placement(config: Config, command: Command) -> Problems:
     if rollout is None or command != "train":
         return
     if not config.separate:
+        if rollout.lag:
+            yield (
+                f"rollout.lag: is {rollout.lag} but rollout.placement is colocated, where nothing "
+                "trains while engines sample; set rollout.placement=separate, or rollout.lag=0"
+            )
         if rollout.ranks is not None:
             yield (
                 f"rollout.ranks: is {rollout.ranks} but rollout.placement is colocated; "
                 "set rollout.placement=separate, or remove it"
             )
         return
+    if rollout.lag and config.objective.tis_clip is not None and _cuts_sampling(config):
+        yield (
+            "rollout.lag: is 1 but rollout.top_p or rollout.top_k renormalises what the engine "
+            "samples from, so that ratios to it say nothing; set rollout.top_p=1 and "
+            "rollout.top_k=-1, or objective.tis_clip=null"
+        )
     if not config.on_policy:
         yield (
             "rollout.placement: is separate but algorithm.name kd samples no responses; "
@@ -189,6 +200,11 @@ def _placement(config: Config, command: Command) -> Problems:
             f"{rollout.prompts_per_step}; set it to "
             f"{rollout.prompts_per_step * rollout.engine.tensor} or less"
         )
+
+
+def _cuts_sampling(config: Config) -> bool:
+    rollout = config.rollout
+    return rollout is not None and (rollout.top_p < 1 or rollout.top_k > 0)
 
 
 def _lengths(config: Config, command: Command) -> Problems:

@@ -42,6 +42,9 @@ AnyPath = Annotated[Path, BeforeValidator(_to_path)]
 ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
 
 
+_LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1
+
+
 class ModelConfig(Section):
     """The models and the tokenizer they share."""
 
@@ -204,6 +207,21 @@ class Config(Section):
             if algorithm.get("name") == "opd":
                 return values | {"rollout": {"group_size": 1} | rollout}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lag_is_corrected(cls, values: Any) -> Any:
+        """Responses of older parameters: importance weights are on unless they are turned off."""
+        sections = values if isinstance(values, dict) else {}
+        objective, rollout = sections.get("objective", {}), sections.get("rollout")
+        if isinstance(objective, dict) and isinstance(rollout, dict) and rollout.get("lag") == 1:
+            return values | {"objective": {"tis_clip": _LAG_CLIP} | objective}
+        return values
+
+    @property
+    def lag(self) -> int:
+        """Updates between the parameters that sample a step's responses and those it trains."""
+        return self.rollout.lag if self.rollout is not None and self.on_policy else 0
 
     @property
     def training_ranks(self) -> int:

@@ -23,9 +23,22 @@ class Inbox:
 
     def responses(self, errand: Errand, count: int) -> list[GradedResponse]:
         """All ``count`` of this replica's, by position and sample, once they are here."""
+        self.wait(errand, count)
+        return sorted(self._responses.pop(errand), key=lambda r: (r.position, r.sample))
+
+    def wait(self, errand: Errand, count: int) -> None:
+        """Until all ``count`` of this replica's responses are here. They stay."""
         while len(self._responses[errand]) < count:
             self._receive()
-        return sorted(self._responses.pop(errand), key=lambda r: (r.position, r.sample))
+
+    def held(self, errand: Errand) -> list[GradedResponse]:
+        """The errand's responses that are here. They stay."""
+        return list(self._responses[errand])
+
+    def put(self, responses: list[GradedResponse]) -> None:
+        """Responses of an earlier process."""
+        for response in responses:
+            self._responses[response.errand].append(response)
 
     def done(self, errand: Errand, count: int) -> list[ErrandDone]:
         """The last word of so many sampling ranks on the errand (rank 0)."""

@@ -126,7 +126,7 @@ class RemoteParameters:
 
     @property
     def is_main(self) -> bool:
-        return dist.get_rank() == 0
+        return bool(dist.get_rank() == 0)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors, from packets that the first sampling rank passes on."""

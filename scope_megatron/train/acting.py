@@ -55,6 +55,15 @@ class Acting(Protocol):
         """
         ...
 
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """What of the step after ``done`` has been sampled already, for its checkpoint
+        (collective over all ranks)."""
+        ...
+
+    def resume(self, done: int, saved: dict[str, Any]) -> None:
+        """Go on with what :meth:`in_flight` gave."""
+        ...
+
     def observe(self, metrics: StepMetrics) -> None:
         """Record what the other ranks told of the step."""
         ...

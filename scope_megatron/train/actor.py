@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ def tolerance(config: Config) -> float:
 class Actor:
     """This rank's engine and verifiers. Every method is collective over model-parallel ranks."""
 
-    waits_in = frozenset[str]()  # phases in which the training ranks wait for others
+    waits_in = frozenset[str]()
     signum = 0
 
     def __init__(
@@ -111,6 +113,13 @@ class Actor:
             samples[name] = rollouts
             values[name] = summarize(rollouts, settings.samples, self.topology)
         return join_sets(values), samples
+
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """Nothing is sampled ahead."""
+        return None
+
+    def resume(self, done: int, saved: dict[str, Any]) -> None:
+        """The step is sampled again, with the parameters of now."""
 
     def observe(self, metrics: StepMetrics) -> None:
         """Nothing that the step does not know."""

@@ -7,8 +7,9 @@ replica will train on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from scope_megatron.config import Config
 from scope_megatron.data.dataset import PromptDataset
@@ -16,11 +17,12 @@ from scope_megatron.engine.source import ModelParameters
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.agree import from_first, from_main
+from scope_megatron.parallel.agree import from_all, from_first, from_main
 from scope_megatron.parallel.meeting import job_place
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.remote.bridge import Bridge
 from scope_megatron.remote.collect import Inbox
+from scope_megatron.remote.inflight import decode, encode
 from scope_megatron.remote.messages import (
     EndSampling,
     EngineScores,
@@ -46,8 +48,6 @@ _T = TypeVar("_T")
 class RemoteActor:
     """Engines on other ranks. Every method is collective over the training ranks."""
 
-    waits_in = frozenset({"rollout", "evaluate"})  # phases in which these ranks wait for the others
-
     def __init__(self, config: Config, topology: Topology, found: dict[str, str]) -> None:
         """Meet the sampling ranks. ``found``: what this rank found on its machine, by setting.
 
@@ -58,8 +58,13 @@ class RemoteActor:
         assert place.store is not None
         self._engines = config.sampling_ranks // config.engine.tensor
         self._evaluations = 0
+        self._step = 0  # whose responses were taken last
+        self._asked = 0  # the newest step whose responses were asked for
+        self._resumed: Errand | None = None  # its responses come from a checkpoint
+        self._waited_s = 0.0  # of this step, for responses
         self._told: list[ErrandDone] = []  # of the last step, on the first replica
         self.signum = 0
+        self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.lag else [])})
         bridge = Bridge(place, timeout_s)
         first = topology.tp_rank == topology.cp_rank == topology.pp_rank == 0
         self._inbox: Inbox | None = None
@@ -70,11 +75,19 @@ class RemoteActor:
         self._on_main(lambda inbox: require_found_alike(found, inbox.post.hellos.values()))
 
     def sample(self, prompts: list[Prompt], step: int) -> list[Rollout]:
-        """A group of graded responses for each prompt, as ``rollout`` says."""
-        assert self.config.rollout is not None
-        errand: Errand = ("train", step)
-        self._tell(SampleErrand(errand))
-        return self._collect(errand, prompts, self.config.rollout.group_size)
+        """A group of graded responses for each prompt, as ``rollout`` says.
+
+        With ``rollout.lag`` 1 they were asked for a step ago, and the next step's are now: with the
+        parameters that the engines have.
+        """
+        settings, steps = self.config.rollout, self.config.train.steps
+        assert settings is not None
+        for ahead in range(step, min(step + settings.lag, steps) + 1):
+            if ahead > self._asked:
+                self._tell(SampleErrand(("train", ahead)))
+                self._asked = ahead
+        self._step = step
+        return self._collect(("train", step), prompts, settings.group_size)
 
     def grade(self, sampled: list[Rollout]) -> list[Rollout]:
         """They came with their verdicts."""
@@ -87,24 +100,60 @@ class RemoteActor:
         def take() -> tuple[list[GradedResponse], list[ErrandDone]]:
             assert self._inbox is not None
             found = self._inbox.responses(errand, len(prompts) * samples)
-            done = self._inbox.done(errand, self.config.sampling_ranks) if topology.is_main else []
-            return found, done
+            ends = topology.is_main and errand != self._resumed
+            return found, self._inbox.done(errand, self.config.sampling_ranks) if ends else []
 
+        begun = time.perf_counter()
         responses, self._told = from_first(take, topology.mp_group)
+        self._waited_s += time.perf_counter() - begun
         self.signum = max([self.signum, *(done.signum for done in self._told)])
         return [r.rollout(prompts[r.position // topology.dp_size]) for r in responses]
+
+    def _drain(self) -> None:
+        """Take in what was asked for ahead: until then the engines take no parameters."""
+        settings = self.config.rollout
+        if self._inbox is None or settings is None or not settings.lag or not self._asked:
+            return
+        begun = time.perf_counter()
+        mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
+        errand: Errand = ("train", self._asked)
+        if self._asked > self._step:
+            self._inbox.wait(errand, len(mine) * settings.group_size)
+        self._waited_s += time.perf_counter() - begun
+
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """The responses of the next step, at ``rollout.lag`` 1; the same on every rank."""
+        if not self.config.lag or self._asked <= done:
+            return None
+        held = self._inbox.held(("train", done + 1)) if self._inbox is not None else []
+        everyone = [r for part in from_all(held) for r in part]
+        return encode(self.config, done + 1, everyone)
+
+    def resume(self, done: int, saved: dict[str, Any]) -> None:
+        """Take the next step's responses from the checkpoint instead of asking for them."""
+        responses = decode(self.config, done + 1, saved) if self.config.lag else []
+        if not responses:
+            return
+        self._asked, self._resumed = done + 1, ("train", done + 1)
+        if self._inbox is not None:
+            place, replicas = self.topology.dp_rank, self.topology.dp_size
+            self._inbox.put([r for r in responses if r.position % replicas == place])
 
     def observe(self, metrics: StepMetrics) -> None:
         """The step's times of the sampling ranks."""
         for done in self._told:
             metrics.maximum("sampling/engine_s", done.sampling_s)
             metrics.maximum("sampling/grading_s", done.grading_s)
+        metrics.maximum("sampling/waited_s", self._waited_s)
+        metrics.maximum("staleness/steps", float(min(self.config.lag, self._step - 1)))
+        self._told, self._waited_s = [], 0.0
 
     def rest(self) -> None:
         """Its memory is its own: it need not sleep."""
 
     def send_parameters(self, student: Student) -> None:
         """The student's parameters to every engine, from the ranks that hold them."""
+        self._drain()
         platform.release_cached_memory()
         bucket = self.config.engine.bucket_mib * 2**20
         self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -175,6 +176,15 @@ class Trainer:
         if not self.config.on_policy:
             self.actor.rest()
         return values
+
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """What of the step after ``done`` has been sampled already (collective)."""
+        return self._actor.in_flight(done) if self._actor is not None else None
+
+    def resume_in_flight(self, done: int, saved: dict[str, Any]) -> None:
+        """Go on with what :meth:`in_flight` gave."""
+        if self._actor is not None:
+            self._actor.resume(done, saved)
 
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
         """The step's metrics, reduced once over the data-parallel ranks."""

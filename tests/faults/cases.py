@@ -17,6 +17,11 @@ from tests.support import kd_run
 
 Body = Callable[[Stage], Outcome]
 FAULT_AT = 4  # of 8 steps
+# Rank 0 trains, rank 1 samples a step ahead.
+AHEAD = (
+    *("parallel.tensor=1", "parallel.data=1", "rollout.lag=1"),
+    *("rollout.placement=separate", "rollout.ranks=1"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,12 @@ def same_command(stage: Stage, begun: int, noticed_s: float, said: str) -> Outco
     return Outcome(noticed_s, stage.again(run, begun), "same command", said)
 
 
-def stopped(rank: int) -> Body:
+def stopped(
+    rank: int, phase: str = "train", step: int = FAULT_AT, overrides: tuple[str, ...] = ()
+) -> Body:
     def body(stage: Stage) -> Outcome:
-        stage.inject("stop", "train", FAULT_AT, rank=rank)
-        run = stage.start("faults.restarts=1")
+        stage.inject("stop", phase, step, rank=rank)
+        run = stage.start("faults.restarts=1", *overrides)
         return restarted(stage, run, rf"rank {rank} \(.*no sign of life", rank)
 
     return body
@@ -75,6 +82,13 @@ def stopped(rank: int) -> Body:
 def hang(stage: Stage) -> Outcome:
     stage.inject("hang", "train", FAULT_AT)
     run = stage.start("faults.restarts=1", "faults.hang_timeout_s=5")
+    return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
+
+
+def sampling_hangs(stage: Stage) -> Outcome:
+    """The rank that trains waits for it all the while, and is not what hangs."""
+    stage.inject("hang", "verify", ENGINE_AT)
+    run = stage.start("faults.restarts=1", "faults.hang_timeout_s=20", *AHEAD)
     return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
 
 
@@ -368,6 +382,27 @@ CASES = [
         killed("evaluate", step=ENGINE_AT, overrides=("evaluation.every=2",)),
         engine=True,
     ),
+    Case(
+        "kill -9 of a sampling rank, in rollout",
+        killed("rollout", step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "kill -9 of a sampling rank, as parameters come",
+        killed("sync", step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "kill -9 of a training rank beside a sampling one, in train",
+        killed("train", rank=0, step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "SIGSTOP of a sampling rank",
+        stopped(1, "rollout", ENGINE_AT, AHEAD),
+        engine=True,
+    ),
+    Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True),
     Case("engine: exception in a rollout", engine_once, engine=True),
     Case("engine: fails again", engine_always, engine=True),
     Case("teacher: NaN score", teacher_nan, engine=True),

@@ -88,6 +88,12 @@ class RolloutConfig(Section):
         description="separate: ranks that only sample, besides those of parallel; a multiple of "
         "engine.tensor",
     )
+    lag: Literal[0, 1] = Field(
+        0,
+        description="separate: 1: a step's responses are sampled while the step before it trains, "
+        "so with parameters that are one update older; the loss weighs every token by its ratio to "
+        "the policy that sampled it, cut off at objective.tis_clip",
+    )
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="before")
