@@ -28,6 +28,31 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "reference": ("objective.preset=reference_code", "verifier.name=auto"),
     "no-teacher": ("objective.incorrect=constant",),
     "no-teacher-unlikely": ("objective.incorrect=constant", "objective.constant_below=0.2"),
+    "kdrl": ("algorithm.name=kdrl", "algorithm.teacher_coef=0.1"),
+    "rlsd": ("algorithm.name=rlsd",),
+    "sdar": ("algorithm.name=sdar", "algorithm.teacher_coef=0.1"),
+    "srpo": ("algorithm.name=srpo",),
+    "group-filter": ("algorithm.group_filter=mixed",),
+    "dapo": (
+        "algorithm.name=grpo",
+        NO_REFERENCE,
+        "algorithm.group_filter=mixed",
+        "algorithm.clip_high=0.28",
+        "algorithm.overlong_buffer=48",
+        "train.updates_per_batch=2",
+    ),
+    "iw-opd": ("algorithm.name=opd", "rollout.group_size=8", "objective.iw_gamma=0.5"),
+    "prefix": ("objective.prefix_tokens=8",),
+    "paced": ("algorithm.pass_rate_alpha=1", "algorithm.pass_rate_beta=1"),
+    "entropy-kl": ("objective.kl=entropy_kl", "objective.entropy_threshold=0.3"),
+    **{
+        f"topk-{of}": ("objective.kl=topk", "objective.topk=8", f"objective.topk_of={of}", *tail)
+        for of, tail in (
+            ("student", ()),
+            ("union", ("objective.topk_tail=true",)),
+            ("intersection", ("objective.topk_tail=true",)),
+        )
+    },
 }
 COMMON = (
     "train.steps=10",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scope_megatron.config.rules_models import Command, Problems
-from scope_megatron.config.schema import Config
+from scope_megatron.config.schema import AlgorithmConfig, Config, ObjectiveConfig
 
 
 def _algorithm(config: Config, command: Command) -> Problems:
@@ -30,11 +30,65 @@ def _algorithm(config: Config, command: Command) -> Problems:
             f"rollout: the section is missing but algorithm.name {name} needs it; "
             "add it with rollout.prompts_per_step, rollout.max_response_tokens"
         )
-    elif name == "grpo" and rollout.group_size < 2:
+    elif config.rewards_groups and rollout.group_size < 2:
         yield (
-            f"rollout.group_size: is {rollout.group_size} but grpo compares the responses of a "
+            f"rollout.group_size: is {rollout.group_size} but {name} compares the responses of a "
             "group; set it to 2 or more"
         )
+
+
+def _groups(config: Config, command: Command) -> Problems:
+    """Switches that compare the responses of a group."""
+    algorithm, rollout, defaults = config.algorithm, config.rollout, AlgorithmConfig()
+    size = rollout.group_size if config.on_policy and rollout is not None else 1
+    for name in ("group_filter", "pass_rate_alpha", "pass_rate_beta"):
+        value, default = getattr(algorithm, name), getattr(defaults, name)
+        if value != default and size < 2:
+            yield (
+                f"algorithm.{name}: is {value} but there is one response per prompt; "
+                "set rollout.group_size to 2 or more, or remove it"
+            )
+    buffer = algorithm.overlong_buffer
+    if buffer and not config.rewards_groups:
+        yield (
+            f"algorithm.overlong_buffer: is {buffer} but algorithm.name {algorithm.name} has no "
+            "reward that it could shape; remove it"
+        )
+    elif rollout is not None and buffer > rollout.max_response_tokens:
+        yield (
+            f"algorithm.overlong_buffer: is {buffer}, above rollout.max_response_tokens "
+            f"{rollout.max_response_tokens}; set it to {rollout.max_response_tokens} or less"
+        )
+
+
+def _teachers_term(config: Config, command: Command) -> Problems:
+    """Switches of the teacher's divergence, where there is none."""
+    objective, name = config.objective, config.algorithm.name
+    defaults = ObjectiveConfig()
+    without = not config.needs_teacher or name in ("rlsd", "sdar")
+    for key in ("iw_gamma", "prefix_tokens"):
+        value = getattr(objective, key)
+        if without and value != getattr(defaults, key):
+            yield (
+                f"objective.{key}: is {value} but algorithm.name {name} has no divergence from a "
+                "teacher here; remove it"
+            )
+    if name in ("rlsd", "sdar") and objective.kl != "sampled":
+        yield (
+            f"objective.kl: is {objective.kl} but algorithm.name {name} reads the teacher's "
+            "log-probabilities of sampled tokens alone; set it to sampled"
+        )
+    for key, kl in (
+        ("topk_of", "topk"),
+        ("topk_tail", "topk"),
+        ("entropy_threshold", "entropy_kl"),
+    ):
+        value = getattr(objective, key)
+        if objective.kl != kl and value != getattr(defaults, key):
+            yield (
+                f"objective.{key}: is {str(value).lower()} but objective.kl is {objective.kl}; "
+                f"set objective.kl={kl}, or remove it"
+            )
 
 
 def _teacher(config: Config, command: Command) -> Problems:
@@ -80,4 +134,4 @@ def _optimizer(config: Config, command: Command) -> Problems:
         )
 
 
-ALGORITHM_RULES = (_algorithm, _teacher, _objective, _optimizer)
+ALGORITHM_RULES = (_algorithm, _groups, _teacher, _objective, _teachers_term, _optimizer)

@@ -262,7 +262,12 @@ class Config(Section):
         """Whether the algorithm scores with the teacher."""
         if self.algorithm.name == "scope":
             return self.objective.incorrect == "teacher"
-        return self.algorithm.name == "opd"
+        return self.algorithm.name in ("opd", "kdrl", "rlsd", "sdar", "srpo")
+
+    @property
+    def rewards_groups(self) -> bool:
+        """Whether the algorithm compares the rewards of a group's responses."""
+        return self.algorithm.name in ("grpo", "kdrl", "rlsd", "sdar", "srpo")
 
     @property
     def has_frozen(self) -> bool:

@@ -38,6 +38,7 @@ class Batch:
     student_entropy: dict[int, float] = field(default_factory=dict)  # nats per token
     teacher_entropy: dict[int, float] = field(default_factory=dict)
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # as the training pass said
+    teacher_token_entropy: dict[int, Tensor] = field(default_factory=dict)  # where weights read it
     divergence: dict[int, Tensor] = field(default_factory=dict)  # exact, where it is computed
     unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
     imbalance: float = 1.0  # largest over mean arithmetic of a replica
@@ -89,6 +90,7 @@ class Batch:
             teacher_hidden=renumbered(self.teacher_hidden),
             student_entropy=renumbered(self.student_entropy),
             teacher_entropy=renumbered(self.teacher_entropy),
+            teacher_token_entropy=renumbered(self.teacher_token_entropy),
             unscored={place[i] for i in self.unscored if i in place},
         )
 

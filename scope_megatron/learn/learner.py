@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
-from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
+from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
@@ -41,7 +42,7 @@ class Learner:
         self.head = build_head(config, topology, self.student, self.frozen)
         self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
-        clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
+        clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
             eps=config.algorithm.clip_eps if clipped else None,
             tis=config.objective.tis_clip,
@@ -85,11 +86,12 @@ class Learner:
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
+            spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
         frozen.enter()
         scored = self.scorer.score(
             frozen,
             batch.rollouts,
-            batch.members(self.algorithm.frozen_scores(batch.routes)),
+            batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config))),
             spec,
             logprobs=self.passes.teacher_logprobs,
             hidden=self.passes.teacher_hidden,
@@ -98,6 +100,7 @@ class Learner:
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
             batch.teacher_entropy, batch.teacher_hidden = scored.entropy, scored.hidden
+            batch.teacher_token_entropy = scored.token_entropy
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
@@ -113,7 +116,7 @@ class Learner:
 
     def weigh(self, batch: Batch) -> Weighed:
         """Weights of each response in each term of the loss; the same on every rank."""
-        return self.algorithm.weigh(batch, self.config)
+        return weigh(batch, self.config)
 
     def update(
         self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (1, 1)

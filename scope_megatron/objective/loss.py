@@ -12,6 +12,7 @@ sum over tokens of
     kl      tis kl divergence                        instead, where a divergence is given
     nll     -nll logp                                supervised
     kl_ref  kl_ref (e^d - d - 1), d = logp_ref - logp    reference KL, the k3 estimator
+    pull    pull (logp_teacher - logp)                   the sampled token up, by a gate in pull
 
 Without given logp_old the current weights are the ones that sampled: logp_old = logp', and rho is 1
 with the gradient of logp. That is so at the first update of a batch.
@@ -28,7 +29,7 @@ from torch import Tensor
 from scope_megatron.objective.packing import gather_from_sequences
 from scope_megatron.types import PackedBatch
 
-TERMS = ("mle", "kl", "pg", "nll", "kl_ref")
+TERMS = ("mle", "kl", "pg", "nll", "kl_ref", "pull")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Streams:
     pg: Tensor | None = None  # advantage x weight, either sign
     nll: Tensor | None = None
     kl_ref: Tensor | None = None
+    pull: Tensor | None = None
     tokens: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
@@ -66,8 +68,8 @@ class Streams:
             return rows
         return rows * gather_from_sequences({i: given.get(i) for i in pack.members}, pack, fill=1.0)
 
-    def scaled(self, scales: Mapping[str, float]) -> Streams:
-        """Each term's factor times a number of its own."""
+    def scaled(self, scales: Mapping[str, float | Tensor]) -> Streams:
+        """Each term's factor times a number of its own, or times one per response [B]."""
         return replace(self, **{name: factor * scales[name] for name, factor in self})
 
     def at(self, rows: Tensor | slice) -> Streams:
@@ -80,7 +82,7 @@ class Known:
     """Log-probabilities of the sampled tokens [R] that were known before the pass, or None."""
 
     old: Tensor | None = None  # of the weights that sampled; None: the current ones did
-    teacher: Tensor | None = None  # needed by kl without a divergence
+    teacher: Tensor | None = None  # needed by pull, and by kl without a divergence
     reference: Tensor | None = None  # needed by kl_ref
     engine: Tensor | None = None  # as the engine reported them; needed by tis_clip
 
@@ -190,6 +192,11 @@ class _Tokens:
         gap = self._read("reference", self.known.reference, on).detach()
         gap = gap - torch.where(on, self.logprob, 0.0)
         return factor * (torch.expm1(gap) - gap)
+
+    def pull(self, factor: Tensor) -> Tensor:
+        on = factor != 0
+        theirs = self._read("teacher", self.known.teacher, on).detach()
+        return factor * (theirs - torch.where(on, self.logprob, 0.0))
 
     def _surrogate(self, advantage: Tensor, on: Tensor | None = None) -> Tensor:
         """-tis rho A [R], clipped as ``Clip.gain`` says."""

@@ -133,7 +133,7 @@ def test_opd_distils_every_judged_response_alike(batch: Batch) -> None:
 
 
 def test_grpo_advantages_and_reference_kl(batch: Batch) -> None:
-    advantages = group_advantages(batch)
+    advantages = group_advantages(batch, config("grpo"))
     for g, verdicts in enumerate(VERDICTS):
         rewards = [float(v is R) for v in verdicts if v is not U]
         mean = sum(rewards) / len(rewards)

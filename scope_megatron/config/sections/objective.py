@@ -59,14 +59,38 @@ class ObjectiveConfig(Section):
         description="kl=sampled: the student's side of log-ratio to the teacher. current: the "
         "weights that are trained; old: those that sampled, also at later updates of a batch",
     )
-    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk"] = Field(
+    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl"] = Field(
         "sampled",
         description="distance to the teacher, per token: sampled (log-ratio of the sampled "
-        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), or reverse KL on the "
-        "teacher's best tokens (topk)",
+        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), reverse KL on a model's "
+        "best tokens (topk), or reverse KL and, where the teacher's entropy is above "
+        "entropy_threshold, forward KL as well (entropy_kl)",
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="kl=jsd: weight of the teacher's side")
-    topk: int = Field(64, ge=1, description="kl=topk: number of the teacher's best tokens")
+    topk: int = Field(64, ge=1, description="kl=topk: number of a model's best tokens")
+    topk_of: Literal["teacher", "student", "union", "intersection"] = Field(
+        "teacher", description="kl=topk: whose best tokens, or those of either or of both"
+    )
+    topk_tail: bool = Field(
+        False,
+        description="kl=topk: false: both models renormalised on these tokens; true: all other "
+        "tokens are one more, of the mass that is left",
+    )
+    entropy_threshold: float = Field(
+        0.8, ge=0, description="kl=entropy_kl: the teacher's entropy, nats"
+    )
+    iw_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="IW-OPD: tokens of the teacher's term weigh 1 + gamma at a response's start, "
+        "less by the share of the log-ratio's size that came before, 1 at its end; 0: off",
+    )
+    prefix_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="the teacher's term takes only the first so many tokens of a response; "
+        "null: all",
+    )
     normalization: Literal["token_mean", "prompt_sum", "sequence_mean", "microbatch_mean"] = Field(
         "token_mean",
         description="token_mean: per response token of the global batch; prompt_sum: token sums, "

@@ -8,14 +8,16 @@ the whole global batch, so every rank computes the same. Formulas: docs/algorith
 weighed      what an algorithm gives, and from weights to factors
 scope        SCOPE, its ablations, and the constant signal in the teacher's place
 baselines    opd, grpo, kd
-groups       numbers of a prompt's group: advantages
-registry     every algorithm by its name
+hybrids      kdrl, rlsd, sdar, srpo
+groups       numbers of a prompt's group: advantages, filters, pass rates
+tokens       multipliers of single tokens in the teacher's term
+registry     every algorithm by its name, and the switches around it
 """
 
 from __future__ import annotations
 
-from scope_megatron.learn.algorithms.groups import group_advantages
-from scope_megatron.learn.algorithms.registry import ALGORITHMS
+from scope_megatron.learn.algorithms.groups import group_advantages, kept_routes
+from scope_megatron.learn.algorithms.registry import ALGORITHMS, weigh
 from scope_megatron.learn.algorithms.weighed import Algorithm, Weighed
 
-__all__ = ["ALGORITHMS", "Algorithm", "Weighed", "group_advantages"]
+__all__ = ["ALGORITHMS", "Algorithm", "Weighed", "group_advantages", "kept_routes", "weigh"]

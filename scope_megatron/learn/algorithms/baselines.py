@@ -19,7 +19,7 @@ def grpo(batch: Batch, config: Config) -> Weighed:
     factor = uniform_factors(batch, config)
     coefficient = config.algorithm.kl_coef
     streams = Streams(
-        pg=factor * group_advantages(batch),
+        pg=factor * group_advantages(batch, config),
         kl_ref=factor * coefficient if coefficient > 0 else None,
     )
     return Weighed(streams)
