@@ -59,7 +59,10 @@ def step_metrics() -> StepMetrics:
             "time/wait",
             "sampling/engine_s",
             "sampling/grading_s",
+            "sampling/graded_s",
             "sampling/waited_s",
+            "sampling/scored_s",
+            "sampling/ahead_s",
             "staleness/steps",
         ],
     )

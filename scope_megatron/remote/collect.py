@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import Any, TypeVar
 
 from scope_megatron.remote.messages import Errand, ErrandDone, GradedResponse
@@ -25,6 +25,20 @@ class Inbox:
         """All ``count`` of this replica's, by position and sample, once they are here."""
         self.wait(errand, count)
         return sorted(self._responses.pop(errand), key=lambda r: (r.position, r.sample))
+
+    def finished_groups(
+        self, errand: Errand, samples: int, known: set[int]
+    ) -> list[GradedResponse]:
+        """The responses of all groups that are complete and not ``known``, by position and sample;
+        waits for one. They stay."""
+        while True:
+            held = self._responses[errand]
+            counts = Counter(response.position for response in held)
+            new = {p for p, count in counts.items() if count == samples} - known
+            if new and not self.post.pending():
+                chosen = [response for response in held if response.position in new]
+                return sorted(chosen, key=lambda r: (r.position, r.sample))
+            self._receive()
 
     def wait(self, errand: Errand, count: int) -> None:
         """Until all ``count`` of this replica's responses are here. They stay."""

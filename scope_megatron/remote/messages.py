@@ -102,6 +102,7 @@ class ErrandDone:
     errand: Errand
     sampling_s: float
     grading_s: float  # after the last response
+    graded_s: float  # of grading in all
     signum: int = 0  # a signal that it got: the run is asked to stop
 
 

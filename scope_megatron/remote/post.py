@@ -84,6 +84,10 @@ class TrainerPost:
                     raise PeerGone(f"sampling rank {number}") from None
         return self._waiting.popleft() if self._waiting else None
 
+    def pending(self) -> bool:
+        """Whether :meth:`receive` would not have to wait."""
+        return bool(self._waiting) or bool(wait(list(self._ends.values()), 0))
+
     def close(self) -> None:
         for end in self._ends.values():
             end.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from scope_megatron.data.dataset import PromptDataset
@@ -10,6 +11,7 @@ from scope_megatron.learn.scorer import Scorer
 from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.types import Prompt, Rollout
 
+Meanwhile = Callable[[list[list[Rollout]]], None]
 Evaluated = tuple[dict[str, float], dict[str, list[Rollout]]]
 
 
@@ -19,8 +21,12 @@ class Acting(Protocol):
     waits_in: frozenset[str]  # phases in which these ranks wait for ranks that only sample
     signum: int  # a signal that one of those got, 0 for none
 
-    def sample(self, prompts: list[Prompt], step: int) -> Any:
-        """A group of responses for each prompt, as ``rollout`` says; for :meth:`grade`."""
+    def sample(self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None) -> Any:
+        """A group of responses for each prompt, as ``rollout`` says; for :meth:`grade`.
+
+        ``meanwhile`` may be given complete, graded groups while others are still sampled, on every
+        rank of the replica.
+        """
         ...
 
     def grade(self, sampled: Any) -> list[Rollout]:

@@ -29,7 +29,7 @@ from scope_megatron.rollout.sample import (
 )
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
-from scope_megatron.train.acting import Evaluated
+from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
 from scope_megatron.types import Prompt, Rollout
 
@@ -62,7 +62,9 @@ class Actor:
         self.place = EnginePlace.of(topology, config.engine.tensor)
         self.verifiers = verifiers
 
-    def sample(self, prompts: list[Prompt], step: int) -> Sampled:
+    def sample(
+        self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None
+    ) -> Sampled:
         """A group of responses for each prompt, as ``rollout`` says; then the engine sleeps.
 
         Each response is graded as soon as it ends; :meth:`grade` waits for the last ones.

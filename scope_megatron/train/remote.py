@@ -36,7 +36,7 @@ from scope_megatron.remote.parameters import ParameterSender
 from scope_megatron.remote.post import PeerGone, TrainerPost
 from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.train import setup
-from scope_megatron.train.acting import Evaluated
+from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.actor import require_same_scores
 from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
 from scope_megatron.train.identity import require_found_alike
@@ -62,6 +62,8 @@ class RemoteActor:
         self._asked = 0  # the newest step whose responses were asked for
         self._resumed: Errand | None = None  # its responses come from a checkpoint
         self._waited_s = 0.0  # of this step, for responses
+        self._scored_s = 0.0  # of scoring groups as they came
+        self._ahead_s = 0.0  # of that, while others were sampled
         self._told: list[ErrandDone] = []  # of the last step, on the first replica
         self.signum = 0
         self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.lag else [])})
@@ -74,7 +76,9 @@ class RemoteActor:
         self._parameters = ParameterSender(bridge, self._inbox if topology.is_main else None)
         self._on_main(lambda inbox: require_found_alike(found, inbox.post.hellos.values()))
 
-    def sample(self, prompts: list[Prompt], step: int) -> list[Rollout]:
+    def sample(
+        self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None
+    ) -> list[Rollout]:
         """A group of graded responses for each prompt, as ``rollout`` says.
 
         With ``rollout.lag`` 1 they were asked for a step ago, and the next step's are now: with the
@@ -87,7 +91,11 @@ class RemoteActor:
                 self._tell(SampleErrand(("train", ahead)))
                 self._asked = ahead
         self._step = step
-        return self._collect(("train", step), prompts, settings.group_size)
+        errand: Errand = ("train", step)
+        ahead_of_all = not settings.lag and self.topology.ep_size == 1
+        if meanwhile is not None and ahead_of_all:  # experts' ranks would have to keep step
+            return self._collect_groups(errand, prompts, settings.group_size, meanwhile)
+        return self._collect(errand, prompts, settings.group_size)
 
     def grade(self, sampled: list[Rollout]) -> list[Rollout]:
         """They came with their verdicts."""
@@ -104,10 +112,53 @@ class RemoteActor:
             return found, self._inbox.done(errand, self.config.sampling_ranks) if ends else []
 
         begun = time.perf_counter()
-        responses, self._told = from_first(take, topology.mp_group)
+        responses, told = from_first(take, topology.mp_group)
         self._waited_s += time.perf_counter() - begun
-        self.signum = max([self.signum, *(done.signum for done in self._told)])
+        self._note(told)
         return [r.rollout(prompts[r.position // topology.dp_size]) for r in responses]
+
+    def _collect_groups(
+        self, errand: Errand, prompts: list[Prompt], samples: int, meanwhile: Meanwhile
+    ) -> list[Rollout]:
+        """As :meth:`_collect`, but groups are handed to ``meanwhile`` as they are complete."""
+        groups: dict[int, list[Rollout]] = {}
+        replicas = self.topology.dp_size
+
+        def take() -> list[GradedResponse]:
+            assert self._inbox is not None
+            return self._inbox.finished_groups(errand, samples, set(groups))
+
+        while len(groups) < len(prompts):
+            begun = time.perf_counter()
+            new: dict[int, list[Rollout]] = {}
+            for response in from_first(take, self.topology.mp_group):
+                rollout = response.rollout(prompts[response.position // replicas])
+                new.setdefault(response.position, []).append(rollout)
+            groups |= new
+            arrived = time.perf_counter()
+            self._waited_s += arrived - begun
+            meanwhile(list(new.values()))
+            scored = time.perf_counter() - arrived
+            self._scored_s += scored
+            if len(groups) < len(prompts):
+                self._ahead_s += scored
+        self._forget(errand)
+        return [rollout for position in sorted(groups) for rollout in groups[position]]
+
+    def _forget(self, errand: Errand) -> None:
+        """The errand is done: rank 0 hears how long it took."""
+
+        def end() -> list[ErrandDone]:
+            assert self._inbox is not None
+            self._inbox.responses(errand, 0)
+            main = self.topology.is_main
+            return self._inbox.done(errand, self.config.sampling_ranks) if main else []
+
+        self._note(from_first(end, self.topology.mp_group))
+
+    def _note(self, told: list[ErrandDone]) -> None:
+        self._told = told
+        self.signum = max([self.signum, *(done.signum for done in told)])
 
     def _drain(self) -> None:
         """Take in what was asked for ahead: until then the engines take no parameters."""
@@ -144,9 +195,13 @@ class RemoteActor:
         for done in self._told:
             metrics.maximum("sampling/engine_s", done.sampling_s)
             metrics.maximum("sampling/grading_s", done.grading_s)
+            metrics.maximum("sampling/graded_s", done.graded_s)
         metrics.maximum("sampling/waited_s", self._waited_s)
+        metrics.maximum("sampling/scored_s", self._scored_s)
+        metrics.maximum("sampling/ahead_s", self._ahead_s)
         metrics.maximum("staleness/steps", float(min(self.config.lag, self._step - 1)))
-        self._told, self._waited_s = [], 0.0
+        self._told = []
+        self._waited_s = self._scored_s = self._ahead_s = 0.0
 
     def rest(self) -> None:
         """Its memory is its own: it need not sleep."""

@@ -156,7 +156,8 @@ class SamplingRank:
         grading.finish()
         graded = time.perf_counter()
         signum = self._interrupt.received
-        self._post.send(ErrandDone(errand, sampled - begun, graded - sampled, signum))
+        times = sampled - begun, graded - sampled, grading.seconds
+        self._post.send(ErrandDone(errand, *times, signum))
 
     def _errand(self, errand: Errand) -> tuple[list[Prompt], Sampling]:
         """All prompts of the errand, and how they are sampled."""

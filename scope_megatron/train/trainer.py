@@ -107,7 +107,7 @@ class Trainer:
         prompts = self.prompts(step)
         if self.config.on_policy:
             with self.timer("rollout"):
-                sampled = self.actor.sample(prompts, step)
+                sampled = self.actor.sample(prompts, step, self._score_ahead)
             with self.timer("verify"):
                 rollouts = self.actor.grade(sampled)
         else:
@@ -129,6 +129,12 @@ class Trainer:
             with self.timer("sync"):
                 self.sync(rollouts)
         return self.observe(batch, started)
+
+    def _score_ahead(self, groups: list[list[Rollout]]) -> None:
+        """Groups that are complete, while others are still sampled on other ranks."""
+        self.progress.enter("score")
+        self.learner.score_ahead(groups)
+        self.progress.enter("rollout", waits=True)
 
     def prompts(self, step: int) -> list[Prompt]:
         """This replica's share of the step's prompts."""

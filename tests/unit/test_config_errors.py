@@ -205,6 +205,12 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         append("algorithm: {name: kd}\n"),
         ["rollout.placement=separate", "rollout.ranks=1", "train.batch_sequences=4"],
     ),
+    "lag_colocated": (leave, ["rollout.lag=1"]),
+    "lag_of_two": (leave, ["rollout.lag=2", "rollout.placement=separate", "rollout.ranks=1"]),
+    "lag_with_top_p": (
+        leave,
+        ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
+    ),
     "separate_engine_cuts_heads": (
         leave,
         ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],

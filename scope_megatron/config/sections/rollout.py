@@ -88,8 +88,10 @@ class RolloutConfig(Section):
         description="separate: ranks that only sample, besides those of parallel; a multiple of "
         "engine.tensor",
     )
-    lag: Literal[0, 1] = Field(
+    lag: int = Field(
         0,
+        ge=0,
+        le=1,
         description="separate: 1: a step's responses are sampled while the step before it trains, "
         "so with parameters that are one update older; the loss weighs every token by its ratio to "
         "the policy that sampled it, cut off at objective.tis_clip",
