@@ -29,7 +29,7 @@ def sampled_as(config: Config) -> list[float]:
     ]
 
 
-def encode(config: Config, step: int, responses: list[GradedResponse]) -> dict[str, Any]:
+def encode_batch(config: Config, step: int, responses: list[GradedResponse]) -> dict[str, Any]:
     """The responses of ``step`` (from 1) in tensors and plain lists, which any torch reads."""
     ordered = sorted(responses, key=lambda r: (r.position, r.sample))
     tokens = [token for r in ordered for token in r.token_ids]
@@ -47,7 +47,7 @@ def encode(config: Config, step: int, responses: list[GradedResponse]) -> dict[s
     }
 
 
-def decode(config: Config, step: int, saved: dict[str, Any]) -> list[GradedResponse]:
+def decode_batch(config: Config, step: int, saved: dict[str, Any]) -> list[GradedResponse]:
     """The responses of ``step``; none where they are another step's, or sampled otherwise."""
     if saved["step"] != step or saved["sampled_as"] != sampled_as(config):
         return []

@@ -22,7 +22,7 @@ from scope_megatron.parallel.meeting import job_place
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.remote.bridge import Bridge
 from scope_megatron.remote.collect import Inbox
-from scope_megatron.remote.inflight import decode, encode
+from scope_megatron.remote.inflight import decode_batch, encode_batch
 from scope_megatron.remote.messages import (
     EndSampling,
     EngineScores,
@@ -178,11 +178,11 @@ class RemoteActor:
             return None
         held = self._inbox.held(("train", done + 1)) if self._inbox is not None else []
         everyone = [r for part in from_all(held) for r in part]
-        return encode(self.config, done + 1, everyone)
+        return encode_batch(self.config, done + 1, everyone)
 
     def resume(self, done: int, saved: dict[str, Any]) -> None:
         """Take the next step's responses from the checkpoint instead of asking for them."""
-        responses = decode(self.config, done + 1, saved) if self.config.lag else []
+        responses = decode_batch(self.config, done + 1, saved) if self.config.lag else []
         if not responses:
             return
         self._asked, self._resumed = done + 1, ("train", done + 1)

@@ -17,11 +17,6 @@ from tests.support import kd_run
 
 Body = Callable[[Stage], Outcome]
 FAULT_AT = 4  # of 8 steps
-# Rank 0 trains, rank 1 samples a step ahead.
-AHEAD = (
-    *("parallel.tensor=1", "parallel.data=1", "rollout.lag=1"),
-    *("rollout.placement=separate", "rollout.ranks=1"),
-)
 
 
 @dataclass(frozen=True)
@@ -82,13 +77,6 @@ def stopped(
 def hang(stage: Stage) -> Outcome:
     stage.inject("hang", "train", FAULT_AT)
     run = stage.start("faults.restarts=1", "faults.hang_timeout_s=5")
-    return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
-
-
-def sampling_hangs(stage: Stage) -> Outcome:
-    """The rank that trains waits for it all the while, and is not what hangs."""
-    stage.inject("hang", "verify", ENGINE_AT)
-    run = stage.start("faults.restarts=1", "faults.hang_timeout_s=20", *AHEAD)
     return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
 
 
@@ -382,27 +370,6 @@ CASES = [
         killed("evaluate", step=ENGINE_AT, overrides=("evaluation.every=2",)),
         engine=True,
     ),
-    Case(
-        "kill -9 of a sampling rank, in rollout",
-        killed("rollout", step=ENGINE_AT, overrides=AHEAD),
-        engine=True,
-    ),
-    Case(
-        "kill -9 of a sampling rank, as parameters come",
-        killed("sync", step=ENGINE_AT, overrides=AHEAD),
-        engine=True,
-    ),
-    Case(
-        "kill -9 of a training rank beside a sampling one, in train",
-        killed("train", rank=0, step=ENGINE_AT, overrides=AHEAD),
-        engine=True,
-    ),
-    Case(
-        "SIGSTOP of a sampling rank",
-        stopped(1, "rollout", ENGINE_AT, AHEAD),
-        engine=True,
-    ),
-    Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True),
     Case("engine: exception in a rollout", engine_once, engine=True),
     Case("engine: fails again", engine_always, engine=True),
     Case("teacher: NaN score", teacher_nan, engine=True),
