@@ -13,9 +13,10 @@ from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.batch import Batch
-from scope_megatron.learn.head import ROW_COLUMNS, build_head
+from scope_megatron.learn.head import ROW_COLUMNS, Model, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.loss import TERMS, Clip, Streams
@@ -37,6 +38,7 @@ class Learner:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
         self.frozen = models.build_frozen(config, topology)
+        self.reference = models.build_reference(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
@@ -56,7 +58,12 @@ class Learner:
         if self.passes.student != "none":
             self._score_student(batch)
         if self.frozen is not None:
+            self.frozen.enter()
             self._score_frozen(batch, self.frozen)
+        elif self.config.needs_teacher:
+            self._score_frozen(batch, self.student)
+        if self.reference is not None:
+            self._score_reference(batch, self.reference)
 
     def rest_frozen(self, updates_to_come: bool) -> None:
         """The frozen model is not run until the next batch; an update to come may still ask for its
@@ -81,16 +88,15 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
+    def _score_frozen(self, batch: Batch, frozen: Model) -> None:
         """The teacher scores only what its path needs; grpo's reference scores all."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
-        frozen.enter()
         scored = self.scorer.score(
             frozen,
-            batch.rollouts,
+            read_by_teacher(batch.rollouts, self.config),
             batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config))),
             spec,
             logprobs=self.passes.teacher_logprobs,
@@ -104,6 +110,15 @@ class Learner:
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
+
+    def _score_reference(self, batch: Batch, reference: Model) -> None:
+        """What the teacher has scored, by the initial student; from both, what kl pulls to."""
+        scored = self.scorer.score(
+            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
+        )
+        batch.reference_logprobs = scored.logprobs
+        batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
+        batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
 
     def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
         """[B] mean log-probability per token, of every replica's responses; 0 without a score."""

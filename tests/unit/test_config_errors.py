@@ -152,6 +152,21 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "topk_of_without_topk": (leave, ["objective.topk_of=union"]),
     "topk_tail_without_topk": (leave, ["objective={kl: jsd, topk_tail: true}"]),
     "entropy_threshold_without_kl": (leave, ["objective.entropy_threshold=1.5"]),
+    "extrapolation_exact": (leave, ["objective={extrapolation: 1.25, kl: reverse_kl}"]),
+    "extrapolation_without_teacher": (
+        leave,
+        ["algorithm.name=grpo", "objective.extrapolation=1.25"],
+    ),
+    "privileged_without_answer": (leave, ["teacher.privileged=think"]),
+    "privileged_without_teacher": (
+        leave,
+        ["algorithm.name=grpo", "teacher.privileged='{answer}'"],
+    ),
+    "self_without_privilege": (leave, ["teacher.source=student"]),
+    "self_exact": (
+        leave,
+        ["teacher={source: student, privileged: ' ({answer})'}", "objective.kl=jsd"],
+    ),
     "overlong_unknown": (leave, ["data.overlong=truncate"]),
     "kernel_triton_on_cpu": (leave, ["objective.kernel=triton"]),
     "kernel_unknown": (leave, ["objective.kernel=cuda"]),
