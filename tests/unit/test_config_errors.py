@@ -127,28 +127,16 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "constant_below_one": (leave, ["objective={incorrect: constant, constant_below: 1.5}"]),
     "clip_dual_below_one": (leave, ["algorithm.clip_dual=0.5"]),
     "clip_high_zero": (leave, ["algorithm.clip_high=0"]),
-    "states_and_distributed": (
-        leave,
-        ["optimizer={states: parameters, distributed: true}"],
-    ),
-    "filter_without_groups": (
-        leave,
-        ["algorithm={name: opd, group_filter: mixed}"],
-    ),
+    "states_and_distributed": (leave, ["optimizer={states: parameters, distributed: true}"]),
+    "filter_without_groups": (leave, ["algorithm={name: opd, group_filter: mixed}"]),
     "pass_rate_without_groups": (leave, ["algorithm={name: opd, pass_rate_alpha: 1.0}"]),
     "overlong_without_reward": (leave, ["algorithm.overlong_buffer=10"]),
-    "overlong_buffer_too_long": (
-        leave,
-        ["algorithm={name: grpo, overlong_buffer: 1000}"],
-    ),
+    "overlong_buffer_too_long": (leave, ["algorithm={name: grpo, overlong_buffer: 1000}"]),
     "kdrl_group_of_one": (leave, ["algorithm.name=kdrl", "rollout.group_size=1"]),
     "kdrl_teacher_missing": (leave, ["algorithm.name=kdrl", "model.teacher=null"]),
     "rlsd_exact": (leave, ["algorithm.name=rlsd", "objective.kl=reverse_kl"]),
     "iw_without_divergence": (leave, ["algorithm.name=grpo", "objective.iw_gamma=0.5"]),
-    "prefix_without_teacher": (
-        leave,
-        ["objective={incorrect: constant, prefix_tokens: 64}"],
-    ),
+    "prefix_without_teacher": (leave, ["objective={incorrect: constant, prefix_tokens: 64}"]),
     "topk_of_without_topk": (leave, ["objective.topk_of=union"]),
     "topk_tail_without_topk": (leave, ["objective={kl: jsd, topk_tail: true}"]),
     "entropy_threshold_without_kl": (leave, ["objective.entropy_threshold=1.5"]),
@@ -158,10 +146,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         ["algorithm.name=grpo", "objective.extrapolation=1.25"],
     ),
     "privileged_without_answer": (leave, ["teacher.privileged=think"]),
-    "privileged_without_teacher": (
-        leave,
-        ["algorithm.name=grpo", "teacher.privileged='{answer}'"],
-    ),
+    "privileged_without_teacher": (leave, ["algorithm.name=grpo", "teacher.privileged='{answer}'"]),
     "self_without_privilege": (leave, ["teacher.source=student"]),
     "self_exact": (
         leave,
@@ -209,6 +194,27 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
+    "sampling_ranks_colocated": (leave, ["rollout.ranks=2"]),
+    "sampling_ranks_missing": (leave, ["rollout.placement=separate"]),
+    "sampling_ranks_and_engine": (
+        leave,
+        ["rollout.placement=separate", "rollout.ranks=3", "rollout.engine.tensor=2"],
+    ),
+    "more_engines_than_prompts": (leave, ["rollout.placement=separate", "rollout.ranks=5"]),
+    "separate_without_sampling": (
+        append("algorithm: {name: kd}\n"),
+        ["rollout.placement=separate", "rollout.ranks=1", "train.batch_sequences=4"],
+    ),
+    "lag_colocated": (leave, ["rollout.lag=1"]),
+    "lag_of_two": (leave, ["rollout.lag=2", "rollout.placement=separate", "rollout.ranks=1"]),
+    "lag_with_top_p": (
+        leave,
+        ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
+    ),
+    "separate_engine_cuts_heads": (
+        leave,
+        ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],
+    ),
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
     "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),
     "model_len_below_evaluation": (
