@@ -8,5 +8,6 @@ bench_data           start on a million rows: cold, warm, memory per rank and no
 bench_rollouts      what writing responses costs a training step
 bench_view          how fast `view` opens a large run, and filters its responses
 bench_checkpoint    what a checkpoint costs a training step
+bench_switches      ten steps with each switch, and a resume of each
 quickstart_seeds    accuracy of the quickstart over several seeds
 """

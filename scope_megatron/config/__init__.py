@@ -5,6 +5,7 @@ sections/       sections in files of their own: data, objective, parallel, ...
 load            YAML file and key=value overrides -> Config
 keys            the schema as data: every key, the nearest key to a wrong one, defaults
 rules           rules that join several settings, or settings and files
+rules_algorithm  rules on the algorithm and its loss
 rules_models    rules that read the models' directories
 rules_data      rules on data sets
 rules_output    rules on output_dir

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from scope_megatron.config.rules_algorithm import ALGORITHM_RULES
 from scope_megatron.config.rules_data import data_problems
 from scope_megatron.config.rules_machine import (
     machine_problems,
@@ -30,9 +31,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         return []
     rules = (
         _machine,
-        _algorithm,
-        _teacher,
-        _objective,
+        *ALGORITHM_RULES,
         _verifier,
         _evaluation,
         _profile,
@@ -63,62 +62,6 @@ def _machine(config: Config, command: Command) -> Problems:
 def _memory(config: Config, command: Command) -> Problems:
     if (config.needs_engine and command == "train") or command == "evaluate":
         yield from memory_problems(config)
-
-
-def _algorithm(config: Config, command: Command) -> Problems:
-    name, rollout = config.algorithm.name, config.rollout
-    if command == "train" and config.needs_teacher and config.model.teacher is None:
-        yield (
-            f"model.teacher: is missing but algorithm.name {name} needs it; "
-            "give the teacher's directory"
-        )
-    if name == "kd":
-        if config.train.batch_sequences is None:
-            yield (
-                "train.batch_sequences: is missing but algorithm.name kd needs it; "
-                "give the sequences per step"
-            )
-        return
-    if config.train.batch_sequences is not None:
-        yield (
-            f"train.batch_sequences: is for algorithm.name kd, not {name}; "
-            "remove it and set rollout.prompts_per_step"
-        )
-    if rollout is None:
-        yield (
-            f"rollout: the section is missing but algorithm.name {name} needs it; "
-            "add it with rollout.prompts_per_step, rollout.max_response_tokens"
-        )
-    elif name == "grpo" and rollout.group_size < 2:
-        yield (
-            f"rollout.group_size: is {rollout.group_size} but grpo compares the responses of a "
-            "group; set it to 2 or more"
-        )
-
-
-def _teacher(config: Config, command: Command) -> Problems:
-    teacher, defaults = config.teacher, type(config.teacher)()
-    for name in ("offload", "dtype"):
-        value, default = getattr(teacher, name), getattr(defaults, name)
-        if command == "train" and value != default and not config.has_frozen:
-            yield (
-                f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
-                f"frozen model here; remove it, or set it to {default}"
-            )
-
-
-def _objective(config: Config, command: Command) -> Problems:
-    objective = config.objective
-    if objective.preset == "reference_code" and objective.student_weight != "reversed":
-        yield (
-            f"objective.student_weight: is {objective.student_weight} but objective.preset "
-            "reference_code makes it reversed; remove one of the two"
-        )
-    if objective.kernel == "triton" and config.platform.device == "cpu":
-        yield (
-            "objective.kernel: is triton but this machine has no CUDA device; "
-            "set it to auto or torch"
-        )
 
 
 def _verifier(config: Config, command: Command) -> Problems:

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from scope_megatron.config.sections.algorithm import AlgorithmConfig
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.logging import LoggingConfig
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.parallel import ParallelConfig
+from scope_megatron.config.sections.presets import with_preset
 from scope_megatron.config.sections.profile import ProfileConfig
 from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.teacher import TeacherConfig
@@ -38,27 +40,6 @@ AnyPath = Annotated[Path, BeforeValidator(_to_path)]
 # written down as NAME@COMMIT, which another machine can read.
 ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
 TopK = Annotated[int, Field(ge=-1)]
-
-
-class AlgorithmConfig(Section):
-    """What the tokens are weighted by."""
-
-    name: Literal["scope", "opd", "grpo", "kd"] = Field(
-        "scope",
-        description="scope: correct responses by MLE, incorrect ones by the teacher's KL, both "
-        "weighted by perplexity. opd: the teacher's KL on all responses. grpo: group-relative "
-        "advantages, no teacher. kd: supervised training on given responses",
-    )
-    clip_eps: float = Field(
-        0.2,
-        gt=0,
-        lt=1,
-        description="PPO clip of the ratio to the behaviour policy: grpo always, the others "
-        "only when train.updates_per_batch > 1",
-    )
-    kl_coef: float = Field(
-        1e-4, ge=0, description="grpo: coefficient of the KL to the reference (initial student)"
-    )
 
 
 class ModelConfig(Section):
@@ -168,6 +149,12 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="learning rate after the warm-up; cosine and linear end at zero"
     )
+    states: Literal["float32", "parameters"] = Field(
+        "float32",
+        description="type of Adam's states. float32: with bfloat16 parameters also float32 copies "
+        "of these, which are stepped; parameters: states, steps and gradients in the parameters' "
+        "own type, without copies",
+    )
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
     )
@@ -264,6 +251,11 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_preset(values)
+
+    @model_validator(mode="before")
+    @classmethod
     def _opd_samples_once(cls, values: Any) -> Any:
         """opd has no groups: its group_size is 1 unless one was given."""
         sections = values if isinstance(values, dict) else {}
@@ -295,7 +287,14 @@ class Config(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
-        return self.algorithm.name in ("scope", "opd")
+        if self.algorithm.name == "scope":
+            return self.objective.incorrect == "teacher"
+        return self.algorithm.name in ("opd", "kdrl", "rlsd", "sdar", "srpo")
+
+    @property
+    def rewards_groups(self) -> bool:
+        """Whether the algorithm compares the rewards of a group's responses."""
+        return self.algorithm.name in ("grpo", "kdrl", "rlsd", "sdar", "srpo")
 
     @property
     def has_frozen(self) -> bool:

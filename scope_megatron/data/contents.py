@@ -34,6 +34,12 @@ def prompt_cache_directory(setting: str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def _unless_default(recipe: PromptRecipe) -> dict[str, Any]:
+    """Settings that came later: a description without them is still the same prompts'."""
+    found = {"data.suffix": recipe.suffix, "data.overlong": "cut" if recipe.cut else None}
+    return {name: value for name, value in found.items() if value}
+
+
 def describe_prompts(
     sources: tuple[DataSource, ...],
     shapes: list[RowShape],
@@ -47,6 +53,7 @@ def describe_prompts(
         "data.max_prompt_tokens": recipe.max_prompt_tokens,
         "data.system_prompt": recipe.system_prompt,
         "responses": recipe.need_response,
+        **_unless_default(recipe),
         **tokenizer.parts(),
     }
     for place, (source, shape) in enumerate(zip(sources, shapes, strict=True), start=1):

@@ -36,9 +36,12 @@ class PromptDataset:
         setting: str = "data.train",
         columns: Columns | None = None,
         cache_dir: str | None = None,
+        suffix: str | None = None,
+        cut: bool = False,
     ) -> None:
-        """``system_prompt`` opens every conversation that has no system message of its own.
-        ``columns`` holds for every source without its own."""
+        """``system_prompt`` opens every conversation that has no system message of its own,
+        ``suffix`` ends its last message. ``columns`` holds for every source without its own.
+        ``cut``: longer prompts lose their end."""
         self.sources = _as_sources(sources, setting)
         shapes = [
             RowShape(columns if source.columns is None else source.columns, source.filter)
@@ -47,7 +50,7 @@ class PromptDataset:
         self.store = open_store(
             self.sources,
             shapes,
-            PromptRecipe(max_prompt_tokens, system_prompt, need_response),
+            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut),
             tokenizer,
             setting,
             prompt_cache_directory(cache_dir),
@@ -116,6 +119,8 @@ def open_dataset(
         setting=setting,
         columns=data.columns,
         cache_dir=data.cache_dir,
+        suffix=data.suffix,
+        cut=data.overlong == "cut",
     )
 
 

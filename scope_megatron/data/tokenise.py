@@ -33,6 +33,8 @@ class PromptRecipe:
     max_prompt_tokens: int
     system_prompt: str | None = None  # opens every conversation without a system message
     need_response: bool = False  # supervised training
+    suffix: str | None = None  # ends the last message
+    cut: bool = False  # a longer prompt is cut on the right, not left out
 
 
 @dataclass
@@ -92,9 +94,13 @@ def _tokenise(row: Row, recipe: PromptRecipe, tokenizer: Tokenizer) -> dict[str,
     messages = list(row.messages)
     if recipe.system_prompt and not any(m["role"] == "system" for m in messages):
         messages.insert(0, {"role": "system", "content": recipe.system_prompt})
+    if recipe.suffix:
+        messages[-1] = {**messages[-1], "content": messages[-1]["content"] + recipe.suffix}
     ids = tokenizer.apply_chat_template(messages)
     if not ids:
         raise ValueError("the prompt has no tokens")
+    if recipe.cut:
+        ids = ids[: recipe.max_prompt_tokens]
     if len(ids) > recipe.max_prompt_tokens:
         raise ValueError(
             f"the prompt has {len(ids)} tokens, data.max_prompt_tokens is "

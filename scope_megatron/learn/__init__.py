@@ -7,7 +7,7 @@ tenants       who holds the memory of a rank's device
 batch         the step's responses: facts of all of them, tokens of those held here
 deal          which rank holds which response, and their exchange
 scorer        log-probabilities by a forward pass
-algorithms    which weight each response gets in which term
+algorithms/   which weight each response gets in which term
 rows          all that the loss reads, laid out on the rows of a pack
 head          from the last hidden states to scores and to the loss
 observe       the numbers of one step

@@ -30,6 +30,7 @@ class Batch:
     student_mean: Tensor | None = None  # of the behaviour policy
     teacher_mean: Tensor | None = None
     old_logprobs: dict[int, Tensor] = field(default_factory=dict)  # behaviour policy, for rho
+    student_logprobs: dict[int, Tensor] = field(default_factory=dict)  # the same, for weights
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # as the first training pass said
     teacher_logprobs: dict[int, Tensor] = field(default_factory=dict)
     reference_logprobs: dict[int, Tensor] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Batch:
     student_entropy: dict[int, float] = field(default_factory=dict)  # nats per token
     teacher_entropy: dict[int, float] = field(default_factory=dict)
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # as the training pass said
+    teacher_token_entropy: dict[int, Tensor] = field(default_factory=dict)  # where weights read it
     divergence: dict[int, Tensor] = field(default_factory=dict)  # exact, where it is computed
     unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
     imbalance: float = 1.0  # largest over mean arithmetic of a replica
@@ -55,7 +57,10 @@ class Batch:
             self.routes.correct[index] = self.routes.incorrect[index] = False
             self.routes.masked[index] = True
             self.unscored.add(index)
-            for scores in (self.old_logprobs, self.teacher_logprobs, self.reference_logprobs):
+            for scores in (
+                *(self.old_logprobs, self.student_logprobs),
+                *(self.teacher_logprobs, self.reference_logprobs),
+            ):
                 scores.pop(index, None)
 
     def parts(self, count: int) -> list[Batch]:
@@ -78,12 +83,14 @@ class Batch:
             student_mean=None if self.student_mean is None else self.student_mean[kept],
             teacher_mean=None if self.teacher_mean is None else self.teacher_mean[kept],
             old_logprobs=renumbered(self.old_logprobs),
+            student_logprobs=renumbered(self.student_logprobs),
             logprobs=renumbered(self.logprobs),
             teacher_logprobs=renumbered(self.teacher_logprobs),
             reference_logprobs=renumbered(self.reference_logprobs),
             teacher_hidden=renumbered(self.teacher_hidden),
             student_entropy=renumbered(self.student_entropy),
             teacher_entropy=renumbered(self.teacher_entropy),
+            teacher_token_entropy=renumbered(self.teacher_token_entropy),
             unscored={place[i] for i in self.unscored if i in place},
         )
 

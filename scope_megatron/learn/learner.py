@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
-from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
+from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
-from scope_megatron.objective.loss import TERMS, Clip
+from scope_megatron.objective.loss import TERMS, Clip, Streams
+from scope_megatron.objective.normalize import microbatch_scales
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.agree import all_sum
@@ -40,9 +42,13 @@ class Learner:
         self.head = build_head(config, topology, self.student, self.frozen)
         self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
-        clipped = config.algorithm.name == "grpo" or config.train.updates_per_batch > 1
+        clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
-            eps=config.algorithm.clip_eps if clipped else None, tis=config.objective.tis_clip
+            eps=config.algorithm.clip_eps if clipped else None,
+            tis=config.objective.tis_clip,
+            high=config.algorithm.clip_high,
+            dual=config.algorithm.clip_dual,
+            old_gap=config.objective.teacher_gap == "old",
         )
 
     def score(self, batch: Batch) -> None:
@@ -70,6 +76,7 @@ class Learner:
             scored = self.scorer.score(self.student, batch.rollouts, members, spec)
         batch.student_mean = self._means(batch, scored.logprobs)
         batch.student_entropy |= scored.entropy
+        batch.student_logprobs = scored.logprobs
         if self.passes.ratio:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
@@ -79,11 +86,12 @@ class Learner:
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
+            spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
         frozen.enter()
         scored = self.scorer.score(
             frozen,
             batch.rollouts,
-            batch.members(self.algorithm.frozen_scores(batch.routes)),
+            batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config))),
             spec,
             logprobs=self.passes.teacher_logprobs,
             hidden=self.passes.teacher_hidden,
@@ -92,6 +100,7 @@ class Learner:
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
             batch.teacher_entropy, batch.teacher_hidden = scored.entropy, scored.hidden
+            batch.teacher_token_entropy = scored.token_entropy
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
@@ -107,7 +116,7 @@ class Learner:
 
     def weigh(self, batch: Batch) -> Weighed:
         """Weights of each response in each term of the loss; the same on every rank."""
-        return self.algorithm.weigh(batch, self.config)
+        return weigh(batch, self.config)
 
     def update(
         self, batch: Batch, weighed: Weighed, metrics: StepMetrics, name: tuple[int, int] = (1, 1)
@@ -122,7 +131,14 @@ class Learner:
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
         rows = [
-            Rows.of(pack, batch, weighed.streams, self.clip, self.topology, exact=exact)
+            Rows.of(
+                pack,
+                batch,
+                self._streams(weighed, batch, pack),
+                self.clip,
+                self.topology,
+                exact=exact,
+            )
             for pack in packs
         ]
         told = pipeline.forward_backward(
@@ -140,6 +156,14 @@ class Learner:
         _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
+
+    def _streams(self, weighed: Weighed, batch: Batch, pack: PackedBatch) -> Streams:
+        """Of a pack: with normalization microbatch_mean, the denominators are its own."""
+        if self.config.objective.normalization != "microbatch_mean":
+            return weighed.streams
+        correct = batch.routes.correct[torch.tensor(pack.members, dtype=torch.int64)].tolist()
+        sequences = int(batch.routes.routed.sum())
+        return weighed.streams.scaled(microbatch_scales(pack.counts, correct, sequences))
 
     def _idle(self) -> PackedBatch:
         """For a replica without a response: the graph runs on every rank."""

@@ -14,6 +14,7 @@ from typing import Literal
 
 from scope_megatron.config import Config
 
+_BY_TOKEN = ("rlsd", "sdar", "srpo")  # the teacher's word on single tokens is read by weights
 # none: no log-probabilities of the student before its update
 # engine: as the engine said; weights: a pass over what eq. 4 weighs; all: a pass over all
 StudentPass = Literal["none", "engine", "weights", "all"]
@@ -27,6 +28,7 @@ class Passes:
     ratio: bool  # the loss takes rho against the student's scores; else rho is 1
     teacher_logprobs: bool  # of what the algorithm gives the frozen model
     teacher_hidden: bool  # kept for an exact divergence
+    teacher_entropy: bool = False  # of each token, whether or not it is logged
 
     @classmethod
     def of(cls, config: Config) -> Passes:
@@ -34,6 +36,7 @@ class Passes:
         objective, name = config.objective, config.algorithm.name
         exact = config.needs_teacher and objective.kl != "sampled"
         weighs_teacher = name == "scope" and objective.teacher_weight != "uniform"
+        weighs_teacher = weighs_teacher or name in _BY_TOKEN or objective.iw_gamma > 0
         frozen = config.needs_teacher or (name == "grpo" and config.algorithm.kl_coef > 0)
         student, ratio = cls._student(config)
         return cls(
@@ -48,6 +51,7 @@ class Passes:
                 or config.train.updates_per_batch > 1
             ),
             teacher_hidden=exact,
+            teacher_entropy=name == "srpo",
         )
 
     @staticmethod
@@ -59,9 +63,18 @@ class Passes:
             return "engine", True
         if objective.old_logprobs == "recompute" or config.train.updates_per_batch > 1:
             return "all", True
+        if weighs_tokens(config):
+            return ("engine" if samples_everything(config) else "all"), False
         if config.algorithm.name != "scope" or objective.student_weight == "uniform":
             return "none", False
         return ("engine" if samples_everything(config) else "weights"), False
+
+
+def weighs_tokens(config: Config) -> bool:
+    """Whether factors of single tokens read the student's log-probabilities before the update."""
+    objective, name = config.objective, config.algorithm.name
+    unlikely = objective.incorrect == "constant" and objective.constant_below is not None
+    return unlikely or objective.iw_gamma > 0 or name in ("rlsd", "sdar")
 
 
 def samples_everything(config: Config) -> bool:

@@ -98,7 +98,7 @@ def _known(pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, exact:
     return Known(
         old=_given(batch.old_logprobs, pack) if batch.old_logprobs else None,
         teacher=_given(batch.teacher_logprobs, pack)
-        if streams.kl is not None and not exact
+        if streams.pull is not None or (streams.kl is not None and not exact)
         else None,
         reference=_given(batch.reference_logprobs, pack) if streams.kl_ref is not None else None,
         engine=_given(engine, pack) if clip.tis is not None else None,

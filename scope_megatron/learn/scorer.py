@@ -23,6 +23,7 @@ class Scored:
 
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], on the CPU
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
+    token_entropy: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], likewise
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
 
 
@@ -83,4 +84,5 @@ class Scorer:
                     scored.logprobs[index] = part[:, 0].contiguous()
                 if columns > 1 and len(part):
                     scored.entropy[index] = float(part[:, 1].mean())
+                    scored.token_entropy[index] = part[:, 1].contiguous()
         return scored

@@ -7,10 +7,12 @@ sum over tokens of
     mle     A = mle                                  SCOPE's likelihood path (eq. 2)
     pg      A = pg                                   policy gradient, advantage times its weight
     kl      A = -kl (logp' - logp_teacher)           SCOPE's distillation path, sampled (eq. 3)
-            each of them -tis min(rho A, clip(rho, 1 - eps, 1 + eps) A), or -tis rho A without eps
+            each of them -tis min(rho A, clip(rho, 1 - eps, 1 + high) A), or -tis rho A without
+            eps; with dual c, never less than c A where A is negative
     kl      tis kl divergence                        instead, where a divergence is given
     nll     -nll logp                                supervised
     kl_ref  kl_ref (e^d - d - 1), d = logp_ref - logp    reference KL, the k3 estimator
+    pull    pull (logp_teacher - logp)                   the sampled token up, by a gate in pull
 
 Without given logp_old the current weights are the ones that sampled: logp_old = logp', and rho is 1
 with the gradient of logp. That is so at the first update of a batch.
@@ -18,8 +20,8 @@ with the gradient of logp. That is so at the first update of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from torch import Tensor
 from scope_megatron.objective.packing import gather_from_sequences
 from scope_megatron.types import PackedBatch
 
-TERMS = ("mle", "kl", "pg", "nll", "kl_ref")
+TERMS = ("mle", "kl", "pg", "nll", "kl_ref", "pull")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Streams:
     """A factor per response [B], or per row [R] once laid out, for each term of the loss.
 
     Normalised over the global batch: the loss is a plain sum. Zero: not in the term; None: nobody
-    is. Iterating gives (term, factor) of those that are there.
+    is. Iterating gives (term, factor) of those that are there. ``tokens``: of a term, by response,
+    what multiplies the factor at each of its tokens [length]; a response that is absent has 1.
     """
 
     mle: Tensor | None = None
@@ -43,6 +46,8 @@ class Streams:
     pg: Tensor | None = None  # advantage x weight, either sign
     nll: Tensor | None = None
     kl_ref: Tensor | None = None
+    pull: Tensor | None = None
+    tokens: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in TERMS:
@@ -53,17 +58,23 @@ class Streams:
         """[B] or [R] bool: what enters any term."""
         return torch.stack([factor != 0 for _, factor in self]).any(0)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Streams:
-        """The function's result in place of every factor."""
-        return Streams(**{name: function(factor) for name, factor in self})
-
     def lay_out(self, pack: PackedBatch) -> Streams:
-        """[B] -> [R] on the rows of a pack."""
-        return self.map(lambda factor: gather_from_sequences(factor, pack))
+        """[B] -> [R] on the rows of a pack, the multipliers of tokens worked in."""
+        return Streams(**{name: self._rows(name, factor, pack) for name, factor in self})
+
+    def _rows(self, name: str, factor: Tensor, pack: PackedBatch) -> Tensor:
+        rows = gather_from_sequences(factor, pack)
+        if not (given := self.tokens.get(name)):
+            return rows
+        return rows * gather_from_sequences({i: given.get(i) for i in pack.members}, pack, fill=1.0)
+
+    def scaled(self, scales: Mapping[str, float | Tensor]) -> Streams:
+        """Each term's factor times a number of its own, or times one per response [B]."""
+        return replace(self, **{name: factor * scales[name] for name, factor in self})
 
     def at(self, rows: Tensor | slice) -> Streams:
         """Of these rows alone."""
-        return self.map(lambda factor: factor[rows])
+        return Streams(**{name: factor[rows] for name, factor in self})
 
 
 @dataclass(frozen=True)
@@ -71,31 +82,49 @@ class Known:
     """Log-probabilities of the sampled tokens [R] that were known before the pass, or None."""
 
     old: Tensor | None = None  # of the weights that sampled; None: the current ones did
-    teacher: Tensor | None = None  # needed by kl without a divergence
+    teacher: Tensor | None = None  # needed by pull, and by kl without a divergence
     reference: Tensor | None = None  # needed by kl_ref
     engine: Tensor | None = None  # as the engine reported them; needed by tis_clip
 
     def at(self, rows: Tensor | slice) -> Known:
         """Of these rows alone."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
         return Known(**{name: None if v is None else v[rows] for name, v in given.items()})
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What bounds the ratios.
+    """How ratios are bounded, and against which weights the sampled gap is taken.
 
     Raises ValueError for a bound out of range.
     """
 
     eps: float | None = None  # PPO's clip of rho; None: off
     tis: float | None = None  # C of the weight min(exp(old - engine), C); None: no such weight
+    high: float | None = None  # its upper side (clip-higher, arXiv 2503.14476); None: eps
+    dual: float | None = None  # c of dual clip (arXiv 1912.09729); None: off
+    old_gap: bool = False  # sampled kl: logp_old - logp_teacher, not logp' - logp_teacher
 
     def __post_init__(self) -> None:
         if self.tis is not None and not self.tis > 0:
             raise ValueError(f"objective.tis_clip must be greater than 0, got {self.tis}")
         if self.eps is not None and not 0 < self.eps < 1:
             raise ValueError(f"algorithm.clip_eps must lie between 0 and 1, got {self.eps}")
+        if self.high is not None and not self.high > 0:
+            raise ValueError(f"algorithm.clip_high must be greater than 0, got {self.high}")
+        if self.dual is not None and not self.dual > 1:
+            raise ValueError(f"algorithm.clip_dual must be greater than 1, got {self.dual}")
+
+    def gain(self, rho: Tensor, advantage: Tensor) -> Tensor:
+        """rho A, pessimistically clipped when there is an eps."""
+        gain = rho * advantage
+        if self.eps is None:
+            return gain
+        high = self.eps if self.high is None else self.high
+        gain = torch.minimum(gain, rho.clamp(1.0 - self.eps, 1.0 + high) * advantage)
+        if self.dual is None:
+            return gain
+        return torch.where(advantage < 0, torch.maximum(gain, self.dual * advantage), gain)
 
 
 def token_losses(
@@ -150,7 +179,8 @@ class _Tokens:
         on = factor != 0
         if self.divergence is not None:
             return self._importance(on) * factor * self._read("divergence", self.divergence, on)
-        gap = torch.where(on, self.logprob.detach(), 0.0)
+        own = torch.where(on, self.logprob.detach(), 0.0)
+        gap = self._old(on) if self.clip.old_gap else own
         gap = gap - self._read("teacher", self.known.teacher, on)
         return self._surrogate(-factor * gap.detach(), on)
 
@@ -163,15 +193,16 @@ class _Tokens:
         gap = gap - torch.where(on, self.logprob, 0.0)
         return factor * (torch.expm1(gap) - gap)
 
+    def pull(self, factor: Tensor) -> Tensor:
+        on = factor != 0
+        theirs = self._read("teacher", self.known.teacher, on).detach()
+        return factor * (theirs - torch.where(on, self.logprob, 0.0))
+
     def _surrogate(self, advantage: Tensor, on: Tensor | None = None) -> Tensor:
-        """-tis rho A [R], pessimistically clipped when there is an eps."""
+        """-tis rho A [R], clipped as ``Clip.gain`` says."""
         on = advantage != 0 if on is None else on
         rho = torch.exp(torch.where(on, self.logprob, 0.0) - self._old(on))
-        gain = rho * advantage
-        if self.clip.eps is not None:
-            clipped = rho.clamp(1.0 - self.clip.eps, 1.0 + self.clip.eps) * advantage
-            gain = torch.minimum(gain, clipped)
-        return -self._importance(on) * gain
+        return -self._importance(on) * self.clip.gain(rho, advantage)
 
     def _importance(self, on: Tensor) -> Tensor | float:
         """The truncated importance weight of trainer against engine."""

@@ -8,15 +8,17 @@ counted locally.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from scope_megatron.objective.loss import TERMS
 from scope_megatron.objective.routing import Routes
 
-Normalization = Literal["token_mean", "prompt_sum", "sequence_mean"]
+Normalization = Literal["token_mean", "prompt_sum", "sequence_mean", "microbatch_mean"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def sequence_token_weights(
         token_mean     w~_i / routed tokens of the global batch
         prompt_sum     w_i / prompts of the global batch (eq. 6 of the paper, literally)
         sequence_mean  w~_i / (tokens of i) / routed sequences of the global batch
+        microbatch_mean  w~_i; :func:`microbatch_scales` has the rest
 
     Args:
         weights: [B] weights that sum to 1 inside each group and path. Both paths may share the
@@ -76,7 +79,7 @@ def sequence_token_weights(
         routes: the paths; masked responses get the factor zero.
         group: [B] integer label of each response's prompt.
         response_lengths: [B] integer response tokens.
-        normalization: one of the three above.
+        normalization: one of the four above.
         totals: :func:`local_totals` summed over the global batch.
 
     Returns:
@@ -93,12 +96,35 @@ def sequence_token_weights(
         factor = share / totals.prompts.clamp_min(1)
     elif normalization == "sequence_mean":
         factor = share * size / response_lengths.clamp_min(1) / totals.sequences.clamp_min(1)
+    elif normalization == "microbatch_mean":
+        factor = share * size
     else:
         raise ValueError(
-            "objective.normalization must be token_mean, prompt_sum or sequence_mean, got "
-            f"{normalization!r}"
+            "objective.normalization must be token_mean, prompt_sum, sequence_mean or "
+            f"microbatch_mean, got {normalization!r}"
         )
     return factor.to(weights.dtype)
+
+
+def microbatch_scales(
+    lengths: Sequence[int], correct: Sequence[bool], sequences: int
+) -> dict[str, float]:
+    """What the factors of one microbatch are multiplied with, by term: the published code's means.
+
+    Likelihood terms (mle, nll) are means over the response tokens of the microbatch's correct
+    responses, all others over all its response tokens; a microbatch of n responses weighs
+    n / ``sequences``. The loss depends on how the batch is cut, as it does there.
+
+    Args:
+        lengths: response tokens of each response in the microbatch.
+        correct: whether each is on the correct path.
+        sequences: routed responses of the global batch.
+    """
+    weight = len(lengths) / max(1, sequences)
+    every = weight / max(1, sum(lengths))
+    right = sum(n for n, is_correct in zip(lengths, correct, strict=True) if is_correct)
+    likelihood = weight / max(1, right)
+    return {name: likelihood if name in ("mle", "nll") else every for name in TERMS}
 
 
 def _path_size(routes: Routes, group: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def wrap_student(
     ddp = DistributedDataParallel(
         config=model.config,
         ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=settings.states == "float32",
             overlap_grad_reduce=False,
             use_distributed_optimizer=settings.distributed,
             average_in_collective=False,
@@ -102,7 +102,7 @@ def build_optimizer(
             adam_beta2=settings.beta2,
             adam_eps=settings.eps,
             clip_grad=settings.clip_grad,
-            bf16=dtype == torch.bfloat16,
+            bf16=dtype == torch.bfloat16 and settings.states == "float32",
             params_dtype=dtype,
             use_distributed_optimizer=settings.distributed,
         ),

@@ -33,7 +33,9 @@ SHAPES = {
     "thin": (4, 4, 3.0),
     "huge": (24, 19, 1e4),
 }
-KINDS = ["reverse_kl", "forward_kl", "jsd", "topk"]
+KINDS = ["reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl"]
+# topk on other tokens, and with a bucket for those that are not among them
+CHOICES = ["student", "union", "intersection", "teacher+tail", "union+tail", "intersection+tail"]
 SETTINGS = {"temperature": 0.6, "teacher_temperature": 1.3, "beta": 0.3, "topk": 3}
 EXPECTED_COLLECTIVES = {
     "logprob": 1,
@@ -43,7 +45,8 @@ EXPECTED_COLLECTIVES = {
     "forward_kl": 1,
     "jsd": 2,
 }
-EXPECTED_COLLECTIVES |= {"topk": 1, "scope": 1}
+EXPECTED_COLLECTIVES |= {"topk": 1, "scope": 1, "entropy_kl": 1}
+EXPECTED_COLLECTIVES |= dict.fromkeys(CHOICES, 1)
 
 
 def head(case: str, logits: Tensor, teacher: Tensor, targets: Tensor, group, vocab: int) -> Tensor:
@@ -60,6 +63,10 @@ def head(case: str, logits: Tensor, teacher: Tensor, targets: Tensor, group, voc
             logits, targets, group, temperature=0.6, with_entropy=True, **common
         )
         return torch.cat([part.detach() for part in scores])
+    if case in CHOICES:
+        of, _, tail = case.partition("+")
+        choice = {"kind": "topk", "topk_of": of, "topk_tail": bool(tail)}
+        return vocab_parallel_divergence(logits, teacher, group, **choice, **SETTINGS, **common)
     if case in KINDS:
         return vocab_parallel_divergence(logits, teacher, group, kind=case, **SETTINGS, **common)
     logprob, divergence = vocab_parallel_logprob_and_divergence(

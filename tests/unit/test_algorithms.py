@@ -12,6 +12,7 @@ from scope_megatron.config import Config
 from scope_megatron.learn.algorithms import ALGORITHMS, group_advantages
 from scope_megatron.learn.batch import Batch
 from scope_megatron.objective.loss import Streams
+from scope_megatron.objective.packing import build, scatter_to_sequences
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.steps import batch_of
 
@@ -83,7 +84,6 @@ def expected_scope(batch: Batch, tau: float, student: float, teacher: float) -> 
         ({"teacher_weight": "uniform"}, 1.0, 0.0),
         ({"student_weight": "uniform", "teacher_weight": "uniform"}, 0.0, 0.0),
         ({"student_weight": "reversed"}, -1.0, 1.0),
-        ({"preset": "reference_code"}, -1.0, 1.0),
         ({"teacher_weight": "reversed"}, 1.0, -1.0),
     ],
 )
@@ -98,6 +98,29 @@ def test_scope_and_the_papers_ablations(
     assert ours.pg is None and ours.nll is None
 
 
+@pytest.mark.parametrize("below", [None, 0.6])
+def test_no_teacher_pushes_incorrect_responses_down(batch: Batch, below: float | None) -> None:
+    """The student's path as in SCOPE; every token of an incorrect response, or those that the
+    student thought unlikely, has the advantage -c over the routed tokens."""
+    switches = {"incorrect": "constant", "constant_advantage": 0.5, "constant_below": below}
+    batch.student_logprobs, batch.teacher_mean = batch.old_logprobs, None
+    settings = config("scope", **switches)
+    assert not settings.needs_teacher and not settings.has_frozen
+    ours = streams(batch, settings)
+    tokens = int(batch.lengths[batch.routes.routed].sum())
+    expected = torch.tensor(expected_scope(batch, 1.0, 1.0, 0.0))
+    torch.testing.assert_close(ours.mle, torch.where(batch.routes.correct, expected, 0.0))
+    assert ours.kl is None
+    pack = build({i: ((1,), [5] * int(n)) for i, n in enumerate(batch.lengths)}, list(range(16)))
+    laid = dict(scatter_to_sequences(ours.lay_out(pack).pg, pack))
+    for index in range(16):
+        wrong = bool(batch.routes.incorrect[index])
+        for token, given in enumerate(laid[index].tolist()):
+            if wrong:
+                wrong_here = below is None or math.exp(batch.old_logprobs[index][token]) < below
+            assert given == pytest.approx(-0.5 / tokens if wrong and wrong_here else 0.0)
+
+
 def test_opd_distils_every_judged_response_alike(batch: Batch) -> None:
     ours = streams(batch, config("opd"))
     routed = batch.routes.routed
@@ -110,7 +133,7 @@ def test_opd_distils_every_judged_response_alike(batch: Batch) -> None:
 
 
 def test_grpo_advantages_and_reference_kl(batch: Batch) -> None:
-    advantages = group_advantages(batch)
+    advantages = group_advantages(batch, config("grpo"))
     for g, verdicts in enumerate(VERDICTS):
         rewards = [float(v is R) for v in verdicts if v is not U]
         mean = sum(rewards) / len(rewards)

@@ -11,7 +11,7 @@ from scope_megatron.config import AlgorithmConfig, Config, load_config, validati
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-ELSEWHERE = {"paper_1p5b"}  # names models and data that are not shipped
+ELSEWHERE = {"paper_1p5b", "reference"}  # names models and data that are not shipped
 
 
 def load(path: Path, *overrides: str) -> Config:

@@ -1,6 +1,7 @@
 """Sections of the configuration that are long enough for a file of their own.
 
 section      the base of every section: no unknown keys, no conversions, frozen
+algorithm    `algorithm`
 data         `data` and its sets
 objective    `objective`
 parallel     `parallel`
@@ -9,4 +10,5 @@ verifier     `verifier` and `verifier.code`
 faults       `faults`
 logging      `logging` and `logging.rollouts`
 profile      `profile`
+presets      settings of several sections that one setting stands for
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -201,7 +201,16 @@ class DataConfig(Section):
         "...}; needed when evaluation is on",
     )
     max_prompt_tokens: int = Field(
-        ge=1, description="a longer prompt (chat template included) is left out"
+        ge=1,
+        description="longest prompt, chat template included; overlong says what becomes of others",
+    )
+    overlong: Literal["drop", "cut"] = Field(
+        "drop",
+        description="drop: a longer prompt is left out; cut: it loses its end, the template's "
+        "opening of the response included (as in the published code)",
+    )
+    suffix: str | None = Field(
+        None, description="text put at the end of every prompt, the last message; null: none"
     )
     shuffle: bool = Field(True, description="a new order of the training rows in every epoch")
     system_prompt: str | None = Field(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from scope_megatron.config.sections.section import Section
 
@@ -17,7 +17,10 @@ class ObjectiveConfig(Section):
     preset: Literal["paper", "reference_code"] = Field(
         "paper",
         description="paper: the published formulas; reference_code: what the published code "
-        "computes instead, which is student_weight=reversed (docs/reference_code.md)",
+        "computes instead, a value for each of these where none is given: objective."
+        "{student_weight, normalization, likelihood, teacher_gap, old_logprobs}, algorithm."
+        "{clip_dual, kl_coef}, optimizer.{beta2, states}, verifier.name, data.overlong "
+        "(docs/reference_code.md)",
     )
     tau: float = Field(1.0, gt=0, description="temperature of the group weights; large: uniform")
     student_weight: Weighting = Field(
@@ -30,18 +33,71 @@ class ObjectiveConfig(Section):
         description="weights of a group's incorrect responses. perplexity: the teacher's lower "
         "perplexity weighs more; reversed: less; uniform: all alike",
     )
-    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk"] = Field(
+    likelihood: Literal["ratio", "log"] = Field(
+        "ratio",
+        description="scope: the correct path's loss per token. ratio: minus the ratio to the "
+        "behaviour policy (eq. 2), clipped with several updates per batch; log: minus the "
+        "log-probability. One update per batch: the same gradient",
+    )
+    incorrect: Literal["teacher", "constant"] = Field(
+        "teacher",
+        description="scope: the incorrect path's signal. teacher: its KL; constant: no teacher, "
+        "every token of an incorrect response has the advantage -constant_advantage",
+    )
+    constant_advantage: float = Field(
+        1.0, gt=0, description="incorrect=constant: how much a token is pushed down"
+    )
+    constant_below: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="incorrect=constant: only tokens whose probability under the student is below "
+        "this; null: all",
+    )
+    teacher_gap: Literal["current", "old"] = Field(
+        "current",
+        description="kl=sampled: the student's side of log-ratio to the teacher. current: the "
+        "weights that are trained; old: those that sampled, also at later updates of a batch",
+    )
+    kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl"] = Field(
         "sampled",
         description="distance to the teacher, per token: sampled (log-ratio of the sampled "
-        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), or reverse KL on the "
-        "teacher's best tokens (topk)",
+        "token), exact over the vocabulary (reverse_kl, forward_kl, jsd), reverse KL on a model's "
+        "best tokens (topk), or reverse KL and, where the teacher's entropy is above "
+        "entropy_threshold, forward KL as well (entropy_kl)",
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="kl=jsd: weight of the teacher's side")
-    topk: int = Field(64, ge=1, description="kl=topk: number of the teacher's best tokens")
-    normalization: Literal["token_mean", "prompt_sum", "sequence_mean"] = Field(
+    topk: int = Field(64, ge=1, description="kl=topk: number of a model's best tokens")
+    topk_of: Literal["teacher", "student", "union", "intersection"] = Field(
+        "teacher", description="kl=topk: whose best tokens, or those of either or of both"
+    )
+    topk_tail: bool = Field(
+        False,
+        description="kl=topk: false: both models renormalised on these tokens; true: all other "
+        "tokens are one more, of the mass that is left",
+    )
+    entropy_threshold: float = Field(
+        0.8, ge=0, description="kl=entropy_kl: the teacher's entropy, nats"
+    )
+    iw_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="IW-OPD: tokens of the teacher's term weigh 1 + gamma at a response's start, "
+        "less by the share of the log-ratio's size that came before, 1 at its end; 0: off",
+    )
+    prefix_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="the teacher's term takes only the first so many tokens of a response; "
+        "null: all",
+    )
+    normalization: Literal["token_mean", "prompt_sum", "sequence_mean", "microbatch_mean"] = Field(
         "token_mean",
         description="token_mean: per response token of the global batch; prompt_sum: token sums, "
-        "mean over prompts; sequence_mean: token mean inside each response first",
+        "mean over prompts; sequence_mean: token mean inside each response first; "
+        "microbatch_mean: as the published code: token means inside each microbatch, of the "
+        "likelihood over correct responses alone, microbatches weighted by their responses (the "
+        "loss then depends on train.microbatch_tokens and the layout)",
     )
     truncated: Literal["incorrect", "mask"] = Field(
         "incorrect", description="what a response cut off at the length limit counts as"
@@ -75,11 +131,3 @@ class ObjectiveConfig(Section):
         "pass, on CUDA only; torch: torch's operations, everywhere; auto: triton on CUDA where it "
         "imports. kl=topk and float64 are torch's always",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_sets_weights(cls, values: Any) -> Any:
-        """The reference code reverses the student's weights; another weighting is refused later."""
-        if isinstance(values, dict) and values.get("preset") == "reference_code":
-            return {"student_weight": "reversed"} | values
-        return values

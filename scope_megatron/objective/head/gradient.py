@@ -43,8 +43,12 @@ def logits_gradient(
         gl = None if grad_logprob is None else grad_logprob[rows, None] / spec.temperature
         gd = None if grad_divergence is None else grad_divergence[rows, None] / spec.temperature
         out = grad[rows, : shard.width]
+        soft = gl
+        if gd is not None and stats.tail is not None:  # topk: every column moves with the tail
+            moved = torch.where(gd == 0, 0.0, stats.tail[rows, None] * gd)
+            soft = -moved if gl is None else gl - moved
         dz = _softmax_slope(
-            logits, teacher, stats, (gl, gd), rows, shard, spec, out if direct else None
+            logits, teacher, stats, (soft, gd), rows, shard, spec, out if direct else None
         )
         if gl is not None and shard.width:
             assert column is not None and owned is not None
@@ -96,6 +100,13 @@ def _softmax_slope(
     if spec.divergence == "forward_kl":
         q = y.exp_().div_(teacher_norm).masked_fill_(gd == 0, 0.0)
         return torch.sub(p.mul_(gd - gl), q.mul_(gd), out=out)
+    if spec.divergence == "entropy_kl":
+        assert stats.high is not None
+        slope = x.sub_(y).sub_(stats.mean[rows, None]).masked_fill_(gd == 0, 0.0)
+        high = torch.where(gd == 0, 0.0, stats.high[rows, None] * gd)
+        q = y.exp_().div_(teacher_norm).masked_fill_(gd == 0, 0.0)
+        slope = torch.addcmul(high - gl, slope, gd, out=slope).mul_(p)
+        return torch.sub(slope, q.mul_(high), out=out)
     if spec.divergence == "reverse_kl":
         slope = x.sub_(y)
     else:

@@ -9,8 +9,8 @@ They need CUDA tensors and Triton; ``objective.kernel`` says who computes:
     auto    the kernels for CUDA tensors where Triton imports, else the torch path
     triton  the kernels, or an error
 
-Float64 logits and topk are the torch path's whatever the setting: no GPU is fast in the one, and
-the other is mostly torch.topk. Triton is imported at the first use alone. With TRITON_INTERPRET=1
+Float64 logits, topk and entropy_kl are the torch path's whatever the setting: no GPU is fast in the
+first, topk is mostly torch.topk. Triton is imported at the first use alone. With TRITON_INTERPRET=1
 in the environment before that, ``triton`` also computes CPU tensors, slowly: for tests.
 """
 
@@ -41,7 +41,7 @@ def chosen(logits: Tensor, teacher: Tensor | None, spec: Spec) -> bool:
     Raises:
         ValueError: ``triton`` is asked for where it cannot run.
     """
-    if spec.kernel == "torch" or spec.divergence == "topk":
+    if spec.kernel == "torch" or spec.divergence in ("topk", "entropy_kl"):
         return False
     if logits.dtype not in _TYPES or (teacher is not None and teacher.dtype not in _TYPES):
         return False

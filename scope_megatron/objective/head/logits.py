@@ -11,7 +11,8 @@ With z the student's logits, zt the teacher's, p and q their softmaxes over the 
     forward  KL(q||p) = E_q[log q - log p]              d/dz_v = p_v - q_v
     jsd      b KL(q||m) + (1-b) KL(p||m)                d/dz_v = (1-b) p_v (log p_v/m_v - KL(p||m))
              with m = b q + (1-b) p, b the teacher's share
-    topk     reverse KL on the teacher's k best tokens, p and q renormalised on them
+    topk     reverse KL on the k best tokens of teacher, student or both (``topk.py``)
+    entropy_kl   KL(p||q), and where the teacher's entropy is above the threshold also KL(q||p)
 
 The forward costs one all-gather of a few scalars per token for the whole call (two for jsd, whose
 mixture needs the normalisers first; see ``statistics.py``). The backward is closed-form and needs
@@ -91,7 +92,7 @@ def vocab_parallel_divergence(
     Args:
         logits, teacher_logits: [T, W] shards of the same columns. Only ``logits`` gets a gradient.
         shard: which columns these are.
-        spec: ``divergence`` is one of the four in the module's docstring. Teacher logits that tie
+        spec: ``divergence`` is one of those in the module's docstring. Teacher logits that tie
             for topk's last place are chosen arbitrarily.
 
     Returns:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Kernel = Literal["auto", "torch", "triton"]
-Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk"]
+Divergence = Literal["reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl"]
+TopkOf = Literal["teacher", "student", "union", "intersection"]
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "topk")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl")
 KERNELS = ("auto", "torch", "triton")
 
 
@@ -25,6 +26,9 @@ class Spec:
     divergence: Divergence | None = None  # None: no teacher is read
     beta: float = 0.5  # jsd: the teacher's share of the mixture, strictly between 0 and 1
     topk: int = 64  # topk: tokens, at most the vocabulary
+    topk_of: TopkOf = "teacher"  # topk: whose best tokens
+    topk_tail: bool = False  # topk: all other tokens are one more, instead of renormalising
+    entropy_threshold: float = 0.8  # entropy_kl: of the teacher, nats
     chunk: int | None = None  # most tokens worked on at once; None: as fits the function and device
     kernel: Kernel = "auto"  # who computes, see kernels.py
     entropy: bool = False  # also the entropy of the student's distribution (not with a divergence)

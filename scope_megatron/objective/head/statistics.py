@@ -16,22 +16,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from scope_megatron.objective.head import kernels
+from scope_megatron.objective.head import kernels, topk
 from scope_megatron.objective.head.shard import Shard
 from scope_megatron.objective.head.spec import Spec
 
 _CHUNK = 1024  # tokens
 _CPU_BLOCK = 2**18  # logits; measured 1.1 to 3.9 times as fast as blocks of 2**25
-# columns of the exchanged statistics; topk sends k teacher and k student logits after the first 3
+# columns of the exchanged statistics; topk sends others after the first 3 (see topk.py)
 _TOP, _NORM, _TARGET, _MEAN, _TEACHER_TOP, _TEACHER_NORM, _TEACHER_TARGET = range(7)
+_FORWARD, _TEACHER_MEAN = 7, 8  # entropy_kl alone
 # the fields of Statistics that a backward needs
 _SAVED = (
     *("top", "norm", "target", "mean", "shard_top"),
-    *("teacher_top", "teacher_norm", "picks", "slopes"),
+    *("teacher_top", "teacher_norm", "picks", "slopes", "tail", "high"),
 )
 
 
@@ -46,8 +48,11 @@ class Statistics:
     teacher_top: Tensor | None = None
     teacher_norm: Tensor | None = None
     teacher_target: Tensor | None = None
-    picks: Tensor | None = None  # topk: [T, k] columns of this shard
-    slopes: Tensor | None = None  # topk: [T, k] d divergence / d(z / temperature), 0 if not ours
+    picks: Tensor | None = None  # topk: [T, m] columns of this shard
+    slopes: Tensor | None = None  # topk: [T, m] d divergence / d(z / temperature), 0 if not ours
+    tail: Tensor | None = None  # topk with a tail: the slope of every column over its p
+    high: Tensor | None = None  # entropy_kl: 1 where the teacher's entropy is above the threshold
+    forward: Tensor | None = None  # entropy_kl: as mean, under the teacher's distribution
     shard_top: Tensor | None = None  # where the logits became exp((z - shard_top) / temperature)
     divergence: Tensor | None = None
 
@@ -143,13 +148,29 @@ def overwrites(logits: Tensor, shard: Shard, spec: Spec) -> bool:
 def local_statistics(
     logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
 ) -> tuple[Tensor, Tensor | None]:
-    """([T, columns] to exchange, topk: [T, k] columns of this shard that it offers)."""
+    """([T, columns] to exchange, topk: columns of this shard that it offers)."""
     local = _reduce(logits, teacher, targets, shard, spec)
     if spec.divergence != "topk":
         return local, None
     assert teacher is not None
-    best, values, picks = _local_best(logits, teacher, shard, spec, local.dtype)
-    return torch.cat([local, best, values], 1), picks
+    blocks = partial(chunks, logits, shard, spec)
+    offered, picks = topk.offer_best(logits, teacher, shard, spec, local.dtype, blocks)
+    whole = [_teacher_mass(teacher, local, shard, spec)] if spec.topk_tail else []
+    return torch.cat([local, *whole, offered], 1), picks
+
+
+def _teacher_mass(teacher: Tensor, like: Tensor, shard: Shard, spec: Spec) -> Tensor:
+    """[T, 2] the teacher's maximum and normaliser on this shard."""
+    out = torch.zeros_like(like[:, :2])
+    if shard.width == 0:
+        out[:, 0] = torch.finfo(out.dtype).min
+        return out
+    for rows in chunks(teacher, shard, spec):
+        block = teacher[rows, : shard.width]
+        top = maximum(block, out.dtype)
+        mass = shift(block, top, spec.teacher_temperature).exp_().sum(-1)
+        out[rows, 0], out[rows, 1] = top, mass
+    return out
 
 
 def merge_statistics(
@@ -168,25 +189,40 @@ def merge_statistics(
     """
     if spec.divergence == "topk":
         assert picks is not None
-        # [tp, T, 2k] -> two of [T, tp * k], rank-major
-        best, values = (part.transpose(0, 1).flatten(1) for part in parts[..., 3:].chunk(2, -1))
-        return _add_topk(_merge(parts[..., :3], spec), best, values, picks, shard, spec)
+        return _merge_topk(parts, picks, shard, spec)
     stats = _merge(parts, spec)
     if overwritten:
         stats.shard_top = parts[shard.rank, :, _TOP]
-    if spec.divergence in ("reverse_kl", "forward_kl"):
+    if spec.divergence in ("reverse_kl", "forward_kl", "entropy_kl"):
         assert stats.teacher_norm is not None and stats.mean is not None
         gap = stats.teacher_norm.log() - stats.norm.log()
-        stats.divergence = stats.mean + (gap if spec.divergence == "reverse_kl" else -gap)
+        stats.divergence = stats.mean + (-gap if spec.divergence == "forward_kl" else gap)
+        if stats.forward is not None and stats.high is not None:
+            stats.divergence = stats.divergence + stats.high * (stats.forward - gap)
+    return stats
+
+
+def _merge_topk(parts: Tensor, picks: Tensor, shard: Shard, spec: Spec) -> Statistics:
+    stats, whole, first = _merge(parts[..., :3], spec), None, 3
+    if spec.topk_tail:
+        top, _, weight = _rescale(parts[..., 3], spec.teacher_temperature)
+        whole = topk.Whole(stats.top, stats.norm, top, (weight * parts[..., 4]).sum(0))
+        first = 5
+    chosen = topk.choose_best(parts[..., first:], picks, whole, shard, spec)
+    stats.divergence, stats.tail = chosen.divergence, chosen.tail
+    stats.picks, stats.slopes = chosen.picks, chosen.slopes
     return stats
 
 
 def _reduce(
     logits: Tensor, teacher: Tensor | None, targets: Tensor | None, shard: Shard, spec: Spec
 ) -> Tensor:
-    """This rank's statistics: [T, 3], or 4 columns with an entropy, 7 with a dense divergence."""
+    """This rank's statistics: [T, 3], or 4 columns with an entropy, 7 with a dense divergence, 9
+    with entropy_kl."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    columns = 7 if spec.dense else 4 if spec.with_entropy else 3
+    columns = 4 if spec.with_entropy else 3
+    if spec.dense:
+        columns = 9 if spec.divergence == "entropy_kl" else 7
     out = torch.zeros(logits.shape[0], columns, dtype=dtype, device=logits.device)
     if shard.width == 0:  # all padding: below every maximum, and no mass
         floor = torch.finfo(dtype).min
@@ -202,7 +238,7 @@ def _reduce(
         if spec.dense and teacher is not None:
             value = teacher.gather(1, column[:, None])[:, 0].to(dtype)
             out[:, _TEACHER_TARGET] = torch.where(owned, value, 0.0)
-    elif spec.divergence == "topk":
+    elif spec.divergence == "topk" and not spec.topk_tail:
         return out  # the full normaliser has no use
     overwrite = overwrites(logits, shard, spec)
     for rows in chunks(logits, shard, spec):
@@ -231,6 +267,14 @@ def _reduce_teacher(out: Tensor, block: Tensor, x: Tensor, mass: Tensor, spec: S
         out[:, _MEAN] = mass.mul_(x.sub_(y)).sum(-1)
         out[:, _TEACHER_NORM] = y.exp_().sum(-1)
         return
+    if spec.divergence == "entropy_kl":
+        gap = x.sub_(y)
+        out[:, _MEAN] = mass.mul_(gap).sum(-1)
+        mass = torch.exp(y, out=mass)
+        out[:, _TEACHER_NORM] = mass.sum(-1)
+        out[:, _TEACHER_MEAN] = y.mul_(mass).sum(-1)
+        out[:, _FORWARD] = -gap.mul_(mass).sum(-1)
+        return
     mass = torch.exp(y, out=mass)
     out[:, _TEACHER_NORM] = mass.sum(-1)
     if spec.divergence == "forward_kl":
@@ -243,17 +287,22 @@ def _merge(parts: Tensor, spec: Spec) -> Statistics:
     mass = weight * parts[..., _NORM]
     stats = Statistics(top=top, norm=mass.sum(0), target=parts[..., _TARGET].sum(0))
     if spec.with_entropy:
-        stats.mean = _merge_mean(weight, parts, mass, step)
+        stats.mean = _merge_mean(weight, parts[..., _MEAN], mass, step)
     if spec.dense:
         temperature = spec.teacher_temperature
         stats.teacher_top, there, weight_t = _rescale(parts[..., _TEACHER_TOP], temperature)
         mass_t = weight_t * parts[..., _TEACHER_NORM]
         stats.teacher_norm = mass_t.sum(0)
         stats.teacher_target = parts[..., _TEACHER_TARGET].sum(0)
-        if spec.divergence == "reverse_kl":
-            stats.mean = _merge_mean(weight, parts, mass, step - there)
+        if spec.divergence in ("reverse_kl", "entropy_kl"):
+            stats.mean = _merge_mean(weight, parts[..., _MEAN], mass, step - there)
         elif spec.divergence == "forward_kl":
-            stats.mean = _merge_mean(weight_t, parts, mass_t, there - step)
+            stats.mean = _merge_mean(weight_t, parts[..., _MEAN], mass_t, there - step)
+        if spec.divergence == "entropy_kl":
+            stats.forward = _merge_mean(weight_t, parts[..., _FORWARD], mass_t, there - step)
+            inner = _merge_mean(weight_t, parts[..., _TEACHER_MEAN], mass_t, there)
+            high = stats.teacher_norm.log() - inner > spec.entropy_threshold
+            stats.high = high.to(inner.dtype)
     return stats
 
 
@@ -265,13 +314,13 @@ def _rescale(tops: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     return top, step, step.exp()
 
 
-def _merge_mean(weight: Tensor, parts: Tensor, mass: Tensor, step: Tensor) -> Tensor:
+def _merge_mean(weight: Tensor, sums: Tensor, mass: Tensor, step: Tensor) -> Tensor:
     """Mean over the vocabulary of x (entropy), x - y (reverse) or y - x (forward) [T].
 
     x and y are the logits over their temperatures, relative to the global maxima; the mean is under
     the distribution that ``weight`` and ``mass`` belong to.
     """
-    return (weight * parts[..., _MEAN] + mass * step).sum(0) / mass.sum(0)
+    return (weight * sums + mass * step).sum(0) / mass.sum(0)
 
 
 def local_mixture(
@@ -303,40 +352,3 @@ def add_mixture(stats: Statistics, parts: Tensor, spec: Spec) -> None:
     student_kl, teacher_kl = parts.sum(0).unbind(-1)
     stats.mean = student_kl
     stats.divergence = (1.0 - spec.beta) * student_kl + spec.beta * teacher_kl
-
-
-def _local_best(
-    logits: Tensor, teacher: Tensor, shard: Shard, spec: Spec, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The shard's k best teacher logits, the student's there, their columns: [T, k] each.
-
-    A shard with fewer than k columns offers -inf for the rest, which no rank will choose.
-    """
-    total, k = logits.shape[0], spec.topk
-    best = torch.full((total, k), -torch.inf, dtype=dtype, device=logits.device)
-    values = torch.zeros_like(best)
-    picks = torch.zeros(total, k, dtype=torch.int64, device=logits.device)
-    have = min(k, shard.width)
-    for rows in chunks(logits, shard, spec) if have else ():
-        value, column = teacher[rows, : shard.width].topk(have, -1)
-        best[rows, :have], picks[rows, :have] = value.to(dtype), column
-        values[rows, :have] = logits[rows].gather(1, column).to(dtype)
-    return best, values, picks
-
-
-def _add_topk(
-    stats: Statistics, best: Tensor, values: Tensor, picks: Tensor, shard: Shard, spec: Spec
-) -> Statistics:
-    """Reverse KL on the k best of all candidates [T, tp * k], and its slope at our columns."""
-    best, place = best.topk(spec.topk, -1)
-    values = values.gather(1, place)
-    log_p = shift(values, values.amax(-1), spec.temperature).log_softmax(-1)
-    log_q = shift(best, best[:, 0], spec.teacher_temperature).log_softmax(-1)
-    delta = log_p - log_q
-    divergence = (log_p.exp() * delta).sum(-1)
-    stats.divergence = divergence
-    slopes = log_p.exp() * (delta - divergence[:, None])
-    ours = place.div(spec.topk, rounding_mode="floor") == shard.rank
-    stats.slopes = torch.where(ours, slopes, 0.0)
-    stats.picks = picks.gather(1, place % spec.topk)
-    return stats

@@ -1,0 +1,137 @@
+"""The rules on the algorithm, its models and its loss. Each yields `key: what; fix`."""
+
+from __future__ import annotations
+
+from scope_megatron.config.rules_models import Command, Problems
+from scope_megatron.config.schema import AlgorithmConfig, Config, ObjectiveConfig
+
+
+def _algorithm(config: Config, command: Command) -> Problems:
+    name, rollout = config.algorithm.name, config.rollout
+    if command == "train" and config.needs_teacher and config.model.teacher is None:
+        yield (
+            f"model.teacher: is missing but algorithm.name {name} needs it; "
+            "give the teacher's directory"
+        )
+    if name == "kd":
+        if config.train.batch_sequences is None:
+            yield (
+                "train.batch_sequences: is missing but algorithm.name kd needs it; "
+                "give the sequences per step"
+            )
+        return
+    if config.train.batch_sequences is not None:
+        yield (
+            f"train.batch_sequences: is for algorithm.name kd, not {name}; "
+            "remove it and set rollout.prompts_per_step"
+        )
+    if rollout is None:
+        yield (
+            f"rollout: the section is missing but algorithm.name {name} needs it; "
+            "add it with rollout.prompts_per_step, rollout.max_response_tokens"
+        )
+    elif config.rewards_groups and rollout.group_size < 2:
+        yield (
+            f"rollout.group_size: is {rollout.group_size} but {name} compares the responses of a "
+            "group; set it to 2 or more"
+        )
+
+
+def _groups(config: Config, command: Command) -> Problems:
+    """Switches that compare the responses of a group."""
+    algorithm, rollout, defaults = config.algorithm, config.rollout, AlgorithmConfig()
+    size = rollout.group_size if config.on_policy and rollout is not None else 1
+    for name in ("group_filter", "pass_rate_alpha", "pass_rate_beta"):
+        value, default = getattr(algorithm, name), getattr(defaults, name)
+        if value != default and size < 2:
+            yield (
+                f"algorithm.{name}: is {value} but there is one response per prompt; "
+                "set rollout.group_size to 2 or more, or remove it"
+            )
+    buffer = algorithm.overlong_buffer
+    if buffer and not config.rewards_groups:
+        yield (
+            f"algorithm.overlong_buffer: is {buffer} but algorithm.name {algorithm.name} has no "
+            "reward that it could shape; remove it"
+        )
+    elif rollout is not None and buffer > rollout.max_response_tokens:
+        yield (
+            f"algorithm.overlong_buffer: is {buffer}, above rollout.max_response_tokens "
+            f"{rollout.max_response_tokens}; set it to {rollout.max_response_tokens} or less"
+        )
+
+
+def _teachers_term(config: Config, command: Command) -> Problems:
+    """Switches of the teacher's divergence, where there is none."""
+    objective, name = config.objective, config.algorithm.name
+    defaults = ObjectiveConfig()
+    without = not config.needs_teacher or name in ("rlsd", "sdar")
+    for key in ("iw_gamma", "prefix_tokens"):
+        value = getattr(objective, key)
+        if without and value != getattr(defaults, key):
+            yield (
+                f"objective.{key}: is {value} but algorithm.name {name} has no divergence from a "
+                "teacher here; remove it"
+            )
+    if name in ("rlsd", "sdar") and objective.kl != "sampled":
+        yield (
+            f"objective.kl: is {objective.kl} but algorithm.name {name} reads the teacher's "
+            "log-probabilities of sampled tokens alone; set it to sampled"
+        )
+    for key, kl in (
+        ("topk_of", "topk"),
+        ("topk_tail", "topk"),
+        ("entropy_threshold", "entropy_kl"),
+    ):
+        value = getattr(objective, key)
+        if objective.kl != kl and value != getattr(defaults, key):
+            yield (
+                f"objective.{key}: is {str(value).lower()} but objective.kl is {objective.kl}; "
+                f"set objective.kl={kl}, or remove it"
+            )
+
+
+def _teacher(config: Config, command: Command) -> Problems:
+    teacher, defaults = config.teacher, type(config.teacher)()
+    for name in ("offload", "dtype"):
+        value, default = getattr(teacher, name), getattr(defaults, name)
+        if command == "train" and value != default and not config.has_frozen:
+            yield (
+                f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
+                f"frozen model here; remove it, or set it to {default}"
+            )
+
+
+def _objective(config: Config, command: Command) -> Problems:
+    objective = config.objective
+    if objective.preset == "reference_code" and objective.student_weight != "reversed":
+        yield (
+            f"objective.student_weight: is {objective.student_weight} but objective.preset "
+            "reference_code makes it reversed; remove one of the two"
+        )
+    if objective.incorrect == "constant" and config.algorithm.name != "scope":
+        yield (
+            "objective.incorrect: is constant but algorithm.name "
+            f"{config.algorithm.name} has no path of incorrect responses; remove it"
+        )
+    if objective.constant_below is not None and objective.incorrect != "constant":
+        yield (
+            f"objective.constant_below: is {objective.constant_below} but objective.incorrect is "
+            f"{objective.incorrect}; remove it, or set objective.incorrect=constant"
+        )
+    if objective.kernel == "triton" and config.platform.device == "cpu":
+        yield (
+            "objective.kernel: is triton but this machine has no CUDA device; "
+            "set it to auto or torch"
+        )
+
+
+def _optimizer(config: Config, command: Command) -> Problems:
+    if config.optimizer.states == "parameters" and config.optimizer.distributed:
+        yield (
+            "optimizer.states: is parameters but optimizer.distributed keeps float32 copies; "
+            "set one of them to its default"
+        )
+
+
+ALGORITHM_RULES = (_algorithm, _groups, _teacher, _objective, _teachers_term, _optimizer)

@@ -1,0 +1,61 @@
+"""SCOPE (arXiv 2604.10688, eq. 6) with its ablations, one of them without a teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scope_megatron.config import Config
+from scope_megatron.learn.algorithms.weighed import Weighed, factors
+from scope_megatron.learn.batch import Batch
+from scope_megatron.objective.loss import Streams
+from scope_megatron.objective.perplexity import student_weights, teacher_weights
+
+
+def scope(batch: Batch, config: Config) -> Weighed:
+    """Correct responses by MLE, incorrect ones by the teacher's KL, both weighted by perplexity.
+
+    ``objective.incorrect: constant`` has no teacher: incorrect responses weigh alike.
+    """
+    objective = config.objective
+    taught = config.needs_teacher
+    student = student_weights(
+        _mean(batch.student_mean, batch),
+        batch.group,
+        batch.routes.correct,
+        objective.tau,
+        mode=objective.student_weight,
+    )
+    teacher = teacher_weights(
+        _mean(batch.teacher_mean, batch),
+        batch.group,
+        batch.routes.incorrect,
+        objective.tau,
+        mode=objective.teacher_weight if taught else "uniform",
+    )
+    factor = factors(student + teacher, batch.routes, batch, config)
+    correct = torch.where(batch.routes.correct, factor, 0.0)
+    incorrect = torch.where(batch.routes.incorrect, factor, 0.0)
+    likelihood = "mle" if objective.likelihood == "ratio" else "nll"
+    terms = {likelihood: correct, **({"kl": incorrect} if taught else {})}
+    streams = Streams(**terms) if taught else _constant(incorrect, terms, batch, config)
+    return Weighed(streams, student_weight=student, teacher_weight=teacher if taught else None)
+
+
+def _mean(known: Tensor | None, batch: Batch) -> Tensor:
+    """[B] mean log-probabilities; zeros for weights that do not read them."""
+    return torch.zeros(len(batch)) if known is None else known
+
+
+def _constant(incorrect: Tensor, terms: dict[str, Tensor], batch: Batch, config: Config) -> Streams:
+    """The no-teacher ablation (arXiv 2608.31046): the same negative advantage on every token of an
+    incorrect response, or on those to which the student gave little probability."""
+    objective = config.objective
+    advantage = -objective.constant_advantage * incorrect
+    if objective.constant_below is None:
+        return Streams(**terms, pg=advantage)
+    unlikely = {
+        index: (batch.student_logprobs[index].exp() < objective.constant_below).float()
+        for index in batch.members(batch.routes.incorrect)
+    }
+    return Streams(**terms, pg=advantage, tokens={"pg": unlikely})
