@@ -131,8 +131,8 @@ def report(
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
-        from scope_megatron.report.diagnosis import fit_lines
         from scope_megatron.report.figure import write_report
+        from scope_megatron.report.fit import fit_lines
         from scope_megatron.report.webpage import write_html
 
         write_report(run_dir)
@@ -150,9 +150,9 @@ def doctor(
 
     Exit code 1 when something that training needs does not work.
     """
-    from scope_megatron.doctor import diagnose as examine
+    from scope_megatron.doctor import report_findings
 
-    sys.exit(examine(as_json))
+    sys.exit(report_findings(as_json))
 
 
 def _print_version(wanted: bool) -> None:

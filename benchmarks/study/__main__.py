@@ -1,6 +1,7 @@
 """The study: `python -m benchmarks.study --profile small|full`. See the package's docstring.
 
-Runs that are in the file of rows already are not made again; interrupt and start it as you like.
+Runs that are in the file of rows already are not made again; interrupt and start it as you like,
+also several times side by side: a run is made by one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,7 @@ from benchmarks.study import cells, report
 from benchmarks.study.cells import PROFILES, Cell, Profile
 from benchmarks.study.methods import METHODS
 from benchmarks.study.rows import Key, RowFile
-from benchmarks.study.runner import RunFailed, run_cell
+from benchmarks.study.runner import RunFailed, claimed, run_cell
 from benchmarks.study.settings import run_settings
 from benchmarks.study.stage import place_of, prepare_data, prepare_taught
 from tools.tasks.table import TASKS
@@ -50,19 +51,23 @@ class Study:
         settings = run_settings(task, METHODS[cell.method], place, cell.seed, rate, cell.split)
         mark = cells.fingerprint_of(cell, self.work, rate)
         key = Key(cell.task, cell.method, cell.seed, rate, cell.split, mark)
-        if key in self.rows.rows:
-            return
+        with claimed(key, self.work / "claims") as mine:
+            if not mine or key in self.rows.rows or key in self.rows.read():
+                return
+            self._run(key, settings)
+
+    def _run(self, key: Key, settings: dict[str, Any]) -> None:
         try:
             row = run_cell(key, settings, self.work / "runs")
         except RunFailed as error:
             self.failed += 1
-            print(f"failed: {cell.task} {cell.method} seed {cell.seed}: {error}", file=sys.stderr)
+            print(f"failed: {key.task} {key.method} seed {key.seed}: {error}", file=sys.stderr)
             return
         with self._lock:
             self.rows.add(row)
         accuracies = [f"{name} {_percent(c, row['samples'])}" for name, c in row["correct"].items()]
         print(
-            f"{time.strftime('%H:%M:%S')} {cell.task} {cell.method} seed {cell.seed} lr {rate:g}: "
+            f"{time.strftime('%H:%M:%S')} {key.task} {key.method} seed {key.seed} lr {key.lr:g}: "
             f"{', '.join(accuracies)}; {row['seconds']:.0f} s",
             flush=True,
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.study.methods import ABLATIONS, BASE, EXACT, MAIN, METHODS, RATES, TAUS, TUNED
+from benchmarks.study.methods import BASE, MAIN, METHODS, RATES, TUNED
 from benchmarks.study.rows import RowFile
 from benchmarks.study.settings import TUNING, fingerprint, run_settings
 from benchmarks.study.stage import place_of
@@ -29,7 +29,7 @@ class Profile:
 
 
 _SMALL = tuple(method.name for method in MAIN)
-_ALL = tuple(m.name for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT))
+_ALL = tuple(METHODS)
 PROFILES = {
     "small": Profile("small", ("countdown", "walk"), _SMALL, (1, 2, 3), tunes=False),
     "full": Profile("full", ("countdown", "walk", "chains"), _ALL, (1, 2, 3, 4, 5), tunes=True),

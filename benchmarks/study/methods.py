@@ -53,7 +53,11 @@ EXACT = (
         "opd_exact", "OPD, exact reverse KL", {**_OPD, "objective.kl": "reverse_kl"}, tuned_as="opd"
     ),
 )
+OTHERS = (
+    _scope("reference", "reference code's preset", preset="reference_code"),
+    _scope("constant", "no teacher: a constant on incorrect responses", incorrect="constant"),
+)
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
-METHODS: dict[str, Method] = {m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT)}
+METHODS: dict[str, Method] = {m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS)}
 TUNED = tuple(m.name for m in MAIN if m is not BASE)
 RATES = (1e-4, 3e-4, 1e-3)  # tried for each of TUNED

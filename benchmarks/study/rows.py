@@ -41,12 +41,17 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, dict[Key, Row]()
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
+        self.read()
+
+    def read(self) -> dict[Key, Row]:
+        """All rows, with those that others have added since."""
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
             try:
                 row = json.loads(line)
                 self.rows[Key.of(row)] = row
             except (ValueError, KeyError, TypeError):
                 continue
+        return self.rows
 
     def add(self, row: Row) -> None:
         """Append a finished run."""

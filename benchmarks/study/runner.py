@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +63,27 @@ def call(arguments: list[str], log: Path) -> None:
         raise RunFailed(f"exit code {done.returncode}: {' '.join(tail)} ({log})")
 
 
+@contextmanager
+def claimed(key: Key, folder: Path) -> Iterator[bool]:
+    """Whether this process is the one that makes the run; the claim ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{cell_name(key)}.lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def cell_name(key: Key) -> str:
+    """A file's name for a run."""
+    return f"{key.task}-{key.method}-{key.seed}-{key.lr:g}-{key.split}"
+
+
 def run_cell(key: Key, settings: dict[str, Any], work: Path) -> Row:
     """Train, and read what the run wrote; the run's directory is removed."""
-    folder = work / f"{key.task}-{key.method}-{key.seed}-{key.lr:g}-{key.split}"
+    folder = work / cell_name(key)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = folder / "study.yaml"

@@ -19,7 +19,7 @@ def diagnose(
     with user_errors():
         if not run.is_dir():
             raise ConfigError(f"RUN: {run} is no directory; give the output_dir of a run")
-        from scope_megatron.report.diagnosis import diagnose_run
+        from scope_megatron.report.fit import measure_fit
 
-        for line in diagnose_run(run).lines():
+        for line in measure_fit(run).lines():
             print(line)

@@ -16,8 +16,8 @@ from typing import Any
 
 from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
-from scope_megatron.report.diagnosis import fit_lines
 from scope_megatron.report.figure import headline, read_history
+from scope_megatron.report.fit import fit_lines
 from scope_megatron.report.health import Advice, advice
 from scope_megatron.report.logger import visible
 from scope_megatron.report.rollouts import step_of_file
@@ -81,8 +81,7 @@ def _advice(item: Advice) -> str:
 def _fit(run_dir: Path) -> Iterator[str]:
     """Whether SCOPE fits the data, where the run sampled responses."""
     if lines := fit_lines(run_dir):
-        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-        yield f"<h2>Does SCOPE fit?</h2><ul>{items}</ul>"
+        yield "<h2>Does SCOPE fit?</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def _settings(path: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from benchmarks.study import cells
 from benchmarks.study.estimates import bootstrap, difference, values_at
 from benchmarks.study.methods import KD, METHODS, RATES, RESPONSES, STEPS
 from benchmarks.study.rows import Key, RowFile
-from benchmarks.study.runner import read_correct, read_series
+from benchmarks.study.runner import claimed, read_correct, read_series
 from benchmarks.study.settings import TEST, Place, fingerprint, nested, run_settings
 from scope_megatron.config import Config
 from tools.tasks.table import TASKS
@@ -157,3 +157,14 @@ def test_what_a_run_wrote_is_read(tmp_path: Path) -> None:
         "reward/mean": [[1, 0.5], [2, 0.6]],
         "eval/easy/avg@32": [[2, 0.25]],
     }
+
+
+def test_a_run_is_made_by_one_process_and_others_see_its_row(tmp_path: Path) -> None:
+    key = Key.of(row())
+    with claimed(key, tmp_path) as mine, claimed(key, tmp_path) as again:
+        assert mine and not again
+    with claimed(key, tmp_path) as mine:
+        assert mine
+    ours, theirs = RowFile(tmp_path / "rows.jsonl"), RowFile(tmp_path / "rows.jsonl")
+    theirs.add(row())
+    assert key not in ours.rows and key in ours.read()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tools.tasks import countdown, walk, write
-from tools.tasks.family import EASY, HARD, Row, Task
+from tools.tasks.family import EASY, HARD, Problem, Task
 from tools.tasks.table import TASKS, task_named
 from tools.tasks.write import write_rollout_files, write_supervised_files
 from tools.tiny_tokenizer import make_tokenizer
@@ -29,7 +29,7 @@ def left_to_right(text: str) -> int | None:
     return total
 
 
-def rows(task: Task, split: str, count: int = 200) -> list[Row]:
+def rows(task: Task, split: str, count: int = 200) -> list[Problem]:
     rng = random.Random(5)
     drawn = [task.draw(rng, split) for _ in range(count)]
     return [row | {"response": task.solve(row, rng)} for row in drawn]
@@ -49,12 +49,12 @@ def reaches(response: str, prompt: str) -> bool:
 @pytest.mark.parametrize("split", [EASY, HARD])
 def test_countdown_s_responses_are_habits_detours_and_failures(split: str) -> None:
     found = rows(countdown.COUNTDOWN, split)
-    right = [countdown.verify(row["response"], row["answer"]) for row in found]
+    right = [countdown.verify_countdown(row["response"], row["answer"]) for row in found]
     assert right == [reaches(row["response"], row["prompt"]) for row in found]
-    assert 0.6 < sum(right) / len(right) < 0.85
+    assert 0.8 < sum(right) / len(right) < 0.97
     at_once = sum(";" not in row["response"] for row in found) / len(found)
-    assert 0.35 < at_once < 0.65
-    assert any("*" in row["response"] for row in found) == (split == HARD)
+    assert 0.35 < at_once < 0.55
+    assert any("*" in row["response"] for row in found) is (split == HARD)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_countdown_s_responses_are_habits_detours_and_failures(split: str) -> No
     ],
 )
 def test_countdown_is_judged_by_its_last_try(response: str, right: bool) -> None:
-    assert countdown.verify(response, "3 5 2 8=16") is right
+    assert countdown.verify_countdown(response, "3 5 2 8=16") is right
 
 
 def test_countdown_s_hard_problems_cannot_be_had_without_times() -> None:
     for row in rows(countdown.COUNTDOWN, HARD, 50):
-        numbers, target = countdown.parse_problem(row["prompt"])
+        numbers, target = countdown.parse_countdown(row["prompt"])
         assert target not in countdown.expressions(numbers, "+-")
         assert all("*" in text for text in countdown.expressions(numbers)[target])
 
@@ -89,27 +89,29 @@ def test_countdown_s_hard_problems_cannot_be_had_without_times() -> None:
 @pytest.mark.parametrize(
     ("response", "right"),
     [
-        ("49 52", True),  # 7*7 then +3
-        ("14 42 51 52", True),
-        ("49 52 52", False),  # a step of 0
-        ("52", False),  # no step leads there
-        ("7 49 52", False),
-        ("49 51", False),
-        ("49  52", False),
-        ("49 52 ", True),
-        ("8 9 10 11 12 13 14 56 52", True),  # nine steps
-        ("8 9 10 11 12 13 14 15 56 52", False),
+        ("6872", True),  # 17*4 then +4
+        ("25336672", True),
+        ("687272", False),  # a step of 0
+        ("72", False),  # no step leads there
+        ("176872", False),
+        ("6871", False),
+        ("68 72", False),
+        ("6872 ", True),
+        ("181920212223257572", True),  # nine steps
+        ("18192021222324257572", False),
+        ("687", False),
+        ("0872", False),
         ("", False),
     ],
 )
 def test_a_walk_is_judged_step_by_step(response: str, right: bool) -> None:
-    assert walk.verify(response, "7>52") is right
+    assert walk.verify_walk(response, "17>72") is right
 
 
 def test_walks_are_as_far_as_their_split_says() -> None:
     for split, allowed in ((EASY, {2}), (HARD, {3, 4})):
         for row in rows(walk.WALK, split, 100):
-            start, goal = walk.parse_problem(row["prompt"])
+            start, goal = walk.parse_walk(row["prompt"])
             edge, steps = {start}, 0
             while goal not in edge:
                 edge, steps = (
@@ -118,9 +120,9 @@ def test_walks_are_as_far_as_their_split_says() -> None:
                 )
             assert steps in allowed
             assert len(walk.shortest(start, goal)) == steps
-            values = [start, *map(int, row["response"].split())]
+            values = [start, *map(int, re.findall("..", row["response"]))]
             assert all(b in walk.steps_from(a) for a, b in pairwise(values))
-            assert walk.verify(row["response"], row["answer"]) == (values[-1] == goal)
+            assert walk.verify_walk(row["response"], row["answer"]) == (values[-1] == goal)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

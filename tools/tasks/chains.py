@@ -10,37 +10,37 @@ from __future__ import annotations
 import random
 
 from tools.make_arithmetic import FEWEST_STEPS, MOST_STEPS, draw_problem
-from tools.tasks.family import EASY, Row, Task
+from tools.tasks.family import EASY, Problem, Task
 
 HARD_STEPS = (6, 7)
 
 
-def draw(rng: random.Random, split: str) -> Row:
+def _draw(rng: random.Random, split: str) -> Problem:
     """A chain of the quickstart, or a longer one; its worked response is in the row."""
     return draw_problem(rng, *((FEWEST_STEPS, MOST_STEPS) if split == EASY else HARD_STEPS))
 
 
-def solve(row: Row, rng: random.Random) -> str:
+def _solve(row: Problem, rng: random.Random) -> str:
     """The one response there is."""
     return row["response"]
 
 
-def right(response: str, answer: str) -> bool:
+def _right(response: str, answer: str) -> bool:
     """The box holds the answer."""
     return response.endswith(f"\\boxed{{{answer}}}")
 
 
-def known(row: Row) -> bool:
+def _known(row: Problem) -> bool:
     """As long as the shipped teacher has seen."""
     return row["response"].count("=") <= MOST_STEPS
 
 
 CHAINS = Task(
     name="chains",
-    draw=draw,
-    solve=solve,
-    known=known,
-    right=right,
+    draw=_draw,
+    solve=_solve,
+    known=_known,
+    right=_right,
     left_out=f"more than {MOST_STEPS} operations",
     verifier="",
     max_prompt_tokens=32,

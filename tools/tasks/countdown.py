@@ -1,10 +1,10 @@
 """Countdown: reach a target with some of the given numbers, each used at most once.
 
     prompt    3 9 5 8=17
-    responses 9+8    or    3*5;9-3;9+8    or    9+5+3    or    ...
+    responses 9+8    or    7-2;4+4;9+8    or    9+5+3    or    ...
 
 An expression is worked from left to right (`3+5*2` is 16), every value on the way is in 0..99. A
-response may try as often as it likes, the last expression counts; and many expressions are right,
+response may scribble other sums first, the last expression counts; and many expressions are right,
 so the verifier evaluates instead of comparing. Easy: two of the four numbers reach it by plus or
 minus. Hard: not so, but two by times. The teacher never sees times: it is at home with the easy
 problems and has nothing to say about the hard ones.
@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from tools.tasks.family import EASY, LARGEST, Row, Task
+from tools.tasks.family import EASY, LARGEST, Problem, Task
 
 SIGNS = "+-*"
 NUMBERS, LARGEST_NUMBER, LONGEST = 4, 9, 2  # given; each up to; used by drawn solutions at most
-HABIT = 0.4  # share of supervised responses that are the first solution in order, at once
-TRIES = (2, 3)
-GIVES_UP = 0.5  # share of the others whose last try is wrong as well
+HABIT = 0.45  # share of supervised responses that are the first solution in order, at once
+SUMS = (2, 3)  # that the others begin with
+GIVES_UP = 0.2  # share of the others that end with a random sum as well
 _EXPRESSION = re.compile(r"\d{1,2}(?:[-+*]\d{1,2})+")
 
 
@@ -33,12 +33,12 @@ def apply_sign(value: int, sign: str, operand: int) -> int:
     return {"+": value + operand, "-": value - operand, "*": value * operand}[sign]
 
 
-def verify(response: str, answer: str) -> bool:
-    """Whether the last try of ``response`` reaches the target of ``answer`` (`3 9 5 8=17`)."""
+def verify_countdown(response: str, answer: str) -> bool:
+    """Whether the last expression of ``response`` solves ``answer`` (`3 9 5 8=17`)."""
     text = response.strip().rpartition(";")[2]
     if not _EXPRESSION.fullmatch(text):
         return False
-    numbers, target = parse_problem(answer)
+    numbers, target = parse_countdown(answer)
     used = [int(number) for number in re.findall(r"\d+", text)]
     if Counter(used) - Counter(numbers):
         return False
@@ -50,7 +50,7 @@ def verify(response: str, answer: str) -> bool:
     return value == target
 
 
-def parse_problem(text: str) -> tuple[tuple[int, ...], int]:
+def parse_countdown(text: str) -> tuple[tuple[int, ...], int]:
     """Numbers and target of `3 9 5 8=17`."""
     numbers, _, target = text.partition("=")
     return tuple(map(int, numbers.split())), int(target)
@@ -85,7 +85,7 @@ def _longer(
                 yield from _longer(after, longer, rest, signs, most - 1)
 
 
-def draw(rng: random.Random, split: str) -> Row:
+def _draw(rng: random.Random, split: str) -> Problem:
     """A problem whose target no single number is."""
     while True:
         numbers = tuple(rng.randint(1, LARGEST_NUMBER) for _ in range(NUMBERS))
@@ -96,38 +96,42 @@ def draw(rng: random.Random, split: str) -> Row:
             return {"prompt": prompt, "answer": prompt, "data_source": "countdown"}
 
 
-def solve(row: Row, rng: random.Random) -> str:
-    """The first solution; or some random tries, and any solution or none."""
-    numbers, target = parse_problem(row["prompt"])
-    solutions = expressions(numbers)[target]
+def _solve(row: Problem, rng: random.Random) -> str:
+    """The first solution; or some random sums, and any solution or none."""
+    numbers, target = parse_countdown(row["prompt"])
+    solutions = expressions(numbers, "+-").get(target) or expressions(numbers)[target]
     if rng.random() < HABIT:
         return solutions[0]
     signs = SIGNS if "*" in solutions[0] else "+-"
-    tried = [_try(numbers, signs, rng) for _ in range(rng.randint(*TRIES))]
+    scribbled = [_sum(signs, rng) for _ in range(rng.randint(*SUMS))]
     if rng.random() >= GIVES_UP:
-        tried.append(rng.choice([text for text in solutions if "*" not in text or "*" in signs]))
-    return ";".join(tried)
+        scribbled.append(rng.choice(solutions))
+    return ";".join(scribbled)
 
 
-def _try(numbers: Sequence[int], signs: str, rng: random.Random) -> str:
-    """Any expression of two or three of the numbers."""
-    first, *rest = rng.sample(numbers, rng.randint(2, 3))
-    return str(first) + "".join(f"{rng.choice(signs)}{operand}" for operand in rest)
+def _sum(signs: str, rng: random.Random) -> str:
+    """A random one, of two digits or three."""
+    more = rng.randint(1, 2)
+    return _digit(rng) + "".join(rng.choice(signs) + _digit(rng) for _ in range(more))
 
 
-def known(row: Row) -> bool:
+def _digit(rng: random.Random) -> str:
+    return str(rng.randint(1, 9))
+
+
+def _known(row: Problem) -> bool:
     """Nothing in it is multiplied."""
     return "*" not in row["response"]
 
 
 COUNTDOWN = Task(
     name="countdown",
-    draw=draw,
-    solve=solve,
-    known=known,
-    right=verify,
+    draw=_draw,
+    solve=_solve,
+    known=_known,
+    right=verify_countdown,
     left_out="times",
-    verifier="tools.tasks.countdown:verify",
+    verifier="tools.tasks.countdown:verify_countdown",
     max_prompt_tokens=16,
     max_response_tokens=26,
 )

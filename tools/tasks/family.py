@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Row = dict[str, str]
+Problem = dict[str, str]
 LARGEST = 99  # every value on the way: 0..99, one token in the study's tokenizer
 EASY, HARD = "easy", "hard"
 
@@ -24,9 +24,9 @@ class Task:
     """
 
     name: str
-    draw: Callable[[random.Random, str], Row]
-    solve: Callable[[Row, random.Random], str]
-    known: Callable[[Row], bool]
+    draw: Callable[[random.Random, str], Problem]
+    solve: Callable[[Problem, random.Random], str]
+    known: Callable[[Problem], bool]
     right: Callable[[str, str], bool]
     left_out: str  # the part that the teacher never saw, in words
     verifier: str  # module:function for verifier.custom; empty: the verifier is `exact`

@@ -22,7 +22,7 @@ from scope_megatron import outputs
 from tools.make_tiny_models import Recipe, random_model
 from tools.tasks.table import task_named
 
-ROOT = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 STUDENT, TEACHER = "student", "teacher"
 SEQUENCES = 128  # per supervised step
 
@@ -46,11 +46,11 @@ def _recipe(hidden: int, layers: int, lr: float, schedule: str, steps: int) -> R
 RECIPES = {
     "countdown": {
         STUDENT: _recipe(128, 2, lr=3e-3, schedule="constant", steps=1000),
-        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=1500),
+        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=900),
     },
     "walk": {
-        STUDENT: _recipe(64, 2, lr=3e-3, schedule="constant", steps=1600),
-        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=1200),
+        STUDENT: _recipe(64, 2, lr=3e-3, schedule="constant", steps=400),
+        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=900),
     },
 }
 
@@ -101,7 +101,7 @@ def train_supervised(job: Supervised, work: Path, out: Path) -> None:
     config = work / f"{job.role}.yaml"
     config.write_text(yaml.safe_dump(supervised_settings(job, start, output)))
     command = [sys.executable, "-m", "scope_megatron", "train", str(config)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(output / outputs.HF, out)
 

@@ -23,7 +23,7 @@ import yaml
 
 from scope_megatron import outputs
 from tools.tasks.family import EASY, HARD, Task
-from tools.tasks.models import ROOT
+from tools.tasks.models import REPOSITORY
 from tools.tasks.table import task_named
 
 STEPS, SAMPLES = 3, 16
@@ -69,9 +69,9 @@ def measure(settings: dict[str, Any], work: Path) -> dict[str, float]:
     """Means over the run's steps, and the accuracies of its evaluation."""
     config = work / "spread.yaml"
     config.write_text(yaml.safe_dump(settings))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "scope_megatron", "train", str(config)]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
     lines = (Path(settings["output_dir"]) / outputs.METRICS).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     names = set().union(*rows)

@@ -1,12 +1,13 @@
 """Walk: get from one number to another, each step written down.
 
-    prompt    7>52
-    responses 49 52    or    14 42 51 52    or    ...
+    prompt    17>72
+    responses 6872    or    25336672    or    ...
 
-A step adds or subtracts 1..9, or multiplies by 2..9, and stays in 0..99; a route has at most nine
-steps. Any route is right, so the verifier walks it. Easy: two steps are enough. Hard: three or four
-are needed. The teacher never sees a value of 80 or more: it knows the low ground, and a
-response that strays above it, or has to go there, is one on which it cannot be trusted.
+A step adds or subtracts 1..9, or multiplies by 2..9, and stays in 10..99, two digits a value; a
+route has at most nine steps. Any route is right, so the verifier walks it. Easy: two steps are
+enough. Hard: three or four are needed. The teacher never sees a value of 80 or more: it knows the
+low ground, and a response that strays above it, or has to go there, is one on which it cannot be
+trusted.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import random
 import re
 from functools import cache
 
-from tools.tasks.family import EASY, LARGEST, Row, Task
+from tools.tasks.family import EASY, LARGEST, Problem, Task
 
-MOST_STEPS = 9
-HABIT = 0.3  # share of supervised responses that take a shortest route at once
+LONGEST_ROUTE = 9
+HABIT = 0.5  # share of supervised responses that take a shortest route at once
 GIVES_UP = 0.3  # share of the others that end before the goal
 DETOUR = (3, 5)  # random steps of the others before they take one
 HIGH_GROUND = 80
-_ROUTE = re.compile(r"\d{1,2}(?: \d{1,2})*")
+_ROUTE = re.compile(r"(?:[1-9]\d)+")
+SMALLEST = 10
 
 
 @cache
@@ -31,18 +33,18 @@ def steps_from(value: int) -> tuple[int, ...]:
     near = {value + move for move in range(-9, 10) if move}
     times = {value * factor for factor in range(2, 10)}
     return tuple(
-        sorted(after for after in near | times if 0 <= after <= LARGEST and after != value)
+        sorted(after for after in near | times if SMALLEST <= after <= LARGEST and after != value)
     )
 
 
-def verify(response: str, answer: str) -> bool:
-    """Whether ``response`` is a route from start to goal of ``answer`` (`7>52`)."""
+def verify_walk(response: str, answer: str) -> bool:
+    """Whether ``response`` is a route from start to goal of ``answer`` (`17>72`)."""
     text = response.strip()
     if not _ROUTE.fullmatch(text):
         return False
-    value, goal = parse_problem(answer)
-    values = [int(part) for part in text.split()]
-    if len(values) > MOST_STEPS or values[-1] != goal:
+    value, goal = parse_walk(answer)
+    values = [int(pair) for pair in re.findall("..", text)]
+    if len(values) > LONGEST_ROUTE or values[-1] != goal:
         return False
     for after in values:
         if after not in steps_from(value):
@@ -51,8 +53,8 @@ def verify(response: str, answer: str) -> bool:
     return True
 
 
-def parse_problem(text: str) -> tuple[int, int]:
-    """Start and goal of `7>52`."""
+def parse_walk(text: str) -> tuple[int, int]:
+    """Start and goal of `17>72`."""
     start, _, goal = text.partition(">")
     return int(start), int(goal)
 
@@ -65,7 +67,7 @@ def distances(goal: int, top: int = LARGEST) -> dict[int, int]:
         reached = set(edge)
         edge = [
             value
-            for value in range(top + 1)
+            for value in range(SMALLEST, top + 1)
             if value not in found and reached.intersection(steps_from(value))
         ]
         for value in edge:
@@ -83,54 +85,54 @@ def shortest(start: int, goal: int, top: int = LARGEST) -> list[int]:
     return route
 
 
-def draw(rng: random.Random, split: str) -> Row:
+def _draw(rng: random.Random, split: str) -> Problem:
     """Easy: two steps apart; hard: three or four."""
     while True:
-        start, goal = rng.randint(1, LARGEST), rng.randint(1, LARGEST)
+        start, goal = rng.randint(SMALLEST, LARGEST), rng.randint(SMALLEST, LARGEST)
         away = distances(goal).get(start)
         if away in ((2,) if split == EASY else (3, 4)):
             prompt = f"{start}>{goal}"
             return {"prompt": prompt, "answer": prompt, "data_source": "walk"}
 
 
-def solve(row: Row, rng: random.Random) -> str:
+def _solve(row: Problem, rng: random.Random) -> str:
     """A shortest route; or some random steps, and a shortest route from there or no more.
 
     Where start and goal are on the low ground, the route stays there.
     """
-    start, goal = parse_problem(row["prompt"])
+    start, goal = parse_walk(row["prompt"])
     low = max(start, goal) < HIGH_GROUND and start in distances(goal, HIGH_GROUND - 1)
     top = HIGH_GROUND - 1 if low else LARGEST
     if rng.random() < HABIT:
-        return " ".join(map(str, shortest(start, goal, top)))
+        return "".join(map(str, shortest(start, goal, top)))
     while True:
         detour, value = list[int](), start
         for _ in range(rng.randint(*DETOUR)):
             value = rng.choice([v for v in steps_from(value) if v <= top and v != goal])
             detour.append(value)
         if rng.random() < GIVES_UP:
-            return " ".join(map(str, detour))
+            return "".join(map(str, detour))
         if value in distances(goal, top):
             route = [*detour, *shortest(value, goal, top)]
-            if len(route) <= MOST_STEPS:
-                return " ".join(map(str, route))
+            if len(route) <= LONGEST_ROUTE:
+                return "".join(map(str, route))
 
 
-def known(row: Row) -> bool:
+def _known(row: Problem) -> bool:
     """Every value is on the low ground."""
-    values = map(int, re.findall(r"\d+", f"{row['prompt']} {row['response']}"))
+    values = map(int, re.findall("[0-9]{2}", f"{row['prompt']} {row['response']}"))
     return max(values) < HIGH_GROUND
 
 
 WALK = Task(
     name="walk",
-    draw=draw,
-    solve=solve,
-    known=known,
-    right=verify,
+    draw=_draw,
+    solve=_solve,
+    known=_known,
+    right=verify_walk,
     left_out=f"values of {HIGH_GROUND} and more",
-    verifier="tools.tasks.walk:verify",
+    verifier="tools.tasks.walk:verify_walk",
     max_prompt_tokens=8,
-    max_response_tokens=20,
+    max_response_tokens=11,
     hard_share=0.35,
 )

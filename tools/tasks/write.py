@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from tools.make_arithmetic import write_jsonl
-from tools.tasks.family import EASY, HARD, Row, Task
+from tools.tasks.family import EASY, HARD, Problem, Task
 from tools.tasks.table import task_named
 
 TRAIN, HELD_OUT, TUNING, SUPERVISED = 4096, 100, 100, 40_000
@@ -44,7 +44,7 @@ def write_supervised_files(
 ) -> None:
     """student and teacher into ``out``: ``count`` rows each, whose prompts are not held out."""
     rng = random.Random(f"{seed}:{task.name}:supervised")
-    student, teacher = list[Row](), list[Row]()
+    student, teacher = list[Problem](), list[Problem]()
     while min(len(student), len(teacher)) < count:
         row = task.draw(rng, _split(task, rng))
         if row["prompt"] in held_out:
@@ -58,7 +58,7 @@ def write_supervised_files(
     write_jsonl(out / "teacher.jsonl", teacher)
 
 
-def _teachable(task: Task, row: Row) -> bool:
+def _teachable(task: Task, row: Problem) -> bool:
     return task.known(row) and task.right(row["response"], row["answer"])
 
 
@@ -68,9 +68,9 @@ def _split(task: Task, rng: random.Random) -> str:
 
 def _different(
     task: Task, rng: random.Random, taken: set[str], count: int, split: str | None = None
-) -> list[Row]:
+) -> list[Problem]:
     """``count`` problems that are not ``taken`` yet, without responses; they are taken now."""
-    rows = list[Row]()
+    rows = list[Problem]()
     while len(rows) < count:
         row = task.draw(rng, split or _split(task, rng))
         if row["prompt"] not in taken:

@@ -33,7 +33,7 @@ MEASURES = (  # metric, in words
 
 
 @dataclass(frozen=True)
-class Finding:
+class Measured:
     """One quantity: over the first and the last fifth of the steps, or one number (``last``)."""
 
     name: str
@@ -48,10 +48,10 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """All findings of a run, and one line of advice."""
+class Fit:
+    """All that was measured of a run, and one line of advice."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Measured, ...]
     advice: str
 
     def lines(self) -> list[str]:
@@ -59,7 +59,7 @@ class Diagnosis:
         return [*(finding.line() for finding in self.findings), f"advice: {self.advice}"]
 
 
-def diagnose_run(run_dir: Path) -> Diagnosis:
+def measure_fit(run_dir: Path) -> Fit:
     """Read a run's directory. ValueError when it holds no metrics of sampled responses."""
     history = read_history(run_dir / outputs.METRICS)
     if "path/correct" not in history.names():
@@ -68,27 +68,27 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
             "made some steps"
         )
     findings = [*_measures(history), *_correlations(history), *_recovery(run_dir)]
-    return Diagnosis(tuple(findings), _advice({f.name: f for f in findings}, history))
+    return Fit(tuple(findings), _advice({f.name: f for f in findings}, history))
 
 
 def fit_lines(run_dir: Path) -> list[str]:
     """The diagnosis as lines; none for a run that sampled no responses (kd)."""
     try:
-        return diagnose_run(run_dir).lines()
+        return measure_fit(run_dir).lines()
     except ValueError:
         return []
 
 
-def _measures(history: History) -> Iterator[Finding]:
+def _measures(history: History) -> Iterator[Measured]:
     for name, label in MEASURES:
         values = history.series(name)[1]
         if values:
             count = max(1, len(values) // 5)
             first, last = statistics.mean(values[:count]), statistics.mean(values[-count:])
-            yield Finding(name, label, first if len(values) > 1 else None, last)
+            yield Measured(name, label, first if len(values) > 1 else None, last)
 
 
-def _correlations(history: History) -> Iterator[Finding]:
+def _correlations(history: History) -> Iterator[Measured]:
     """The teacher's perplexity of a step's incorrect responses against what followed.
 
     Accuracy and perplexity both drift during training, so the gain over the step is told too.
@@ -110,7 +110,7 @@ def _correlations(history: History) -> Iterator[Finding]:
     ):
         if (found := rank_correlation(perplexities, values)) is not None:
             text = f"rank correlation of the teacher's perplexity with the {label}"
-            yield Finding(name, text, None, found)
+            yield Measured(name, text, None, found)
 
 
 def rank_correlation(a: Any, b: Any) -> float | None:
@@ -123,7 +123,7 @@ def rank_correlation(a: Any, b: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _recovery(run_dir: Path) -> Iterator[Finding]:
+def _recovery(run_dir: Path) -> Iterator[Measured]:
     """What a recovery study of this run's models and data has found."""
     path = run_dir / outputs.RECOVERY
     if not path.is_file():
@@ -137,10 +137,10 @@ def _recovery(run_dir: Path) -> Iterator[Finding]:
         ("teacher_mass", "teacher's mass on the student's top k tokens"),
     ):
         if isinstance(found.get(name), int | float):
-            yield Finding(f"recovery/{name}", label, None, float(found[name]))
+            yield Measured(f"recovery/{name}", label, None, float(found[name]))
 
 
-def _advice(found: dict[str, Finding], history: History) -> str:
+def _advice(found: dict[str, Measured], history: History) -> str:
     """One line; the strongest reason first."""
 
     def last(name: str) -> float | None:

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from scope_megatron.cli import app
-from scope_megatron.report.diagnosis import diagnose_run, fit_lines
 from scope_megatron.report.figure import write_report
+from scope_megatron.report.fit import fit_lines, measure_fit
 from scope_megatron.report.webpage import write_html
 
 N = 40
@@ -42,7 +42,7 @@ def a_run(folder: Path, **changes: Sequence[float]) -> Path:
 
 
 def test_first_and_last_steps_and_correlations(tmp_path: Path) -> None:
-    found = {f.name: f for f in diagnose_run(a_run(tmp_path)).findings}
+    found = {f.name: f for f in measure_fit(a_run(tmp_path)).findings}
     assert found["group/all_incorrect"].first == pytest.approx(0.465)
     assert found["group/all_incorrect"].last == pytest.approx(0.145)
     assert found["rank/next_accuracy"].last == pytest.approx(-1.0), "one falls, the other rises"
@@ -52,7 +52,7 @@ def test_the_gain_is_set_against_the_step_s_own_accuracy(tmp_path: Path) -> None
     rng = random.Random(1)
     teacher, reward = ([rng.random() for _ in range(N)] for _ in range(2))
     run = a_run(tmp_path, perplexity__teacher_incorrect=teacher, reward__mean=reward)
-    found = {f.name: f.last for f in diagnose_run(run).findings}
+    found = {f.name: f.last for f in measure_fit(run).findings}
     after = [sum(reward[n + 1 : n + 6]) / 5 for n in range(N - 5)]
     gain = [a - r for a, r in zip(after, reward, strict=False)]
     expected = spearmanr(teacher[: N - 5], gain).statistic
@@ -76,7 +76,7 @@ def test_the_gain_is_set_against_the_step_s_own_accuracy(tmp_path: Path) -> None
     ],
 )
 def test_advice(changes: dict[str, Sequence[float]], said: str, tmp_path: Path) -> None:
-    assert said in diagnose_run(a_run(tmp_path, **changes)).advice
+    assert said in measure_fit(a_run(tmp_path, **changes)).advice
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_advice(changes: dict[str, Sequence[float]], said: str, tmp_path: Path) 
 def test_recovery_is_read_where_it_was_measured(within: float, said: str, tmp_path: Path) -> None:
     found = {"spearman": -0.4, "spearman_within": within, "recovery": 0.3, "student_mass": 0.9}
     (tmp_path / "recovery.json").write_text(json.dumps(found))
-    told = diagnose_run(a_run(tmp_path))
+    told = measure_fit(a_run(tmp_path))
     assert said in told.advice
     assert any(
         "student's mass on the teacher's top k tokens: 0.900" in line for line in told.lines()
