@@ -13,6 +13,7 @@ from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.batch import Batch
+from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
@@ -27,7 +28,7 @@ from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
-from scope_megatron.types import PackedBatch
+from scope_megatron.types import PackedBatch, Rollout
 
 
 class Learner:
@@ -58,6 +59,23 @@ class Learner:
         if self.frozen is not None:
             self._score_frozen(batch, self.frozen)
 
+    def score_ahead(self, groups: list[list[Rollout]]) -> None:
+        """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
+        the responses, and :meth:`score` finds them. Collective over a replica.
+
+        A group is packed by itself, so that its scores do not depend on which others were there.
+        """
+        if self.frozen is None:
+            return
+        alone = replace(self.topology, dp_rank=0, dp_size=1)
+        arithmetic = Arithmetic.of(self.student.hf["hidden_size"])
+        self.frozen.enter()
+        for group in groups:
+            batch = make_batch(group, self.config.objective.truncated, alone, arithmetic)
+            scored = self._frozen_scores(batch, self.frozen)
+            for index in scored.responses():
+                batch.rollouts[index].taught = scored.of(index)
+
     def rest_frozen(self, updates_to_come: bool) -> None:
         """The frozen model is not run until the next batch; an update to come may still ask for its
         output weight."""
@@ -81,21 +99,33 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
-        """The teacher scores only what its path needs; grpo's reference scores all."""
+    def _frozen_scores(self, batch: Batch, frozen: models.FrozenModel) -> Scored:
+        """The teacher scores only what its path needs; grpo's reference scores all. What was scored
+        ahead is not scored again."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
-        frozen.enter()
+        members = batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config)))
         scored = self.scorer.score(
             frozen,
             batch.rollouts,
-            batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config))),
+            [index for index in members if batch.rollouts[index].taught is None],
             spec,
             logprobs=self.passes.teacher_logprobs,
             hidden=self.passes.teacher_hidden,
         )
+        for index in members:
+            if (ahead := batch.rollouts[index].taught) is not None:
+                scored.put(index, ahead)
+        return scored
+
+    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
+        """What :meth:`_frozen_scores` says, as the batch takes it."""
+        frozen.enter()
+        scored = self._frozen_scores(batch, frozen)
+        for rollout in batch.rollouts.values():
+            rollout.taught = None
         means = self._means(batch, scored.logprobs)
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs

@@ -5,6 +5,7 @@ algorithm    `algorithm`
 data         `data` and its sets
 objective    `objective`
 parallel     `parallel`
+rollout      `rollout` and `rollout.engine`
 teacher      `teacher`
 verifier     `verifier` and `verifier.code`
 faults       `faults`
