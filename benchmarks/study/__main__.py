@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any
@@ -78,6 +79,13 @@ class Study:
         return cells.committed_rates(task) | chosen
 
 
+def known_task(name: str) -> str:
+    """The name; ends the program for one that is none."""
+    if name not in TASKS:
+        raise SystemExit(f"--tasks: {name!r} is no task; give some of {', '.join(TASKS)}")
+    return name
+
+
 def _percent(counts: list[int], samples: int) -> str:
     return f"{100 * sum(counts) / (samples * len(counts)):.1f}"
 
@@ -92,12 +100,15 @@ def main(
         Path | None, typer.Option(help="Tables and figures; left out: WORK/PROFILE.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, a core each.")] = 2,
+    tasks: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
     only_report: Annotated[bool, typer.Option(help="Make no run, draw what is there.")] = False,
 ) -> None:
     """Make the runs that are missing, then write tables and figures."""
     if profile not in PROFILES:
         raise SystemExit(f"--profile: {profile!r} is none; give {' or '.join(PROFILES)}")
     chosen, work = PROFILES[profile], work.resolve()
+    if tasks:
+        chosen = replace(chosen, tasks=tuple(map(known_task, tasks.split(","))))
     study = Study(chosen, RowFile(rows or work / "rows.jsonl"), work, jobs)
     for name in chosen.tasks:
         place = prepare_data(TASKS[name], work)

@@ -13,7 +13,8 @@ from benchmarks.study.settings import TUNING, fingerprint, run_settings
 from benchmarks.study.stage import place_of
 from tools.tasks.table import TASKS
 
-LEARNING_RATES = Path(__file__).with_name("learning_rates.json")  # {task: {method: rate}}
+# {task: {method: rate}}, until the tuning of `full` has chosen
+LEARNING_RATES = Path(__file__).with_name("learning_rates.json")
 TUNING_SEED = 100
 
 
