@@ -20,7 +20,7 @@ import typer
 from benchmarks.rounds import ROOT
 from benchmarks.study import cells, report
 from benchmarks.study.cells import PROFILES, Cell, Profile
-from benchmarks.study.methods import METHODS
+from benchmarks.study.methods import KD, METHODS
 from benchmarks.study.rows import Key, RowFile
 from benchmarks.study.runner import RunFailed, claimed, run_cell
 from benchmarks.study.settings import run_settings
@@ -59,6 +59,9 @@ class Study:
 
     def _run(self, key: Key, settings: dict[str, Any]) -> None:
         try:
+            if METHODS[key.method] is KD:
+                place = place_of(TASKS[key.task], self.work)
+                prepare_taught(TASKS[key.task], place, self.work / key.task / "taught.log")
             row = run_cell(key, settings, self.work / "runs")
         except RunFailed as error:
             self.failed += 1
@@ -111,9 +114,7 @@ def main(
         chosen = replace(chosen, tasks=tuple(map(known_task, tasks.split(","))))
     study = Study(chosen, RowFile(rows or work / "rows.jsonl"), work, jobs)
     for name in chosen.tasks:
-        place = prepare_data(TASKS[name], work)
-        if not only_report:
-            prepare_taught(TASKS[name], place, work / f"{name}/taught.log")
+        prepare_data(TASKS[name], work)
     if not only_report:
         tuning = [c for name in chosen.tasks for c in cells.tuning_cells(chosen, name)]
         tuning = tuning if chosen.tunes else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -39,15 +40,20 @@ def prepare_data(task: Task, work: Path) -> Place:
 
 def prepare_taught(task: Task, place: Place, log: Path) -> None:
     """Have the teacher answer every training prompt, for KD, where it has not yet."""
-    if place.taught.is_file():
-        return
+    with (place.data / "taught.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another study's process may be at it
+        if not place.taught.is_file():
+            _teach(task, place, log)
+
+
+def _teach(task: Task, place: Place, log: Path) -> None:
     out = place.data / "taught"
     source = place.data / "train.jsonl"
     arguments = ["evaluate", "--model", str(place.teacher), "--data", f"train={source}"]
     arguments += ["--samples", str(TAUGHT_SAMPLES), "--temperature", "1.0", "--top-p", "1.0"]
     arguments += ["--top-k", "-1", "--max-tokens", str(task.max_response_tokens)]
     arguments += ["--max-prompt-tokens", str(task.max_prompt_tokens), "--kv-cache-gib", "0.1"]
-    arguments += ["--draws", "10", "--out", str(out)]
+    arguments += ["--draws", "100", "--out", str(out)]
     if task.verifier:
         arguments += ["--verifier", "custom", "--custom", task.verifier]
     call(arguments, log)

@@ -97,7 +97,7 @@ def _model_names(
     wanted = {"student": MODEL_FILES, "tokenizer": TOKENIZER_FILES}
     if command == "data":  # the tokenizer alone
         wanted = {"tokenizer" if config.model.tokenizer else "student": TOKENIZER_FILES}
-    elif command == "train" and config.needs_teacher:
+    elif command == "train" and config.loads_teacher:
         wanted["teacher"] = MODEL_FILES
     for key, files in wanted.items():
         path = getattr(config.model, key)

@@ -36,7 +36,7 @@ def model_problems(config: Config, command: Command) -> Problems:
     if command == "data":
         return
     paths = {"model.student": config.model.student}
-    if command == "train" and config.needs_teacher and config.model.teacher is not None:
+    if command == "train" and config.loads_teacher and config.model.teacher is not None:
         paths["model.teacher"] = config.model.teacher
     shapes: dict[str, ModelShape] = {}
     for key, path in paths.items():

@@ -272,7 +272,17 @@ class Config(Section):
     @property
     def has_frozen(self) -> bool:
         """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
-        return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+        return self.loads_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the teacher is a model beside the student, not the student itself."""
+        return self.needs_teacher and self.teacher.source == "model"
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the teacher's term reaches beyond the teacher, away from the initial student."""
+        return self.needs_teacher and self.objective.extrapolation != 1.0
 
     @property
     def frozen_dtype(self) -> str:

@@ -38,10 +38,11 @@ class PromptDataset:
         cache_dir: str | None = None,
         suffix: str | None = None,
         cut: bool = False,
+        privileged: str | None = None,
     ) -> None:
         """``system_prompt`` opens every conversation that has no system message of its own,
         ``suffix`` ends its last message. ``columns`` holds for every source without its own.
-        ``cut``: longer prompts lose their end."""
+        ``cut``: longer prompts lose their end. ``privileged``: as teacher.privileged."""
         self.sources = _as_sources(sources, setting)
         shapes = [
             RowShape(columns if source.columns is None else source.columns, source.filter)
@@ -50,7 +51,7 @@ class PromptDataset:
         self.store = open_store(
             self.sources,
             shapes,
-            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut),
+            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut, privileged),
             tokenizer,
             setting,
             prompt_cache_directory(cache_dir),
@@ -69,6 +70,7 @@ class PromptDataset:
             source=row["source"],
             verifier=row["verifier"],
             response_ids=tuple(row["response_ids"]),
+            privileged_ids=tuple(row["privileged_ids"]),
         )
 
     @property
@@ -121,6 +123,7 @@ def open_dataset(
         cache_dir=data.cache_dir,
         suffix=data.suffix,
         cut=data.overlong == "cut",
+        privileged=config.teacher.privileged if setting == "data.train" else None,
     )
 
 

@@ -14,9 +14,10 @@ from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
-from scope_megatron.learn.head import ROW_COLUMNS, build_head
+from scope_megatron.learn.head import ROW_COLUMNS, Model, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.loss import TERMS, Clip, Streams
@@ -38,6 +39,7 @@ class Learner:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
         self.frozen = models.build_frozen(config, topology)
+        self.reference = models.build_reference(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
@@ -57,7 +59,12 @@ class Learner:
         if self.passes.student != "none":
             self._score_student(batch)
         if self.frozen is not None:
+            self.frozen.enter()
             self._score_frozen(batch, self.frozen)
+        elif self.config.needs_teacher:
+            self._score_frozen(batch, self.student)
+        if self.reference is not None:
+            self._score_reference(batch, self.reference)
 
     def score_ahead(self, groups: list[list[Rollout]]) -> None:
         """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
@@ -99,7 +106,7 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _frozen_scores(self, batch: Batch, frozen: models.FrozenModel) -> Scored:
+    def _frozen_scores(self, batch: Batch, frozen: Model) -> Scored:
         """The teacher scores only what its path needs; grpo's reference scores all. What was scored
         ahead is not scored again."""
         spec = self.head.spec.alone()
@@ -109,7 +116,7 @@ class Learner:
         members = batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config)))
         scored = self.scorer.score(
             frozen,
-            batch.rollouts,
+            read_by_teacher(batch.rollouts, self.config),
             [index for index in members if batch.rollouts[index].taught is None],
             spec,
             logprobs=self.passes.teacher_logprobs,
@@ -120,9 +127,8 @@ class Learner:
                 scored.put(index, ahead)
         return scored
 
-    def _score_frozen(self, batch: Batch, frozen: models.FrozenModel) -> None:
+    def _score_frozen(self, batch: Batch, frozen: Model) -> None:
         """What :meth:`_frozen_scores` says, as the batch takes it."""
-        frozen.enter()
         scored = self._frozen_scores(batch, frozen)
         for rollout in batch.rollouts.values():
             rollout.taught = None
@@ -134,6 +140,15 @@ class Learner:
         else:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
+
+    def _score_reference(self, batch: Batch, reference: Model) -> None:
+        """What the teacher has scored, by the initial student; from both, what kl pulls to."""
+        scored = self.scorer.score(
+            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
+        )
+        batch.reference_logprobs = scored.logprobs
+        batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
+        batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
 
     def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
         """[B] mean log-probability per token, of every replica's responses; 0 without a score."""

@@ -87,7 +87,7 @@ def build_frozen(config: Config, topology: Topology) -> FrozenModel | None:
     """The teacher (scope, opd) or the initial student as reference (grpo), None without need."""
     if not config.has_frozen:
         return None
-    directory = config.model.teacher if config.needs_teacher else config.model.student
+    directory = config.model.teacher if config.loads_teacher else config.model.student
     assert directory is not None
     dtype = platform.resolve_dtype(config.frozen_dtype)
     hf = read_hf_config(directory)
@@ -105,6 +105,16 @@ def build_frozen(config: Config, topology: Topology) -> FrozenModel | None:
         return reader.shard(name, tuple(shapes[parameter]), rank)
 
     return FrozenModel(model, vocab, StreamedParameters(model, shapes, read))
+
+
+def build_reference(config: Config, topology: Topology) -> FrozenModel | None:
+    """The initial student beside a teacher (objective.extrapolation), None without need."""
+    if not config.extrapolates:
+        return None
+    directory, dtype = config.model.student, platform.resolve_dtype(config.model.dtype)
+    hf = read_hf_config(directory)
+    model = _load(directory, hf, topology, dtype, _padded(config, topology), False)
+    return FrozenModel(model, int(hf["vocab_size"]))
 
 
 def _load(
@@ -125,7 +135,7 @@ def _load(
 
 def _padded(config: Config, topology: Topology) -> int:
     """One padded width for both models, so that their shards cover the same columns."""
-    teacher = config.model.teacher if config.needs_teacher else None
+    teacher = config.model.teacher if config.loads_teacher else None
     directories = [d for d in (config.model.student, teacher) if d is not None]
     largest = max(int(read_hf_config(d)["vocab_size"]) for d in directories)
     return padded_vocab_size(largest, topology.tp_size)

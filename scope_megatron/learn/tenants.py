@@ -11,14 +11,21 @@ from scope_megatron.parallel.memory import Tenants
 from scope_megatron.parallel.optimizer import state_tensors
 
 
-def add_tenants(tenants: Tenants, student: Student, frozen: FrozenModel | None) -> None:
+def add_tenants(
+    tenants: Tenants,
+    student: Student,
+    frozen: FrozenModel | None,
+    reference: FrozenModel | None = None,
+) -> None:
     """Count these models and what trains the student. ``frozen`` is called the teacher, grpo's
-    reference too."""
+    reference too; ``reference`` is one beside a teacher."""
     tenants.add("student", student.model.parameters)
     tenants.add("gradients", lambda: _gradients(student))
     tenants.add("optimizer", lambda: state_tensors(student.optimizer))
     if frozen is not None:
         tenants.add("teacher", frozen.tensors)
+    if reference is not None:
+        tenants.add("reference", reference.tensors)
 
 
 def _gradients(student: Student) -> Iterator[Tensor]:

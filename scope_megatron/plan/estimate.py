@@ -71,7 +71,7 @@ def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedS
     student = find_shape(config.model.student, "model.student", online)
     named = [student]
     frozen = None
-    if config.needs_teacher and config.model.teacher is not None:
+    if config.loads_teacher and config.model.teacher is not None:
         teacher = find_shape(config.model.teacher, "model.teacher", online)
         named.append(teacher)
         frozen = teacher.shape

@@ -14,7 +14,9 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
         "algorithm": config.algorithm.name,
         "student": shown_path(config.model.student),
     }
-    if config.needs_teacher:
+    if config.needs_teacher and not config.loads_teacher:
+        facts["teacher"] = "the student itself, on the privileged prompt"
+    elif config.needs_teacher:
         facts["teacher"] = f"{shown_path(config.model.teacher)} (on the same ranks)"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)

@@ -27,7 +27,7 @@ def of_run(config: Config, data: PromptDataset, tokenizer: Tokenizer) -> dict[st
     A model has a part in it when it was given by a Hub name: NAME@COMMIT.
     """
     paths = {"model.student": config.model.student}
-    if config.needs_teacher and config.model.teacher is not None:
+    if config.loads_teacher and config.model.teacher is not None:
         paths["model.teacher"] = config.model.teacher
     names = {key: name_of_snapshot(path) for key, path in paths.items()}
     weights = [source.weight for source in config.data.train]

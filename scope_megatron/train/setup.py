@@ -74,7 +74,7 @@ def engine_head(config: Config) -> torch.dtype | None:
     that rounds its own would sample from, and report, another distribution. Where the trainer's
     are rounded too (objective.head is logits, or a cap lies behind them) both stay as they are.
     """
-    models = [config.model.student, *([config.model.teacher] if config.needs_teacher else [])]
+    models = [config.model.student, *([config.model.teacher] if config.loads_teacher else [])]
     capped = any(
         ModelShape.of(read_hf_config(directory)).logits_cap is not None
         for directory in models
