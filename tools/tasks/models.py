@@ -46,7 +46,7 @@ def _recipe(hidden: int, layers: int, lr: float, schedule: str, steps: int) -> R
 RECIPES = {
     "countdown": {
         STUDENT: _recipe(128, 2, lr=3e-3, schedule="constant", steps=700),
-        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=900),
+        TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=700),
     },
     "walk": {
         STUDENT: _recipe(64, 2, lr=3e-3, schedule="constant", steps=400),
