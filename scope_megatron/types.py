@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,8 @@ class Rollout:
     finished: bool
     text: str = ""
     verdict: Verdict | None = None
+    taught: Any = None  # a learn.scorer.Scored of it alone, where it was scored while others
+    # were still sampled
 
     @property
     def length(self) -> int:

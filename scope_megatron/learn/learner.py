@@ -14,6 +14,7 @@ from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
+from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.frozen.build import build_frozen
 from scope_megatron.learn.frozen.model import FrozenModel, number_of
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
@@ -64,6 +65,23 @@ class Learner:
         if self.frozen:
             self._score_frozen(batch)
 
+    def score_ahead(self, groups: list[list[Rollout]]) -> None:
+        """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
+        the responses, and :meth:`score` finds them. Collective over a replica.
+
+        A group is packed by itself, so that its scores do not depend on which others were there. A
+        model in a layout of its own scores nothing ahead: other replicas would have to be there.
+        """
+        if not self.frozen:
+            return
+        alone = replace(self.topology, dp_rank=0, dp_size=1)
+        arithmetic = Arithmetic.of(self.student.hf["hidden_size"])
+        for group in groups:
+            batch = make_batch(group, self.config.objective.truncated, alone, arithmetic)
+            scored = self._frozen_scores(batch, ahead=True)
+            for index in scored.responses():
+                batch.rollouts[index].taught = scored.of(index)
+
     def rest_frozen(self, updates_to_come: bool) -> None:
         """The frozen models are not run until the next batch; an update to come may still ask for
         their output weights."""
@@ -91,8 +109,9 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _score_frozen(self, batch: Batch) -> None:
-        """A teacher scores only what its path needs; grpo's reference scores all."""
+    def _frozen_scores(self, batch: Batch, ahead: bool = False) -> Scored:
+        """A teacher scores only what its path needs; grpo's reference scores all. What was scored
+        ahead is not scored again."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
@@ -102,12 +121,23 @@ class Learner:
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
             together = self.topology.ep_size > 1 or frozen.travel is not None
-            if len(self.frozen) > 1 and not its and not together:
+            if (ahead and frozen.travel is not None) or not (its or together):
                 continue
-            frozen.enter()
-            scored |= self._pass_of(frozen, batch, its, spec)
+            frozen.enter()  # for a divergence also where all was scored ahead
+            new = [i for i in its if batch.rollouts[i].taught is None]
+            scored |= self._pass_of(frozen, batch, new, spec)
             if len(self.frozen) > 1:  # one at a time is on the device
                 frozen.rest(keep_head=bool(self.head.teachers))
+        for index in members:
+            if (known := batch.rollouts[index].taught) is not None:
+                scored.put(index, known)
+        return scored
+
+    def _score_frozen(self, batch: Batch) -> None:
+        """What :meth:`_frozen_scores` says, as the batch takes it."""
+        scored = self._frozen_scores(batch)
+        for rollout in batch.rollouts.values():
+            rollout.taught = None
         means = self._means(batch, scored.logprobs)
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs

@@ -55,6 +55,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "mismatch/k3_kl",
             "mismatch/tis_clipped",
             *(f"{name}/{what}" for name in by_teacher for what in ("perplexity", "kl")),
+            "staleness/ratio_ess",
         ],
         maxima=[
             "sync/max_abs_logprob_diff",
@@ -64,6 +65,13 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
+            "sampling/engine_s",
+            "sampling/grading_s",
+            "sampling/graded_s",
+            "sampling/waited_s",
+            "sampling/scored_s",
+            "sampling/ahead_s",
+            "staleness/steps",
         ],
     )
 
@@ -191,7 +199,8 @@ def _log_spreads(weights: Tensor, group: Tensor) -> tuple[list[float], list[floa
 def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     """Engine against trainer on the sampled tokens: |d log p|, |d p|, k3 of KL(engine || trainer).
 
-    And the share of tokens whose importance weight is cut off at objective.tis_clip.
+    And the share of tokens whose importance weight is cut off at objective.tis_clip; where
+    parameters older than these sampled, the effective sample size of the ratios over their number.
     Only where both speak of the same distribution: top-p and top-k renormalise the engine's.
     """
     if not samples_everything(config):
@@ -208,6 +217,10 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
         "mismatch/mean_abs_prob", float((old.exp() - engine.exp()).abs().sum()), gap.numel()
     )
     metrics.mean("mismatch/k3_kl", float((gap.expm1() - gap).sum()), gap.numel())
+    if config.lag:
+        ratio = gap.double().exp()
+        size = float(ratio.sum() ** 2 / ratio.square().sum())
+        metrics.mean("staleness/ratio_ess", size, gap.numel())
     if config.objective.tis_clip is not None:
         clipped = gap > math.log(config.objective.tis_clip)
         metrics.mean("mismatch/tis_clipped", float(clipped.sum()), gap.numel())

@@ -65,7 +65,7 @@ class RunPlan:
     @property
     def speed(self) -> float:
         """Response tokens per second and GPU."""
-        return tokens_per_second(self.work, self.time, self.layout.ranks)
+        return tokens_per_second(self.work, self.time, self.layout.gpus)
 
 
 def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedShape]]:

@@ -35,6 +35,8 @@ class RunLayout:
     engine_share: float = 0.45  # of a GPU's memory
     engine_sleeps: bool = True
     max_num_seqs: int = 256
+    sampling: int = 0  # ranks that only sample, besides those that train
+    lag: int = 0  # steps between the parameters that sample and those that train
     teacher_tensor: int = 0  # 0: as the student
     teacher_pipeline: int = 0
     teacher_context: int = 1  # these where one of the two above is given
@@ -47,8 +49,17 @@ class RunLayout:
         return self.tensor * self.pipeline * self.data * self.context
 
     @property
+    def gpus(self) -> int:
+        """Ranks of both kinds; ``ranks`` are those that train."""
+        return self.ranks + self.sampling
+
+    @property
+    def engine_ranks(self) -> int:
+        return self.sampling or self.ranks
+
+    @property
     def engines(self) -> int:
-        return self.ranks // self.engine_tensor
+        return self.engine_ranks // self.engine_tensor
 
     @property
     def of_teacher(self) -> RunLayout:
@@ -94,6 +105,7 @@ class RunLayout:
         if self.cuts_teacher_otherwise:
             own = self.of_teacher
             words.append(f"teacher tensor {own.tensor} x pipeline {own.pipeline}")
+        words += [f"{self.sampling} ranks that sample, lag {self.lag}"] if self.sampling else []
         words += ["teacher offload"] if self.teacher_offload else []
         words += [f"engine tensor {self.engine_tensor}"] if self.engine_tensor > 1 else []
         return ", ".join(words)
@@ -122,6 +134,8 @@ _SETTINGS = {
     "teacher_context": "teacher.parallel.context",
     "teacher_expert": "teacher.parallel.expert",
     "teacher_sequence": "teacher.parallel.sequence",
+    "sampling": "rollout.ranks",
+    "lag": "rollout.lag",
     "teacher_offload": "teacher.offload",
 }
 _OFFLOADS = ("optimizer_offload", "teacher_offload")
@@ -160,6 +174,8 @@ def as_settings(layout: RunLayout, config: Config) -> dict[str, Any]:
     for field, key in _SETTINGS.items():
         if has_setting(field, config):
             value = getattr(layout, field)
+            if field in ("sampling", "lag") and not value:
+                continue
             if field == "optimizer_offload":
                 value = "rollout" if value else "none"
             elif field == "teacher_offload":
@@ -213,7 +229,7 @@ def layout_problems(
         yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"
     if layout.virtual > 1 and layout.pipeline == 1:
         yield "virtual: needs a pipeline; set parallel.pipeline above 1"
-    if layout.tensor % layout.engine_tensor:
+    if layout.tensor % layout.engine_tensor and not layout.sampling:
         yield (
             f"rollout.engine.tensor: is {layout.engine_tensor}, not a divisor of parallel.tensor "
             f"{layout.tensor}; set it to 1 or {layout.tensor}"

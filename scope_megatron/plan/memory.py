@@ -92,6 +92,7 @@ class RankMemory:
     stage: int
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     cache_tokens: int = 0  # tokens that the engine's cache holds
+    samples: bool = False  # an engine alone
 
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
@@ -296,7 +297,7 @@ def rank_memory(
         | {"activations": activations, "loss head": head, "teacher states": states},
     }
     cache = 0
-    if capacity and work.samples:
+    if capacity and work.samples and not layout.sampling:
         engine = engine_bytes(models, layout, capacity)
         cache = int(engine["kv cache"] / cache_bytes_per_token(models.student, layout, e))
         engine["kv cache"] = max(0.0, engine["kv cache"])
@@ -354,7 +355,19 @@ def run_memory(
     stages = range(layout.pipeline)
     if layout.pipeline > 4:  # those between are smaller than the second
         stages = sorted({0, 1, layout.pipeline - 1})  # type: ignore[assignment]
-    return [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+    training = [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+    return [*training, *([sampling_memory(models, layout, capacity)] if layout.sampling else [])]
+
+
+def sampling_memory(models: Models, layout: RunLayout, capacity: float) -> RankMemory:
+    """Of a rank that only samples."""
+    held = engine_bytes(models, layout, capacity)
+    each = cache_bytes_per_token(models.student, layout, models.build.element)
+    cache = max(0, int(held["kv cache"] / each))
+    held["kv cache"] = max(0.0, held["kv cache"])
+    held |= {"communication": 2 * PER_GROUP, "runtime": RUNTIME}
+    ordered = {name: int(held[name]) for name in TENANTS if held.get(name)}
+    return RankMemory(layout.pipeline, dict.fromkeys(MEMORY_PHASES, ordered), cache, samples=True)
 
 
 def experts_resident(shape: ModelShape, layout: RunLayout) -> int:

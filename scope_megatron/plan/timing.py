@@ -38,10 +38,12 @@ class StepTime:
     parts: dict[str, float] = field(default_factory=dict)  # "train/arithmetic" and so on
     transfers: tuple[Transfer, ...] = ()
     decoding: Decoding | None = None
+    ahead: bool = False  # the next step is sampled while this one trains
 
     @property
     def total(self) -> float:
-        return sum(self.phases.values())
+        whole, sampling = sum(self.phases.values()), self.phases.get("rollout", 0.0)
+        return max(sampling, whole - sampling) if self.ahead else whole
 
 
 def forward_flops(
@@ -94,7 +96,7 @@ def step_time(
         phase: sum(v for name, v in parts.items() if name.startswith(f"{phase}/"))
         for phase in STEP_PHASES
     }
-    return StepTime(phases, parts, sent, decoding)
+    return StepTime(phases, parts, sent, decoding, ahead=bool(layout.sampling and layout.lag))
 
 
 def _rollout(
@@ -126,7 +128,7 @@ def _rollout(
     )
     tokens = work.prompt_tokens * work.prompts  # a group's prompt is read once
     products, attention = forward_flops(shape, tokens, work.prompt_tokens**2, work.prompts)
-    prefill = (products * slowed + attention) / (layout.ranks * peak * reached.prefill)
+    prefill = (products * slowed + attention) / (layout.engine_ranks * peak * reached.prefill)
     return followed, prefill
 
 

@@ -20,10 +20,11 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:
-        rollout = config.rollout
+        rollout, ranks = config.rollout, config.sampling_ranks
+        where = f"on {ranks} ranks of its own" if ranks else "in the same processes"
         facts["rollouts"] = (
-            f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM in the "
-            f"same processes (tensor {rollout.engine.tensor})"
+            f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM "
+            f"{where} (tensor {rollout.engine.tensor})"
         )
     facts["data"] = f"{prompts} prompts, {skipped} rows skipped"
     facts["output"] = config.output_dir

@@ -199,6 +199,27 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "moe_aux_loss_without_experts": (leave, ["objective.moe_aux_loss_coeff=0.01"]),
     "moe_aux_loss_negative": (leave, ["objective.moe_aux_loss_coeff=-1"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
+    "sampling_ranks_colocated": (leave, ["rollout.ranks=2"]),
+    "sampling_ranks_missing": (leave, ["rollout.placement=separate"]),
+    "sampling_ranks_and_engine": (
+        leave,
+        ["rollout.placement=separate", "rollout.ranks=3", "rollout.engine.tensor=2"],
+    ),
+    "more_engines_than_prompts": (leave, ["rollout.placement=separate", "rollout.ranks=5"]),
+    "separate_without_sampling": (
+        append("algorithm: {name: kd}\n"),
+        ["rollout.placement=separate", "rollout.ranks=1", "train.batch_sequences=4"],
+    ),
+    "lag_colocated": (leave, ["rollout.lag=1"]),
+    "lag_of_two": (leave, ["rollout.lag=2", "rollout.placement=separate", "rollout.ranks=1"]),
+    "lag_with_top_p": (
+        leave,
+        ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
+    ),
+    "separate_engine_cuts_heads": (
+        leave,
+        ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],
+    ),
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
     "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),
     "model_len_below_evaluation": (

@@ -117,7 +117,7 @@ class ObjectiveConfig(Section):
         None,
         gt=0,
         description="truncated importance weight min(trainer/engine, tis_clip) per token; "
-        "null: off",
+        "null: off. 2.0 where rollout.lag is 1 and nothing is given",
     )
     moe_aux_loss_coeff: float = Field(
         0.0,

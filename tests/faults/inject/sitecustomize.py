@@ -63,8 +63,8 @@ def on_enter(fault: Fault, module: ModuleType) -> None:
     """Progress.enter: tells where the rank is; faults of the process happen here."""
     original = module.Progress.enter
 
-    def enter(progress: Any, phase: str) -> None:
-        original(progress, phase)
+    def enter(progress: Any, phase: str, waits: bool = False) -> None:
+        original(progress, phase, waits)
         fault.enter(progress.step, phase)
         if fault.action in PROCESS_ACTIONS and fault.due():
             fault.act()
