@@ -143,7 +143,7 @@ def _text(layout: Layout) -> str:
     return " x ".join(f"{name} {size}" for name, size in layout.items())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_teachers_in_layouts_of_their_own_and_the_students(tmp_path: Path) -> None:
     """One is cut as the student, one otherwise; grpo's reference otherwise."""
     make_tiny_model("qwen2-bias", tmp_path / "student")
