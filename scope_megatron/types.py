@@ -53,6 +53,7 @@ class Prompt:
     source: str = ""  # the row's data_source: picks the verifier when verifier.name is auto
     verifier: str = ""  # the row's own choice of a verifier; comes before its source
     response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
+    privileged_ids: tuple[int, ...] = ()  # what the teacher reads instead; none: the same
     teacher: str = ""  # the row's own choice among model.teachers; comes before its source
 
     @property

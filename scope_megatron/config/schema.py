@@ -236,14 +236,24 @@ class Config(Section):
     @property
     def has_frozen(self) -> bool:
         """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
-        return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+        return self.loads_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the teacher is a model beside the student, not the student itself."""
+        return self.needs_teacher and self.teacher.source == "model"
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the teacher's term reaches beyond the teacher, away from the initial student."""
+        return self.needs_teacher and self.objective.extrapolation != 1.0
 
     @property
     def teachers(self) -> dict[str, TeacherEntry]:
         """The teachers that the algorithm scores with, by tag, with nothing left to `teacher`;
         ``model.teacher`` has the tag EVERY_ROW. Empty without need, or where none was given."""
         given, alone = self.model.teachers or {}, self.model.teacher
-        if not self.needs_teacher:
+        if not self.loads_teacher:
             return {}
         if alone is not None and not given:
             given = {EVERY_ROW: TeacherEntry(path=alone)}

@@ -15,11 +15,12 @@ from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, we
 from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
-from scope_megatron.learn.frozen.build import build_frozen
+from scope_megatron.learn.frozen.build import build_frozen, build_reference
 from scope_megatron.learn.frozen.model import FrozenModel, number_of
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.head.spec import Spec
@@ -42,6 +43,7 @@ class Learner:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
         self.frozen = build_frozen(config, topology)
+        self.reference = build_reference(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
@@ -62,8 +64,10 @@ class Learner:
         """The log-probabilities that weights and loss need; masks what could not be scored."""
         if self.passes.student != "none":
             self._score_student(batch)
-        if self.frozen:
+        if self.frozen or self.config.needs_teacher:
             self._score_frozen(batch)
+        if self.reference is not None:
+            self._score_reference(batch, self.reference)
 
     def score_ahead(self, groups: list[list[Rollout]]) -> None:
         """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
@@ -118,6 +122,8 @@ class Learner:
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
         routes, scored = kept_routes(batch, self.config), Scored()
         members = batch.members(self.algorithm.frozen_scores(routes))
+        if not self.frozen:  # the student is its own teacher
+            scored = self._pass_of(self.student, batch, members, spec)
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
             together = self.topology.ep_size > 1 or frozen.travel is not None
@@ -147,14 +153,26 @@ class Learner:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
 
-    def _pass_of(self, frozen: FrozenModel, batch: Batch, members: list[int], spec: Spec) -> Scored:
-        """A frozen model's scores of responses that this replica holds."""
+    def _pass_of(
+        self, model: FrozenModel | models.Student, batch: Batch, members: list[int], spec: Spec
+    ) -> Scored:
+        """A teacher's or reference's scores of responses that this replica holds."""
         wanted = {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
-        if frozen.travel is None:
-            return self.scorer.score(frozen, batch.rollouts, members, spec, **wanted)
-        head = replace(self.head, topology=frozen.topology)
-        scorer = replace(self.scorer, topology=frozen.topology, head=head)
-        return frozen.travel.score(scorer, frozen, batch.rollouts, members, spec, **wanted)
+        rollouts = read_by_teacher(batch.rollouts, self.config)
+        if not isinstance(model, FrozenModel) or model.travel is None:
+            return self.scorer.score(model, rollouts, members, spec, **wanted)
+        head = replace(self.head, topology=model.topology)
+        scorer = replace(self.scorer, topology=model.topology, head=head)
+        return model.travel.score(scorer, model, rollouts, members, spec, **wanted)
+
+    def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
+        """What the teacher has scored, by the initial student; from both, what kl pulls to."""
+        scored = self.scorer.score(
+            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
+        )
+        batch.reference_logprobs = scored.logprobs
+        batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
+        batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
 
     def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
         """[B] mean log-probability per token, of every replica's responses; 0 without a score."""

@@ -17,6 +17,8 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
     for tag, entry in config.teachers.items():
         name = f"teacher of {tag}" if tag else "teacher"
         facts[name] = f"{shown_path(entry.path)} (on the same ranks)"
+    if config.needs_teacher and not config.loads_teacher:
+        facts["teacher"] = "the student itself, on the privileged prompt"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:

@@ -74,7 +74,8 @@ class Trainer:
 
     def _tenants(self) -> Tenants:
         tenants = Tenants()
-        add_tenants(tenants, self.learner.student, self.learner.frozen)
+        learner = self.learner
+        add_tenants(tenants, learner.student, learner.frozen, learner.reference)
         if isinstance(self._actor, Actor):
             tenants.add("engine", partial(engine_tensors, self._actor.engine))
         return tenants
