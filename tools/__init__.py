@@ -9,6 +9,7 @@ tasks                    problems, verifiers and tiny models of the study
 make_arithmetic          the quickstart's arithmetic problems
 make_tiny_models         the quickstart's student and teacher, trained here
 tiny_tokenizer           their tokenizer
+make_smollm2             a real pretrained model from a package, and a cut copy of it
 config_reference         docs/configuration.md from the schema
 check_contracts          what is used of vLLM and megatron-core, against their releases
 contracts                its parts
