@@ -349,6 +349,8 @@ def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
     # With 1 vLLM asks of the default group what ours need not have: gloo and NCCL in one.
     os.environ["VLLM_DISTRIBUTED_USE_SPLIT_GROUP"] = "0"
     if not platform.has_cuda():
+        # compiling the few small functions that vLLM compiles even so takes longer than they do
+        torch.compiler.set_stance("force_eager")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     elif family_of(json.loads((model_dir / "config.json").read_text())).experts:

@@ -31,6 +31,8 @@ def step_metrics() -> StepMetrics:
         ],
         means=[
             "reward/mean",
+            "group/all_correct",
+            "group/all_incorrect",
             "rollout/response_tokens_mean",
             "perplexity/student_correct",
             "perplexity/student_incorrect",
@@ -89,6 +91,7 @@ def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     metrics.maximum("balance/imbalance", batch.imbalance)
     if config.on_policy:
         _rewards(metrics, batch)
+        _groups(metrics, batch)
         _mismatch(metrics, batch, config)
 
 
@@ -113,6 +116,16 @@ def observe_update(
 def _rewards(metrics: StepMetrics, batch: Batch) -> None:
     rewards = [r for r in map(reward, batch.rollouts.values()) if r is not None]
     metrics.mean("reward/mean", float(sum(rewards)), len(rewards))
+
+
+def _groups(metrics: StepMetrics, batch: Batch) -> None:
+    """Shares of groups whose routed responses are all on one path. Every rank knows the whole
+    batch, so the mean over ranks is each one's."""
+    correct = batch.group[batch.routes.correct].unique().tolist()
+    incorrect = batch.group[batch.routes.incorrect].unique().tolist()
+    routed = {*correct, *incorrect}
+    metrics.mean("group/all_correct", len(routed - {*incorrect}), len(routed))
+    metrics.mean("group/all_incorrect", len(routed - {*correct}), len(routed))
 
 
 def _rollouts(metrics: StepMetrics, batch: Batch) -> None:

@@ -117,15 +117,6 @@ def test_every_parameter_arrives(
         assert max(result[family, layout]["peak"] for result in results) > BUCKET
 
 
-@pytest.mark.parametrize("layout", [(2, 2), (4, 1)])
-@pytest.mark.parametrize("family", MODELS)
-def test_every_parameter_arrives_at_engines_on_other_ranks(
-    results: list[dict[Any, Any]], family: str, layout: tuple[int, int]
-) -> None:
-    """Engines of one, two and four ranks, cut coarser and finer than the trainer."""
-    assert [result["apart", family, layout] for result in results] == [[]] * 4
-
-
 def test_a_plan_that_does_not_hold_is_given_up(results: list[dict[Any, Any]]) -> None:
     for rank, result in enumerate(results):
         good = result["right"]
@@ -164,8 +155,6 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
             for layout in LAYOUTS:
                 if layout[:2] == (tensor, pipeline):
                     results[family, layout] = one_layout(weights, state, layout[2])
-            if pipeline == 2 or tensor == 4:
-                results["apart", family, (tensor, pipeline)] = apart(weights, state)
         if (tensor, pipeline) == (2, 2):
             results |= refusals(weights, state)
         parallel_state.destroy_model_parallel()
@@ -193,34 +182,6 @@ def one_layout(weights: Any, state: dict[str, Tensor], size: int) -> dict[str, A
         "lacking": 4 * int((~torch.isin(wanted, own)).sum()),
         "peak": peak,
     }
-
-
-def apart(weights: Any, state: dict[str, Tensor]) -> list[str]:
-    """Parameters that engines on other ranks would get wrong, from every rank's shards."""
-    from scope_megatron.convert.gather import global_parameters
-    from scope_megatron.engine.direct import EngineParameters
-    from scope_megatron.engine.parcels import ParcelPlan, TrainerShards, buffers
-    from scope_megatron.engine.reshard import held_parameters
-    from scope_megatron.parallel.agree import from_all
-
-    topology, wrong = weights.topology, []
-    shards = TrainerShards(tuple(held_parameters(weights)), weights.hf, topology.tp_size, 1)
-    own = {name: tensor.detach() for name, tensor in global_parameters(weights.model)}
-    everyone = dict(from_all(((topology.pp_rank, topology.tp_rank), own)))
-    for size in (1, 2, 4) if weights.hf["num_key_value_heads"] == 2 else (1, 2):
-        for taker in range(topology.rank, size, topology.world_size):  # each rank does its own
-            expected = engine_tensors(state, weights.hf, size, taker)
-            engine = Engine(expected)
-            parameters = EngineParameters(engine)
-            plan = ParcelPlan(shards, parameters.layout(size), BUCKET)
-            mine = [parcel for parcel in plan.parcels if parcel.taker == taker]
-            parameters.clear_padding(plan.rows[taker])
-            for parcel, buffer in zip(mine, buffers(mine, torch.device("cpu")), strict=True):
-                parcel.for_sender().fill(buffer, everyone[parcel.source])
-                parcel.land(buffer, parameters.write)
-            found = dict(engine.named_parameters())
-            wrong += [n for n, t in expected.items() if not torch.equal(found[n], t)]
-    return wrong
 
 
 def refusals(weights: Any, state: dict[str, Tensor]) -> dict[str, Any]:

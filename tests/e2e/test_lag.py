@@ -35,7 +35,7 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [{name: row[name] for name in COLUMNS} for row in rows if "reward/mean" in row]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.timeout(290)
 def test_a_killed_sampling_rank_is_named_and_changes_nothing(tmp_path: Path) -> None:
     """The restarted run goes on with the batch that was in flight when it was saved."""
@@ -71,7 +71,7 @@ def test_random_kills_of_both_kinds_end_bit_identical(tmp_path: Path) -> None:
     assert code == 0, output
     expected = numbers(kd_run.rows(whole))
     draw = random.Random(12)
-    for number in range(4):
+    for number in range(3):
         directory = tmp_path / f"killed_{number}"
         directory.mkdir()
         process = start(directory, *SMALL, "faults.restarts=3")
