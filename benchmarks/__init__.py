@@ -9,5 +9,6 @@ bench_rollouts      what writing responses costs a training step
 bench_view          how fast `view` opens a large run, and filters its responses
 bench_checkpoint    what a checkpoint costs a training step
 bench_switches      ten steps with each switch, and a resume of each
+switches_fixed      ten updates with each switch on made-up responses, without an engine
 quickstart_seeds    accuracy of the quickstart over several seeds
 """

@@ -21,7 +21,7 @@ def products_of(learner: Any, batch: Any) -> tuple[list[Product], list[Product]]
     tokens = sum(len(batch.rollouts[i].prompt.token_ids) for i in members)
     rows = sum(len(batch.rollouts[i].token_ids) for i in members)
     student = shapes_of(learner.student.model, tokens + rows, rows)
-    return student, shapes_of(learner.frozen.model, tokens + rows, rows)
+    return student, shapes_of(learner.frozen[0].model, tokens + rows, rows)
 
 
 def shapes_of(model: nn.Module, tokens: int, rows: int) -> list[Product]:

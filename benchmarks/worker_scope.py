@@ -148,10 +148,10 @@ def forwards(trainer: Any, batch: Any) -> Figures:
     started = time.perf_counter()
     learner.scorer.score(learner.student, batch.rollouts, batch.members(batch.routes.routed), spec)
     found["student forward"] = time.perf_counter() - started
-    if learner.frozen is not None:
+    if learner.frozen:
         members = batch.members(batch.routes.incorrect)
         started = time.perf_counter()
-        learner.scorer.score(learner.frozen, batch.rollouts, members, spec)
+        learner.scorer.score(learner.frozen[0], batch.rollouts, members, spec)
         found["teacher forward"] = time.perf_counter() - started
     return found
 

@@ -54,6 +54,12 @@ class Prompt:
     verifier: str = ""  # the row's own choice of a verifier; comes before its source
     response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
     privileged_ids: tuple[int, ...] = ()  # what the teacher reads instead; none: the same
+    teacher: str = ""  # the row's own choice among model.teachers; comes before its source
+
+    @property
+    def tag(self) -> str:
+        """Picks the teacher where there are several."""
+        return self.teacher or self.source
 
 
 @dataclass

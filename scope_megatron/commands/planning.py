@@ -127,7 +127,7 @@ def plan(
             found = search_layouts(base, training, offers, top)
             base = _best(found, training)
         else:
-            problems = list(layout_problems(layout, models.student, models.teacher))
+            problems = list(layout_problems(layout, models.student, models.teachers))
             if problems:
                 raise ConfigError(*problems)
             base = _placed(base, gpus)

@@ -40,6 +40,7 @@ from scope_megatron.config.schema import (
     ProfileConfig,
     RolloutConfig,
     TeacherConfig,
+    TeacherEntry,
     TrainConfig,
     VerifierConfig,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ProfileConfig",
     "RolloutConfig",
     "TeacherConfig",
+    "TeacherEntry",
     "TrainConfig",
     "VerifierConfig",
     "load_config",

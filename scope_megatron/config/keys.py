@@ -82,8 +82,9 @@ def _entry_around(key: str) -> type[Section] | None:
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """The values a field may take, if they are listed."""
-    if get_origin(field.annotation) is Literal:
-        return get_args(field.annotation)
+    for kind in _alternatives(field.annotation):
+        if get_origin(kind) is Literal:
+            return get_args(kind)
     return ()
 
 

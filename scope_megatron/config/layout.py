@@ -63,8 +63,7 @@ def _slots(machine: Machine) -> tuple[int, int, bool]:
 def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int]:
     """Sizes that divide every model of the run and suit the other settings."""
     common, experts = 0, False
-    names = ["student", "teacher"] if _get(values, "algorithm.name") in _TAUGHT else ["student"]
-    for path in (_get(values, f"model.{name}") for name in names):
+    for path in _models(values):
         try:
             shape = read_shape(Path(str(path)).expanduser())
         except ModelDirError:
@@ -88,7 +87,21 @@ def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int
     return sizes or [1]
 
 
-_TAUGHT = (None, "scope", "opd")  # None: the default, scope
+_TAUGHT = (None, "scope", "opd", "kdrl", "rlsd", "sdar", "srpo")  # None: the default, scope
+
+
+def _models(values: dict[str, Any]) -> list[Any]:
+    """The paths of the run's models, as they are given."""
+    found = [_get(values, "model.student")]
+    if _get(values, "algorithm.name") in _TAUGHT:
+        entries = _get(values, "model.teachers")
+        several = list(entries.values()) if isinstance(entries, dict) else []
+        alike = not _get(values, "teacher.parallel")  # else they are cut otherwise
+        for one in [_get(values, "model.teacher"), *several]:
+            entry = one if isinstance(one, dict) else {"path": one}
+            if alike and not entry.get("parallel"):
+                found.append(entry.get("path"))
+    return found
 
 
 def _data_sizes(values: dict[str, Any], slots: int) -> list[int]:

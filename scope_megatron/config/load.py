@@ -111,7 +111,9 @@ def load_config(
 
 def _resized(config: Config, values: dict[str, Any]) -> Config:
     """Sizes of ``parallel`` that were `auto`, once the models' shapes can be read."""
-    paths = {name: str(path) for name, path in config.model if isinstance(path, Path)}
+    paths: dict[str, Any] = {n: str(path) for n, path in config.model if isinstance(path, Path)}
+    if config.model.teachers:
+        paths["teachers"] = {t: str(entry.path) for t, entry in config.model.teachers.items()}
     parallel = _for_this_machine(values | {"model": paths}).get("parallel", {})
     return config.model_copy(update={"parallel": ParallelConfig.model_validate(parallel)})
 

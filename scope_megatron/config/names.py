@@ -10,14 +10,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.rules_models import Command, evaluates
 from scope_megatron.config.schema import Config
 from scope_megatron.config.sections.data import DataSource, eval_setting
+from scope_megatron.config.sections.model import ModelConfig, teacher_setting
 from scope_megatron.hub import HubError, HubName, fetch, hub_name
 from scope_megatron.hub.fetch import DATA_FILES, MODEL_FILES, TOKENIZER_FILES
 from scope_megatron.hub.names import name_of_snapshot
+
+MODELS = ("student", "teacher", "tokenizer")  # below model; teachers are entries
 
 
 def has_names(config: Config, command: Command) -> bool:
@@ -35,8 +39,8 @@ def looked_up(config: Config, command: Command) -> Config:
     problems, models = list[str](), dict[str, Path]()
     found: dict[str, tuple[DataSource, ...]] = {}
     for key, name, files in _model_names(config, command):
-        with _collected(f"model.{key}", problems):
-            models[key] = fetch(name, "model", files, f"model.{key}")
+        with _collected(key, problems):
+            models[key] = fetch(name, "model", files, key)
     for setting, sources in _data_sources(config, command).items():
         with _collected(setting, problems):
             found[setting] = tuple(at_commit(source, setting) for source in sources)
@@ -49,11 +53,23 @@ def looked_up(config: Config, command: Command) -> Config:
     }
     changed = {"train": found.get("data.train", data.train), "eval": sets or None}
     return config.model_copy(
-        update={
-            "model": config.model.model_copy(update=models),
-            "data": data.model_copy(update=changed),
-        }
+        update={"model": _with_paths(config, models), "data": data.model_copy(update=changed)}
     )
+
+
+def _with_paths(config: Config, paths: dict[str, Path]) -> ModelConfig:
+    """``model`` with the directories of these settings in the place of their names."""
+    model = config.model
+    update: dict[str, Any] = {
+        name: paths[key] for name in MODELS if (key := f"model.{name}") in paths
+    }
+    if model.teachers is not None:
+        update["teachers"] = {
+            tag: entry.model_copy(update={"path": paths.get(teacher_setting(tag), entry.path)})
+            for tag, entry in model.teachers.items()
+        }
+    changed: ModelConfig = model.model_copy(update=update)
+    return changed
 
 
 @contextmanager
@@ -79,10 +95,14 @@ def pinned(config: Config) -> list[str]:
     """``key=value`` overrides: the Hub names of a loaded configuration at the commits that were
     found. Its ranks see those, whatever happens on the hub meanwhile, and ask it nothing."""
     overrides = []
-    for key in ("student", "teacher", "tokenizer"):
+    for key in MODELS:
         path = getattr(config.model, key)
         if path is not None and (name := name_of_snapshot(path)):
             overrides.append(f"model.{key}={name}")
+    entries = config.model.teachers or {}
+    if any(name_of_snapshot(entry.path) for entry in entries.values()):
+        teachers = config.model.model_dump(mode="json")["teachers"]
+        overrides.append(f"model.teachers={json.dumps(teachers)}")
     values = config.data.model_dump(mode="json")
     for key, sources in (("train", config.data.train), ("eval", (config.data.eval or {}).values())):
         if any(source.hub is not None for source in sources):
@@ -93,14 +113,19 @@ def pinned(config: Config) -> list[str]:
 def _model_names(
     config: Config, command: Command
 ) -> Iterator[tuple[str, HubName, tuple[str, ...]]]:
-    """(key below model, name, files) of the models that the command reads."""
-    wanted = {"student": MODEL_FILES, "tokenizer": TOKENIZER_FILES}
+    """(setting, name, files) of the models that the command reads."""
+    model = config.model
+    wanted = {
+        "model.student": (model.student, MODEL_FILES),
+        "model.tokenizer": (model.tokenizer, TOKENIZER_FILES),
+    }
     if command == "data":  # the tokenizer alone
-        wanted = {"tokenizer" if config.model.tokenizer else "student": TOKENIZER_FILES}
-    elif command == "train" and config.loads_teacher:
-        wanted["teacher"] = MODEL_FILES
-    for key, files in wanted.items():
-        path = getattr(config.model, key)
+        key = "model.tokenizer" if model.tokenizer else "model.student"
+        wanted = {key: (wanted[key][0], TOKENIZER_FILES)}
+    elif command == "train":
+        for tag, entry in config.teachers.items():
+            wanted[teacher_setting(tag)] = (entry.path, MODEL_FILES)
+    for key, (path, files) in wanted.items():
         if path is not None and (name := hub_name(path)):
             yield key, name, files
 

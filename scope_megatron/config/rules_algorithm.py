@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from scope_megatron.config.rules_models import Command, Problems
+from pathlib import Path
+
+from scope_megatron.config.rules_models import Command, Problems, divisors, layout_setting
 from scope_megatron.config.schema import AlgorithmConfig, Config, ObjectiveConfig
+from scope_megatron.config.sections.teacher import TeacherParallel
 
 
 def _algorithm(config: Config, command: Command) -> Problems:
     name, rollout = config.algorithm.name, config.rollout
-    if command == "train" and config.loads_teacher and config.model.teacher is None:
+    if command == "train" and config.loads_teacher and not config.teachers:
         yield (
             f"model.teacher: is missing but algorithm.name {name} needs it; "
             "give the teacher's directory"
@@ -97,14 +100,81 @@ def _teachers_term(config: Config, command: Command) -> Problems:
 
 
 def _teacher(config: Config, command: Command) -> Problems:
+    """Settings of a frozen model that is not there, or that contradict each other."""
+    if command != "train":
+        return
     teacher, defaults = config.teacher, type(config.teacher)()
-    for name in ("offload", "dtype"):
+    for name in ("offload", "dtype", "parallel"):
         value, default = getattr(teacher, name), getattr(defaults, name)
-        if command == "train" and value != default and not config.has_frozen:
+        if value != default and not config.has_frozen:
+            given = "is given" if name == "parallel" else f"is {value}"
+            back = "" if name == "parallel" else f", or set it to {default}"
             yield (
-                f"teacher.{name}: is {value} but algorithm.name {config.algorithm.name} has no "
-                f"frozen model here; remove it, or set it to {default}"
+                f"teacher.{name}: {given} but algorithm.name {config.algorithm.name} has no "
+                f"frozen model here; remove it{back}"
             )
+    if config.model.teacher is not None and config.model.teachers is not None:
+        yield (
+            "model.teachers: is given beside model.teacher; remove one of them (model.teacher "
+            "teaches every row)"
+        )
+    else:
+        yield from _loaded_once(config)
+        for key, parallel in own_layouts(config).items():
+            yield from _layout(config, key, parallel)
+
+
+def _loaded_once(config: Config) -> Problems:
+    """One checkpoint under several tags is one model."""
+    first: dict[Path, str] = {}
+    for tag, entry in config.teachers.items():
+        other = first.setdefault(entry.path.resolve(), tag)
+        for name in ("offload", "dtype", "parallel"):
+            value, its = getattr(entry, name), getattr(config.teachers[other], name)
+            if value != its:
+                is_, has = ("is given", "another") if name == "parallel" else (f"is {value}", its)
+                yield (
+                    f"model.teachers.{tag}.{name}: {is_} but model.teachers.{other}, which "
+                    f"is the same checkpoint and loaded once, has {has}; give both the same"
+                )
+
+
+def own_layouts(config: Config) -> dict[str, TeacherParallel]:
+    """The layouts that are not the student's, by the key that gives them."""
+    found = {}
+    for tag, entry in config.frozen.items():
+        if entry.parallel is not None:
+            found[layout_setting(config, tag)] = entry.parallel
+    return found
+
+
+def _layout(config: Config, key: str, parallel: TeacherParallel) -> Problems:
+    ranks = config.parallel.ranks
+    if ranks % parallel.ranks:
+        sizes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+        sizes += f" x context {parallel.context}" if parallel.context > 1 else ""
+        yield (
+            f"{key}: {sizes} is {parallel.ranks}, not a divisor of the {ranks} ranks that train; "
+            f"make it {divisors(ranks, parallel.ranks)}"
+        )
+    elif ranks // parallel.pipeline % parallel.expert:
+        stage = ranks // parallel.pipeline
+        yield (
+            f"{key}.expert: is {parallel.expert}, not a divisor of the {stage} ranks of a stage; "
+            f"set it to {divisors(stage, parallel.expert)}"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        yield (
+            f"{key}.sequence: is true but {key}.tensor is 1; "
+            f"set {key}.tensor > 1 or {key}.sequence=false"
+        )
+    pieces = 2 * parallel.context * (parallel.tensor if parallel.sequence else 1)
+    padded = config.max_sequence_tokens + pieces - 1
+    if parallel.context > 1 and config.train.microbatch_tokens < padded:
+        yield (
+            f"train.microbatch_tokens: is {config.train.microbatch_tokens}, but {key}.context "
+            f"{parallel.context} pads the longest sequence; set it to {padded} or more"
+        )
 
 
 def _privileged(config: Config, command: Command) -> Problems:
@@ -162,6 +232,11 @@ def _optimizer(config: Config, command: Command) -> Problems:
         yield (
             "optimizer.states: is parameters but optimizer.distributed keeps float32 copies; "
             "set one of them to its default"
+        )
+    if config.optimizer.overlap and not config.optimizer.distributed:
+        yield (
+            "optimizer.overlap: is true but optimizer.distributed is false; "
+            "set optimizer.distributed=true, or overlap to false"
         )
 
 

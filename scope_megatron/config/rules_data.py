@@ -28,6 +28,7 @@ def data_problems(config: Config, command: Command) -> Iterator[str]:
     if isinstance(config.data.columns, str) and (problem := _function(config.data.columns)):
         yield f"data.columns: {problem}"
     yield from _weights(config)
+    yield from _teachers(config)
 
 
 def source_problems(source: DataSource) -> Iterator[str]:
@@ -62,6 +63,25 @@ def _weights(config: Config) -> Iterator[str]:
         if source.weight is not None:
             key = f"data.eval.{name}" if name else "data.eval"
             yield f"{key}: has a weight, which is for training sets; remove it"
+
+
+def _teachers(config: Config) -> Iterator[str]:
+    tags = config.model.teachers
+    for source in config.data.train:
+        if source.teacher is not None and tags is None:
+            yield (
+                f"data.train: {source} has the teacher {source.teacher} but model.teachers is not "
+                "given; give it, or remove teacher"
+            )
+        elif source.teacher is not None and tags is not None and source.teacher not in tags:
+            yield (
+                f"data.train: {source} has the teacher {source.teacher}, which model.teachers does "
+                f"not have; use {', '.join(tags)}"
+            )
+    for name, source in (config.data.eval or {}).items():
+        if source.teacher is not None:
+            key = f"data.eval.{name}" if name else "data.eval"
+            yield f"{key}: has a teacher, which is for training sets; remove it"
 
 
 def _function(text: str) -> str | None:

@@ -20,6 +20,7 @@ from scope_megatron.config.modeldir import (
     tokenizer_file,
 )
 from scope_megatron.config.schema import Config
+from scope_megatron.config.sections.model import EVERY_ROW, teacher_setting
 from scope_megatron.family import ModelShape
 
 Command = Literal["train", "evaluate", "data"]
@@ -36,8 +37,8 @@ def model_problems(config: Config, command: Command) -> Problems:
     if command == "data":
         return
     paths = {"model.student": config.model.student}
-    if command == "train" and config.loads_teacher and config.model.teacher is not None:
-        paths["model.teacher"] = config.model.teacher
+    if command == "train":
+        paths |= {teacher_setting(tag): entry.path for tag, entry in config.teachers.items()}
     shapes: dict[str, ModelShape] = {}
     for key, path in paths.items():
         try:
@@ -46,9 +47,12 @@ def model_problems(config: Config, command: Command) -> Problems:
             check_weights(path, shapes[key].tied)
         except ModelDirError as error:
             yield f"{key}: {error}"
-    yield from _cut(config, shapes)
+    cut_alike = _as_the_student(config, shapes)
+    yield from _cut(config, cut_alike)
+    if command == "train":
+        yield from _cut_otherwise(config, shapes)
     yield from _recomputed(config, shapes)
-    yield from _experts(config, shapes, command)
+    yield from _experts(config, cut_alike, command)
     for key, shape in shapes.items():
         yield from _fits(config, key, shape)
         if shape.logits_cap is not None and config.objective.head == "fused":
@@ -62,6 +66,12 @@ def model_problems(config: Config, command: Command) -> Problems:
             yield from _engine_cut(config, shapes["model.student"])
     if len(shapes) == len(paths):
         yield from _vocabulary(config, shapes, command)
+
+
+def _as_the_student(config: Config, shapes: dict[str, ModelShape]) -> dict[str, ModelShape]:
+    """Without the teachers that have a layout of their own."""
+    own = {teacher_setting(tag) for tag, entry in config.teachers.items() if entry.parallel}
+    return {key: shape for key, shape in shapes.items() if key not in own}
 
 
 def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
@@ -78,6 +88,37 @@ def _cut(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             if size % ranks:
                 fix = divisors(math.gcd(*sizes.values()), ranks)
                 yield f"parallel.{by}: is {ranks} but {what}; set it to {fix}"
+
+
+def _cut_otherwise(config: Config, shapes: dict[str, ModelShape]) -> Problems:
+    """Teachers that do not divide over a layout of their own; ``shapes`` by setting."""
+    for tag, entry in config.frozen.items():
+        name = "model.student" if not config.needs_teacher else teacher_setting(tag)
+        shape, parallel = shapes.get(name), entry.parallel
+        if shape is None or parallel is None:
+            continue
+        key = layout_setting(config, tag)
+        for what, size in shape.divided().items():
+            by = "pipeline" if what == "num_hidden_layers" else "tensor"
+            ranks = getattr(parallel, by)
+            if what == shape.family.ffn_key and shape.experts and parallel.expert > 1:
+                continue
+            if size % ranks:
+                fix = divisors(size, ranks)
+                yield f"{key}.{by}: is {ranks} but {name} has {what} {size}; set it to {fix}"
+        if parallel.expert > 1 and (not shape.experts or shape.experts % parallel.expert):
+            fix = divisors(math.gcd(shape.experts, config.parallel.ranks) or 1, parallel.expert)
+            yield (
+                f"{key}.expert: is {parallel.expert} but {name} has {shape.experts or 'no'} "
+                f"experts; set it to {fix or 1}"
+            )
+
+
+def layout_setting(config: Config, tag: str) -> str:
+    """The key of the layout of the frozen model with a tag."""
+    given = (config.model.teachers or {}).get(tag)
+    alone = tag == EVERY_ROW or given is None or given.parallel is None
+    return "teacher.parallel" if alone else f"{teacher_setting(tag)}.parallel"
 
 
 def _engine_cut(config: Config, shape: ModelShape) -> Problems:
@@ -125,6 +166,11 @@ def _experts(config: Config, shapes: dict[str, ModelShape], command: str) -> Pro
                 f"parallel.expert: is {layout.expert} but {key} has {experts} experts; "
                 f"set it to {divisors(common, layout.expert)}"
             )
+    if student and not student.experts and config.objective.moe_aux_loss_coeff:
+        yield (
+            f"objective.moe_aux_loss_coeff: is {config.objective.moe_aux_loss_coeff:g} but "
+            "model.student has no experts; set it to 0"
+        )
     if student and student.experts and layout.tensor > 1 and not layout.sequence:
         if command == "train":
             yield (
@@ -180,9 +226,10 @@ def _vocabulary(config: Config, shapes: dict[str, ModelShape], command: Command)
     try:
         file = tokenizer_file(chosen)
         tokens = token_map(file) if file.suffix == ".json" else None
-        if "model.teacher" in shapes and config.model.teacher is not None:
-            key = "model.teacher"
-            _require_same_tokens(file, tokens, tokenizer_file(config.model.teacher))
+        for tag, entry in config.teachers.items():
+            key = teacher_setting(tag)
+            if key in shapes:
+                _require_same_tokens(file, tokens, tokenizer_file(entry.path))
     except ModelDirError as error:
         yield f"{key}: {error}"
         return

@@ -6,16 +6,16 @@ descriptions are the reference manual: `tools/config_reference.py` prints them.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
 from scope_megatron.config.sections.algorithm import AlgorithmConfig
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
 from scope_megatron.config.sections.logging import LoggingConfig
+from scope_megatron.config.sections.model import EVERY_ROW, AnyPath, ModelConfig, TeacherEntry
 from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.parallel import ParallelConfig
 from scope_megatron.config.sections.presets import with_preset
@@ -24,48 +24,8 @@ from scope_megatron.config.sections.rollout import EngineConfig, RolloutConfig, 
 from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
-from scope_megatron.hub import portable
-
-
-def _to_path(value: Any) -> Any:
-    """A non-empty string is a path, `~` standing for the home directory."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is not a path; give a path as text")
-    return Path(value).expanduser()
-
-
-AnyPath = Annotated[Path, BeforeValidator(_to_path)]
-# A directory, or a Hub name until the loader puts the directory of its snapshot in its place. It is
-# written down as NAME@COMMIT, which another machine can read.
-ModelPath = Annotated[AnyPath, PlainSerializer(portable, return_type=str, when_used="json")]
-
 
 _LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1
-
-
-class ModelConfig(Section):
-    """The models and the tokenizer they share."""
-
-    student: ModelPath = Field(
-        description="the model that is trained: a Hugging Face directory (config.json, "
-        "*.safetensors, tokenizer.json or tokenizer.model) or a Hub name, NAME or NAME@REVISION "
-        "(docs/hub.md)"
-    )
-    teacher: ModelPath | None = Field(
-        None,
-        description="the frozen teacher, a directory or a Hub name, with the student's token map; "
-        "scope and opd need it, grpo and kd ignore it",
-    )
-    tokenizer: ModelPath | None = Field(
-        None,
-        description="the tokenizer, a directory, a Hub name or a sentencepiece .model file; "
-        "null: the student's",
-    )
-    dtype: Literal["float32", "bfloat16", "auto"] = Field(
-        "auto", description="parameters' type; auto: bfloat16 on CUDA, float32 on CPU"
-    )
 
 
 class PlatformConfig(Section):
@@ -100,6 +60,11 @@ class OptimizerConfig(Section):
     )
     distributed: bool = Field(
         False, description="shard the optimizer's state over the data-parallel replicas"
+    )
+    overlap: bool = Field(
+        False,
+        description="distributed: gradients are summed over the replicas beside the backward pass "
+        "that makes them, bucket by bucket",
     )
     offload: Literal["none", "rollout"] = Field(
         "none",
@@ -226,8 +191,7 @@ class Config(Section):
     @property
     def training_ranks(self) -> int:
         """Ranks that train: the first ones of the job."""
-        parallel = self.parallel
-        return parallel.tensor * parallel.pipeline * parallel.context * parallel.data
+        return self.parallel.ranks
 
     @property
     def sampling_ranks(self) -> int:
@@ -285,9 +249,40 @@ class Config(Section):
         return self.needs_teacher and self.objective.extrapolation != 1.0
 
     @property
-    def frozen_dtype(self) -> str:
-        """``teacher.dtype``, or ``model.dtype`` where it is auto."""
-        return self.model.dtype if self.teacher.dtype == "auto" else self.teacher.dtype
+    def teachers(self) -> dict[str, TeacherEntry]:
+        """The teachers that the algorithm scores with, by tag, with nothing left to `teacher`;
+        ``model.teacher`` has the tag EVERY_ROW. Empty without need, or where none was given."""
+        given, alone = self.model.teachers or {}, self.model.teacher
+        if not self.loads_teacher:
+            return {}
+        if alone is not None and not given:
+            given = {EVERY_ROW: TeacherEntry(path=alone)}
+        return {tag: self._resolved(entry) for tag, entry in given.items()}
+
+    @property
+    def teacher_tags(self) -> tuple[str, ...]:
+        """The tags of several teachers; none where one teaches every row."""
+        return tuple(tag for tag in self.teachers if tag != EVERY_ROW)
+
+    def _resolved(self, entry: TeacherEntry) -> TeacherEntry:
+        dtype = self.teacher.dtype if entry.dtype is None else entry.dtype
+        offload = self.teacher.offload if entry.offload is None else entry.offload
+        dtype = self.model.dtype if dtype == "auto" else dtype
+        parallel = self.teacher.parallel if entry.parallel is None else entry.parallel
+        if parallel is not None and all(
+            size == getattr(self.parallel, name) for name, size in parallel
+        ):
+            parallel = None  # the student's
+        update = {"dtype": dtype, "offload": offload, "parallel": parallel}
+        resolved: TeacherEntry = entry.model_copy(update=update)
+        return resolved
+
+    @property
+    def frozen(self) -> dict[str, TeacherEntry]:
+        """``teachers``, or grpo's reference as the only one."""
+        if self.needs_teacher or not self.has_frozen:
+            return self.teachers
+        return {EVERY_ROW: self._resolved(TeacherEntry(path=self.model.student))}
 
     @property
     def evaluates(self) -> bool:

@@ -18,6 +18,7 @@ class RowShape:
 
     columns: Mapping[str, str] | str | None = None  # ours -> theirs; module:function; as they are
     filter: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""  # of rows without a column of that name
 
     def converter(self) -> Callable[[Record], Record | None]:
         """The function from a raw row to ours, None for one that the user's function leaves out.

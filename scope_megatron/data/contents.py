@@ -74,6 +74,8 @@ def describe_prompts(
         if isinstance(columns, str):
             parts[f"code of {columns}"] = _code_digest(columns)
         parts[f"filter of set {place}"] = {**shape.filter}
+        if shape.teacher:
+            parts[f"teacher of set {place}"] = shape.teacher
         if source.hub is None:
             require_source(source, setting)
             try:

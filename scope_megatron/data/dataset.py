@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ class PromptDataset:
         ``cut``: longer prompts lose their end. ``privileged``: as teacher.privileged."""
         self.sources = _as_sources(sources, setting)
         shapes = [
-            RowShape(columns if source.columns is None else source.columns, source.filter)
+            RowShape(
+                columns if source.columns is None else source.columns,
+                source.filter,
+                source.teacher or "",
+            )
             for source in self.sources
         ]
         self.store = open_store(
@@ -70,6 +75,7 @@ class PromptDataset:
             source=row["source"],
             verifier=row["verifier"],
             response_ids=tuple(row["response_ids"]),
+            teacher=row["teacher"],
             privileged_ids=tuple(row["privileged_ids"]),
         )
 
@@ -97,6 +103,20 @@ class PromptDataset:
         for verifier, source in self.store.info.kinds:
             yield Prompt(index=0, token_ids=(), answer="", source=source, verifier=verifier)
 
+    def require_teachers(self, tags: Collection[str], setting: str) -> None:
+        """Raise ValueError, naming rows, unless each has one of ``tags``."""
+        untaught = {tag: row for tag, row in self.store.info.tags.items() if tag not in tags}
+        if untaught:
+            shown = ", ".join(
+                f"{tag or 'no tag'} ({row})" for tag, row in itertools.islice(untaught.items(), 3)
+            )
+            more = f" and {len(untaught) - 3} more" if len(untaught) > 3 else ""
+            raise ValueError(
+                f"{setting}: has rows that no teacher is for: {shown}{more}; model.teachers has "
+                f"{', '.join(tags)}. Add one, give the set a teacher, map the column `teacher`, or "
+                "leave such rows out with a filter"
+            )
+
     @property
     def description(self) -> dict[str, Any]:
         """What the prompts were made of, part by part."""
@@ -112,7 +132,7 @@ def open_dataset(
 ) -> PromptDataset:
     """The prompts of ``data.train`` or of one of the sets of ``data.eval``, as configured."""
     data = config.data
-    return PromptDataset(
+    dataset = PromptDataset(
         sources,
         tokenizer,
         data.max_prompt_tokens,
@@ -125,6 +145,9 @@ def open_dataset(
         cut=data.overlong == "cut",
         privileged=config.teacher.privileged if setting == "data.train" else None,
     )
+    if setting == "data.train" and config.teacher_tags:
+        dataset.require_teachers(config.teacher_tags, setting)
+    return dataset
 
 
 def _as_sources(sources: Sources, setting: str) -> tuple[DataSource, ...]:

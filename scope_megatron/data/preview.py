@@ -32,7 +32,9 @@ def preview(config: Config, prompts: int) -> None:
         data = open_dataset(config, setting, sources, tokenizer)
         weights = [source.weight for source in sources]
         console.print(Text(f"{setting}: {_count(len(data), 'prompt')}", style="bold"))
-        for line in [*_sets(data, weights), *_lengths(config, data), *_skipped(data)]:
+        taught = config.model.teachers and setting == "data.train"
+        teachers = _teachers(data) if taught else ()
+        for line in [*_sets(data, weights), *teachers, *_lengths(config, data), *_skipped(data)]:
             console.print(Text(f"  {line}"))
         shuffle = config.data.shuffle and setting == "data.train"
         order = order_of(data.sizes, weights, config.seed, shuffle)
@@ -55,6 +57,15 @@ def _sets(data: PromptDataset, weights: list[float | None]) -> Iterator[str]:
     if [entry["values"] for entry in named] != [""]:
         shown = ", ".join(f"{e['values'] or '(none)'} {e['counts']:,}" for e in named[:REASONS])
         yield f"data_source: {shown}"
+
+
+def _teachers(data: PromptDataset) -> Iterator[str]:
+    """The teachers' tags, with the rows of each."""
+    table = data.store.table()
+    own, source = table["teacher"], table["source"]
+    tags = pyarrow.compute.if_else(pyarrow.compute.equal(own, ""), source, own)
+    for entry in pyarrow.compute.value_counts(tags).to_pylist():
+        yield f"teacher {entry['values']}: {_count(entry['counts'], 'prompt')}"
 
 
 def _lengths(config: Config, data: PromptDataset) -> Iterator[str]:

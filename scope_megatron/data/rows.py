@@ -7,6 +7,7 @@ A row has
     response      a response to imitate (supervised training only; ``answer`` may then be missing)
     data_source   where the row comes from; picks the verifier (optional)
     verifier      name of the verifier; comes before data_source (optional)
+    teacher       tag in model.teachers; comes before data_source (optional)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Row:
     response: str = ""
     source: str = ""
     verifier: str = ""
+    teacher: str = ""
 
 
 def row_of(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
@@ -47,6 +49,7 @@ def row_of(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
         response=response,
         source=str(record.get("data_source") or ""),
         verifier=str(record.get("verifier") or ""),
+        teacher=str(record.get("teacher") or ""),
     )
 
 

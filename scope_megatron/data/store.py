@@ -52,6 +52,7 @@ class Info:
     rows: int
     fingerprint: str
     kinds: list[list[str]]  # the different [verifier, data_source] of rows
+    tags: dict[str, str]  # the different tags of teachers, and FILE:LINE of the first row of each
     sets: list[dict[str, Any]]
     description: dict[str, Any]
     seconds: float  # that tokenising took
@@ -137,6 +138,7 @@ def _build(
 ) -> None:
     started, digest = time.monotonic(), hashlib.sha256()
     sets, kinds, rows = list[dict[str, Any]](), set[tuple[str, str]](), 0
+    tags = dict[str, str]()
     temporary = disk.make_temporary(directory)
     with (
         closing(Crew(recipe, tokenizer)) as crew,
@@ -152,6 +154,7 @@ def _build(
                 digest.update(part.rows)
                 columns = (part.prompts.column(name).to_pylist() for name in ("verifier", "source"))
                 kinds.update(zip(*columns, strict=True))
+                tags = part.tags | tags
                 skipped_file.writelines(f"{' '.join(line.split())}\n" for line in part.skipped)
                 first_skipped += part.skipped[: 3 - len(first_skipped)]
                 done.rows += part.prompts.num_rows
@@ -171,6 +174,7 @@ def _build(
         rows,
         digest.hexdigest(),
         [list(kind) for kind in sorted(kinds)],
+        tags,
         sets,
         description,
         time.monotonic() - started,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow
@@ -22,6 +22,7 @@ SCHEMA = pyarrow.schema(
         ("source", pyarrow.string()),
         ("verifier", pyarrow.string()),
         ("response_ids", pyarrow.list_(pyarrow.int32())),
+        ("teacher", pyarrow.string()),
         ("privileged_ids", pyarrow.list_(pyarrow.int32())),
     ]
 )
@@ -47,6 +48,7 @@ class TokenisedChunk:
     rows: bytes  # the prompts' canonical text, which the fingerprint is taken of
     skipped: list[str]  # FILE:LINE: reason
     columns: dict[str, None]  # of the raw rows, in order
+    tags: dict[str, str] = field(default_factory=dict)  # teachers' tags, and the first row of each
     filtered: int = 0
     done: float = 0.0  # share of the set, as the chunk says
 
@@ -71,12 +73,13 @@ def tokenise_chunk(
                 part.filtered += 1
                 continue
             row = row_of(ours, where, recipe.need_response)
-            prompt = _tokenise(row, recipe, tokenizer)
+            prompt = _tokenise(row, recipe, tokenizer) | {"teacher": row.teacher or shape.teacher}
         except ValueError as error:
             part.skipped.append(f"{where}: {error}")
             continue
         for name, value in prompt.items():
             values[name].append(value)
+        part.tags.setdefault(prompt["teacher"] or row.source, where)
         lines.append(_canonical(row, prompt))
     columns = [pyarrow.array(values[f.name], type=f.type) for f in SCHEMA]
     part.prompts = pyarrow.RecordBatch.from_arrays(columns, schema=SCHEMA)
@@ -89,6 +92,7 @@ def _canonical(row: Row, prompt: dict[str, Any]) -> bytes:
     line = [prompt["token_ids"], row.answer, prompt["response_ids"], row.source]
     line += [row.verifier] if row.verifier else []
     line += [prompt["privileged_ids"]] if prompt["privileged_ids"] else []
+    line += [{"teacher": prompt["teacher"]}] if prompt["teacher"] else []
     return json.dumps(line).encode() + b"\n"
 
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scope_megatron.config import Config
-from scope_megatron.learn.models import FrozenModel, Student
+from scope_megatron.learn.frozen.model import FrozenModel
+from scope_megatron.learn.models import Student
 from scope_megatron.learn.rows import Part, Rows
 from scope_megatron.model.head import cap, caps_logits, head_input, output_weight
 from scope_megatron.objective.head.hidden import TeacherHead, fused_loss, fused_scores
@@ -52,7 +53,7 @@ class Head(ABC):
     spec: Spec
     topology: Topology
     student: Student
-    teacher: FrozenModel | None  # of the divergence; None: none is computed
+    teachers: tuple[FrozenModel, ...]  # of the divergence; empty: none is computed
 
     @abstractmethod
     def loss(self, output: Tensor, index: int, rows: list[Rows]) -> LossResult:
@@ -87,19 +88,16 @@ class Head(ABC):
         """The teacher's hidden states [n, H_t] and output weight of a part; None without."""
         if part.teacher_hidden is None:
             return None
-        assert self.teacher is not None
-        weight = output_weight(self.teacher.model)
+        weight = self.teachers[part.teacher].output_weight()
         whole = _join(part.teacher_hidden, weight.shape[1], self.topology)
         return whole, weight
 
     def _shard(self, weight: Tensor, vocab_size: int) -> Shard:
         return Shard.of(weight.shape[0], vocab_size, self.topology.tp_group)
 
-    @property
-    def _shared_vocab(self) -> int:
+    def _shared_vocab(self, part: Part) -> int:
         """Tokens that both models know: a divergence is one over these."""
-        teacher = self.student.vocab_size if self.teacher is None else self.teacher.vocab_size
-        return min(self.student.vocab_size, teacher)
+        return min(self.student.vocab_size, self.teachers[part.teacher].vocab_size)
 
 
 class LogitsHead(Head):
@@ -117,10 +115,10 @@ class LogitsHead(Head):
                 spec = replace(self.spec.alone(), inplace_forward=True)
                 terms = vocab_parallel_terms(logits, part.targets, None, shard, spec)
             else:
-                assert self.teacher is not None
                 with torch.no_grad():
-                    teacher_logits = cap(taught[0] @ taught[1].t(), self.teacher.model)
-                shard = self._shard(weight, self._shared_vocab)
+                    teacher = self.teachers[part.teacher].model
+                    teacher_logits = cap(taught[0] @ taught[1].t(), teacher)
+                shard = self._shard(weight, self._shared_vocab(part))
                 spec = replace(self.spec, inplace_backward=True)
                 terms = vocab_parallel_terms(logits, part.targets, teacher_logits, shard, spec)
             losses = part.losses(terms.logprob, terms.divergence)
@@ -143,7 +141,7 @@ class HiddenHead(Head):
         weight = output_weight(self.student.model)
         for part in rows[index].parts:
             taught = self._taught(part)
-            vocab = self.student.vocab_size if taught is None else self._shared_vocab
+            vocab = self.student.vocab_size if taught is None else self._shared_vocab(part)
             scored = fused_loss(
                 states[part.positions],
                 weight,
@@ -166,16 +164,15 @@ class HiddenHead(Head):
 
 
 def build_head(
-    config: Config, topology: Topology, student: Student, frozen: FrozenModel | None
+    config: Config, topology: Topology, student: Student, frozen: tuple[FrozenModel, ...]
 ) -> Head:
     """The head that ``objective.head`` asks for; ``frozen`` may also be grpo's reference."""
     objective = config.objective
-    teacher = frozen if config.needs_teacher and objective.kl != "sampled" else None
-    models = [m for m in (student, frozen) if m is not None]
+    teachers = frozen if config.needs_teacher and objective.kl != "sampled" else ()
     spec = Spec(
         temperature=config.rollout.temperature if config.rollout else 1.0,
         teacher_temperature=objective.teacher_temperature,
-        divergence=None if teacher is None or objective.kl == "sampled" else objective.kl,
+        divergence=None if not teachers or objective.kl == "sampled" else objective.kl,
         beta=objective.jsd_beta,
         topk=objective.topk,
         topk_of=objective.topk_of,
@@ -185,9 +182,10 @@ def build_head(
         entropy=config.logging.entropy,
         reduce_hidden=not topology.sequence_parallel,
     )
+    models: list[Model] = [student, *frozen]
     capped = any(caps_logits(m.model) for m in models)
     fused = fuses(config, student.vocab_size, capped=capped)
-    return (HiddenHead if fused else LogitsHead)(spec, topology, student, teacher)
+    return (HiddenHead if fused else LogitsHead)(spec, topology, student, teachers)
 
 
 def fuses(config: Config, vocab: int, *, capped: bool) -> bool:

@@ -12,14 +12,18 @@ from torch import Tensor
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
+from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
-from scope_megatron.learn.head import ROW_COLUMNS, Model, build_head
+from scope_megatron.learn.frozen.build import build_frozen, build_reference
+from scope_megatron.learn.frozen.model import FrozenModel, number_of
+from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
+from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.loss import TERMS, Clip, Streams
 from scope_megatron.objective.normalize import microbatch_scales
 from scope_megatron.objective.packing import filler, scatter_to_sequences
@@ -33,17 +37,19 @@ from scope_megatron.types import PackedBatch, Rollout
 
 
 class Learner:
-    """The student, the frozen model beside it, and the algorithm that weights their tokens."""
+    """The student, the frozen models beside it, and the algorithm that weights their tokens."""
 
     def __init__(self, config: Config, topology: Topology) -> None:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
-        self.frozen = models.build_frozen(config, topology)
-        self.reference = models.build_reference(config, topology)
+        self.frozen = build_frozen(config, topology)
+        self.reference = build_reference(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
         self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
+        coefficient, its = config.objective.moe_aux_loss_coeff, self.student.model.config
+        self.balance = ExpertBalance(coefficient, its, topology)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
         clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
@@ -58,11 +64,8 @@ class Learner:
         """The log-probabilities that weights and loss need; masks what could not be scored."""
         if self.passes.student != "none":
             self._score_student(batch)
-        if self.frozen is not None:
-            self.frozen.enter()
-            self._score_frozen(batch, self.frozen)
-        elif self.config.needs_teacher:
-            self._score_frozen(batch, self.student)
+        if self.frozen or self.config.needs_teacher:
+            self._score_frozen(batch)
         if self.reference is not None:
             self._score_reference(batch, self.reference)
 
@@ -70,24 +73,28 @@ class Learner:
         """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
         the responses, and :meth:`score` finds them. Collective over a replica.
 
-        A group is packed by itself, so that its scores do not depend on which others were there.
+        A group is packed by itself, so that its scores do not depend on which others were there. A
+        model in a layout of its own scores nothing ahead: other replicas would have to be there.
         """
-        if self.frozen is None:
+        if not self.frozen:
             return
         alone = replace(self.topology, dp_rank=0, dp_size=1)
         arithmetic = Arithmetic.of(self.student.hf["hidden_size"])
-        self.frozen.enter()
         for group in groups:
             batch = make_batch(group, self.config.objective.truncated, alone, arithmetic)
-            scored = self._frozen_scores(batch, self.frozen)
+            scored = self._frozen_scores(batch, ahead=True)
             for index in scored.responses():
                 batch.rollouts[index].taught = scored.of(index)
 
     def rest_frozen(self, updates_to_come: bool) -> None:
-        """The frozen model is not run until the next batch; an update to come may still ask for its
-        output weight."""
-        if self.frozen is not None:
-            self.frozen.rest(updates_to_come and self.head.teacher is not None)
+        """The frozen models are not run until the next batch; an update to come may still ask for
+        their output weights."""
+        for frozen in self.frozen:
+            frozen.rest(updates_to_come and bool(self.head.teachers))
+
+    def taught_by(self, rollout: Rollout) -> int:
+        """The number of the frozen model that scores a response."""
+        return number_of(self.frozen, rollout.prompt.tag)
 
     def _score_student(self, batch: Batch) -> None:
         """log pi_old: from a forward pass of the weights that sampled, or as the engine said."""
@@ -106,30 +113,35 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _frozen_scores(self, batch: Batch, frozen: Model) -> Scored:
-        """The teacher scores only what its path needs; grpo's reference scores all. What was scored
+    def _frozen_scores(self, batch: Batch, ahead: bool = False) -> Scored:
+        """A teacher scores only what its path needs; grpo's reference scores all. What was scored
         ahead is not scored again."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
-        members = batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config)))
-        scored = self.scorer.score(
-            frozen,
-            read_by_teacher(batch.rollouts, self.config),
-            [index for index in members if batch.rollouts[index].taught is None],
-            spec,
-            logprobs=self.passes.teacher_logprobs,
-            hidden=self.passes.teacher_hidden,
-        )
+        routes, scored = kept_routes(batch, self.config), Scored()
+        members = batch.members(self.algorithm.frozen_scores(routes))
+        if not self.frozen:  # the student is its own teacher
+            scored = self._pass_of(self.student, batch, members, spec)
+        for number, frozen in enumerate(self.frozen):
+            its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
+            together = self.topology.ep_size > 1 or frozen.travel is not None
+            if (ahead and frozen.travel is not None) or not (its or together):
+                continue
+            frozen.enter()  # for a divergence also where all was scored ahead
+            new = [i for i in its if batch.rollouts[i].taught is None]
+            scored |= self._pass_of(frozen, batch, new, spec)
+            if len(self.frozen) > 1:  # one at a time is on the device
+                frozen.rest(keep_head=bool(self.head.teachers))
         for index in members:
-            if (ahead := batch.rollouts[index].taught) is not None:
-                scored.put(index, ahead)
+            if (known := batch.rollouts[index].taught) is not None:
+                scored.put(index, known)
         return scored
 
-    def _score_frozen(self, batch: Batch, frozen: Model) -> None:
+    def _score_frozen(self, batch: Batch) -> None:
         """What :meth:`_frozen_scores` says, as the batch takes it."""
-        scored = self._frozen_scores(batch, frozen)
+        scored = self._frozen_scores(batch)
         for rollout in batch.rollouts.values():
             rollout.taught = None
         means = self._means(batch, scored.logprobs)
@@ -141,7 +153,19 @@ class Learner:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
 
-    def _score_reference(self, batch: Batch, reference: Model) -> None:
+    def _pass_of(
+        self, model: FrozenModel | models.Student, batch: Batch, members: list[int], spec: Spec
+    ) -> Scored:
+        """A teacher's or reference's scores of responses that this replica holds."""
+        wanted = {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
+        rollouts = read_by_teacher(batch.rollouts, self.config)
+        if not isinstance(model, FrozenModel) or model.travel is None:
+            return self.scorer.score(model, rollouts, members, spec, **wanted)
+        head = replace(self.head, topology=model.topology)
+        scorer = replace(self.scorer, topology=model.topology, head=head)
+        return model.travel.score(scorer, model, rollouts, members, spec, **wanted)
+
+    def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
         """What the teacher has scored, by the initial student; from both, what kl pulls to."""
         scored = self.scorer.score(
             reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
@@ -175,6 +199,7 @@ class Learner:
         padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
+        taught_by = (lambda index: self.taught_by(batch.rollouts[index])) if exact else None
         rows = [
             Rows.of(
                 pack,
@@ -182,13 +207,15 @@ class Learner:
                 self._streams(weighed, batch, pack),
                 self.clip,
                 self.topology,
-                exact=exact,
+                taught_by=taught_by,
             )
             for pack in packs
         ]
+        self.balance.begin(packs)
         told = pipeline.forward_backward(
             self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
         )
+        metrics.mean("balance/experts", *self.balance.measured())
         metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
         observe.observe_update(metrics, batch, weighed, terms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,8 +16,12 @@ from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
 
 
-def step_metrics() -> StepMetrics:
-    """Every name a training step may record, with how it is reduced over the data ranks."""
+def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
+    """Every name a training step may record, with how it is reduced over the data ranks.
+
+    ``teachers``: the tags of several, each of which has its own numbers.
+    """
+    by_teacher = [f"teacher/{tag}" for tag in teachers]
     return StepMetrics(
         sums=[
             "path/correct",
@@ -28,6 +33,7 @@ def step_metrics() -> StepMetrics:
             "tokens/total",
             "loss/total",
             *(f"loss/{name}" for name in TERMS),
+            *(f"{name}/responses" for name in by_teacher),
         ],
         means=[
             "reward/mean",
@@ -45,10 +51,12 @@ def step_metrics() -> StepMetrics:
             "weight/student_ess",
             "weight/teacher_ess",
             "balance/padded_share",
+            "balance/experts",
             "mismatch/mean_abs_logprob",
             "mismatch/mean_abs_prob",
             "mismatch/k3_kl",
             "mismatch/tis_clipped",
+            *(f"{name}/{what}" for name in by_teacher for what in ("perplexity", "kl")),
             "staleness/ratio_ess",
         ],
         maxima=[
@@ -104,6 +112,7 @@ def observe_update(
     for name, value in terms.items():
         metrics.sum(f"loss/{name}", value)
         metrics.sum("loss/total", value)
+    _teachers(metrics, batch)
     for side, weights in (
         ("student", weighed.student_weight),
         ("teacher", weighed.teacher_weight),
@@ -111,6 +120,24 @@ def observe_update(
         spreads, sizes = _log_spreads(weights, batch.group) if weights is not None else ([], [])
         metrics.mean(f"weight/{side}_spread", sum(spreads), len(spreads))
         metrics.mean(f"weight/{side}_ess", sum(sizes), len(sizes))
+
+
+def _teachers(metrics: StepMetrics, batch: Batch) -> None:
+    """By tag: the responses that a teacher scored, their perplexity under it (geometric mean), and
+    the mean per token of the divergence, or of the log-ratio of the sampled tokens."""
+    for index, rollout in batch.rollouts.items():
+        name = f"teacher/{rollout.prompt.tag}"
+        theirs, ours = batch.teacher_logprobs.get(index), batch.logprobs.get(index)
+        each = batch.divergence.get(index)
+        if not metrics.has(f"{name}/responses") or (theirs is None and each is None):
+            continue
+        metrics.sum(f"{name}/responses", 1)
+        if theirs is not None:
+            metrics.mean(f"{name}/perplexity", -float(theirs.mean()))
+        if each is None and ours is not None and theirs is not None:
+            each = ours - theirs
+        if each is not None:
+            metrics.mean(f"{name}/kl", float(each.sum()), len(each))
 
 
 def _rewards(metrics: StepMetrics, batch: Batch) -> None:
@@ -216,7 +243,7 @@ def finish(values: dict[str, float]) -> dict[str, float]:
     """Turn means of logarithms into geometric means, and drop losses that no algorithm here has."""
     done = {}
     for name, value in values.items():
-        if name.startswith(("perplexity/", "weight/")):
+        if name.startswith(("perplexity/", "weight/")) or name.endswith("/perplexity"):
             value = math.exp(min(value, 700.0))
         if name.startswith("loss/") and value == 0.0 and name != "loss/total":
             continue

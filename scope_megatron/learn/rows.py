@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,7 @@ class Part:
     known: Known  # [n]
     clip: Clip
     teacher_hidden: Tensor | None  # [n, H_t/tp]; None: no divergence
+    teacher: int = 0  # whose they are
 
     def losses(
         self, logprob: Tensor, divergence: Tensor | None, rows: slice = slice(None)
@@ -60,18 +61,18 @@ class Rows:
         streams: Streams,
         clip: Clip,
         topology: Topology,
-        *,
-        exact: bool,
+        taught_by: Callable[[int], int] | None,
     ) -> Rows:
-        """``exact``: responses with a weight in the kl term take a divergence."""
+        """``taught_by``: responses with a weight in the kl term take a divergence, from the teacher
+        with this number; None: none is taken."""
         own, places = own_rows(pack, topology)
+        exact = taught_by is not None
         laid, known = streams.lay_out(pack), _known(pack, batch, streams, clip, exact)
-        kl = streams.kl if exact else None
-        taught = [] if kl is None else [i for i in pack.members if bool(kl[i] != 0)]
-        with_teacher = gather_from_sequences({i: i in taught for i in pack.members}, pack) > 0
-        hidden = [batch.teacher_hidden[i] for i in taught if batch.teacher_hidden]
 
-        def part(mask: Tensor, teacher_hidden: Tensor | None) -> Part:
+        def part(members: list[int], teacher: int | None) -> Part:
+            mask = gather_from_sequences({i: i in members for i in pack.members}, pack) > 0
+            hidden = [batch.teacher_hidden[i] for i in members if i in batch.teacher_hidden]
+            teacher_hidden = torch.cat(hidden) if hidden and teacher is not None else None
             chosen = mask[own]
             index = own[chosen]
             its = laid.at(index)
@@ -85,12 +86,28 @@ class Rows:
                 known=known.at(index),
                 clip=clip,
                 teacher_hidden=teacher_hidden,
+                teacher=teacher or 0,
             )
 
-        parts = [part(with_teacher, torch.cat(hidden) if hidden else None)] if taught else []
-        if len(taught) < len(pack.members) or not parts:  # the graph runs on every rank
-            parts.append(part(~with_teacher, None))
+        taught = _taught(pack, streams.kl, taught_by)
+        parts = [part(members, number) for number, members in taught.items()]
+        others = [i for i in pack.members if not any(i in members for members in taught.values())]
+        if others or not parts:  # the graph runs on every rank
+            parts.append(part(others, None))
         return cls(pack.num_rows, own, parts)
+
+
+def _taught(
+    pack: PackedBatch, kl: Tensor | None, taught_by: Callable[[int], int] | None
+) -> dict[int, list[int]]:
+    """The members that take a divergence, by the number of their teacher, ascending."""
+    found: dict[int, list[int]] = {}
+    if kl is None or taught_by is None:
+        return found
+    for index in pack.members:
+        if bool(kl[index] != 0):
+            found.setdefault(taught_by(index), []).append(index)
+    return dict(sorted(found.items()))
 
 
 def _known(pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, exact: bool) -> Known:

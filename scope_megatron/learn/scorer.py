@@ -13,6 +13,7 @@ from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.packing import build, filler, pack, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.agree import all_max
+from scope_megatron.parallel.second import using
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch, Rollout
 
@@ -25,6 +26,11 @@ class Scored:
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], likewise
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
+
+    def __ior__(self, other: Scored) -> Scored:
+        for name, values in vars(self).items():
+            values |= getattr(other, name)
+        return self
 
     def of(self, index: int) -> Scored:
         """The results of one response, under the number 0. Hidden states are on the host: they may
@@ -98,7 +104,8 @@ class Scorer:
             return self.head.scores(output, packs[index], model, spec)
 
         columns = 1 + spec.with_entropy if logprobs else 0
-        passes = pipeline.score(model.model, packs, rows, self.topology, columns=columns)
+        with using(self.topology):
+            passes = pipeline.score(model.model, packs, rows, self.topology, columns=columns)
         for values, packed in zip(passes, packs, strict=True):
             for index, part in scatter_to_sequences(values.cpu(), packed).items():
                 if logprobs:

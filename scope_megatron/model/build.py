@@ -53,6 +53,7 @@ def transformer_config(
     topology: Topology,
     dtype: torch.dtype,
     parallel: ParallelConfig | None = None,
+    aux_loss: bool = False,
 ) -> TransformerConfig:
     """megatron-core's TransformerConfig of a ``config.json``."""
     family = shape.family
@@ -97,7 +98,7 @@ def transformer_config(
         apply_rope_fusion=_takes_engine_layers(shape, dtype, topology) and yarn_scale(shape) == 1.0,
         gradient_accumulation_fusion=False,
         deallocate_pipeline_outputs=True,
-        **_expert_settings(shape, topology),
+        **_expert_settings(shape, topology, aux_loss),
         **_recompute_settings(parallel, shape),
     )
     config.logit_softcap = shape.logits_cap
@@ -134,7 +135,7 @@ def _gelu(x: Tensor) -> Tensor:
 _ACTIVATIONS = {"silu": functional.silu, "gelu_pytorch_tanh": _gelu}
 
 
-def _expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
+def _expert_settings(shape: ModelShape, topology: Topology, aux_loss: bool) -> dict[str, Any]:
     """TransformerConfig's settings of a mixture of experts; none for a dense model."""
     if not shape.experts:
         return {}
@@ -145,8 +146,8 @@ def _expert_settings(shape: ModelShape, topology: Topology) -> dict[str, Any]:
         # softmax after the choice: the chosen experts' weights sum to one
         "moe_router_pre_softmax": not shape.experts_normalized,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",
-        "moe_aux_loss_coeff": 0.0,
+        "moe_router_load_balancing_type": "aux_loss" if aux_loss else "none",
+        "moe_aux_loss_coeff": 0.0,  # learn/balance.py sets it before every update
         "expert_model_parallel_size": topology.ep_size,
         "expert_tensor_parallel_size": topology.tp_size if topology.ep_size == 1 else 1,
     }
@@ -177,16 +178,18 @@ def build_model(
     materialize: bool = True,
     hollow: bool = False,
     parallel: ParallelConfig | None = None,
+    aux_loss: bool = False,
 ) -> GPTModel:
     """This rank's shard of the model, with weights not yet loaded.
 
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
-    ``parallel`` says which activations of a trained model are computed again.
+    ``parallel`` says which activations of a trained model are computed again; with ``aux_loss`` its
+    routers have a load-balancing loss.
     One that is not materialized has names and shapes only (on the CPU; CUDA has the memory); a
     ``hollow`` one on CUDA too.
     """
     shape = ModelShape.of(hf)
-    config = transformer_config(shape, topology, dtype, parallel)
+    config = transformer_config(shape, topology, dtype, parallel, aux_loss)
     whole = not hollow and (materialize or platform.has_cuda())
     device = platform.device() if whole else torch.device("meta")
     if hollow:  # no parameter is made on the GPU, by megatron-core's layers or by TE's

@@ -2,6 +2,7 @@
 
 platform     the one place that knows CUDA/NCCL from CPU/gloo
 topology     process groups and ranks, as one frozen object
+second       another layout of the same ranks, for a model that is cut otherwise
 meeting      how the ranks of a job meet
 gloo         one event loop for all gloo groups of a process
 context      which tokens of a pack a context-parallel rank has

@@ -65,7 +65,8 @@ def wrap_student(
         config=model.config,
         ddp_config=DistributedDataParallelConfig(
             grad_reduce_in_fp32=settings.states == "float32",
-            overlap_grad_reduce=False,
+            # parameters are gathered at once: the engine gets them right after the update
+            overlap_grad_reduce=settings.overlap,
             use_distributed_optimizer=settings.distributed,
             average_in_collective=False,
         ),

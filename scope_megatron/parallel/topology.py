@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,8 @@ class Topology:
     cp_rank: int = 0
     cp_size: int = 1
     cp_group: ProcessGroup | None = None  # ranks that share the tokens of a pack
+    timeout_s: float = 1800.0  # of a collective
+    own_groups: dict[str, Any] | None = None  # megatron-core's, where they are not in place always
 
     @property
     def pack_multiple(self) -> int:
@@ -123,6 +126,17 @@ def create_topology(
     Raises ValueError when the world does not divide into tensor x pipeline, or a stage's ranks
     not into groups of ``expert``.
     """
+    topology = layout_ranks(
+        tensor, pipeline, sequence, expert=expert, context=context, timeout_s=timeout_s
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return topology
+
+
+def layout_ranks(
+    tensor: int, pipeline: int, sequence: bool, *, expert: int, context: int, timeout_s: float
+) -> Topology:
+    """See :func:`create_topology`; no generator is seeded."""
     world = dist.get_world_size()
     _require_divisible(world, tensor, context, pipeline, expert)
     if not parallel_state.model_parallel_is_initialized():
@@ -135,7 +149,6 @@ def create_topology(
             distributed_timeout_minutes=math.ceil(timeout_s / 60),
             create_gloo_process_groups=True,  # the optimizer and its checkpoint ask for them
         )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Topology(
         rank=dist.get_rank(),
         world_size=world,
@@ -156,6 +169,7 @@ def create_topology(
         cp_rank=parallel_state.get_context_parallel_rank(),
         cp_size=context,
         cp_group=parallel_state.get_context_parallel_group(),
+        timeout_s=timeout_s,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from scope_megatron.config import Config
+from scope_megatron.config.sections.model import teacher_setting
+from scope_megatron.family import ModelShape
 from scope_megatron.plan.activations import build_for
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import NamedShape, find_shape
@@ -70,16 +72,23 @@ def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedS
     """The models that stand on the ranks, and what they are. Raises ConfigError."""
     student = find_shape(config.model.student, "model.student", online)
     named = [student]
-    frozen = None
-    if config.loads_teacher and config.model.teacher is not None:
-        teacher = find_shape(config.model.teacher, "model.teacher", online)
-        named.append(teacher)
-        frozen = teacher.shape
+    frozen, others = None, list[ModelShape]()
+    entries = {entry.path: (tag, entry) for tag, entry in reversed(config.teachers.items())}
+    if entries:
+        teachers = [
+            find_shape(path, teacher_setting(tag), online)
+            for path, (tag, _) in reversed(entries.items())
+        ]
+        named += teachers
+        frozen, others = teachers[0].shape, [teacher.shape for teacher in teachers[1:]]
     elif config.algorithm.name == "grpo" and config.algorithm.kl_coef > 0:
         frozen = student.shape  # the reference
+    if config.extrapolates:  # the initial student stands there too
+        frozen, others = (frozen, [*others, student.shape]) if frozen else (student.shape, [])
     half = config.model.dtype != "float32"
     build = build_for(True, half, student.shape)
     exact = config.needs_teacher and config.objective.kl != "sampled"
-    taught = config.teacher.dtype
-    element = 0 if taught == "auto" else 4 if taught == "float32" else 2
-    return Models(student.shape, frozen, build, exact, element), named
+    taught = {entry.dtype for _, entry in entries.values()} or {config.teacher.dtype}
+    element = 0 if "auto" in taught else 4 if "float32" in taught else 2
+    models = Models(student.shape, frozen, build, exact, element, others=tuple(others))
+    return models, named

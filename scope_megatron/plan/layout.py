@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scope_megatron.config import Config
@@ -16,7 +16,7 @@ RecomputeMode = Literal["none", "selective", "full"]
 class RunLayout:
     """Sizes and placements of a run, this project's settings by their meaning.
 
-    ``context``, ``virtual`` and the teacher's own settings are planned by formula.
+    ``virtual`` is planned by formula.
     """
 
     tensor: int = 1
@@ -39,6 +39,9 @@ class RunLayout:
     lag: int = 0  # steps between the parameters that sample and those that train
     teacher_tensor: int = 0  # 0: as the student
     teacher_pipeline: int = 0
+    teacher_context: int = 1  # these where one of the two above is given
+    teacher_expert: int = 1
+    teacher_sequence: bool = False
     teacher_offload: bool = False  # in host memory but while it scores
 
     @property
@@ -59,9 +62,30 @@ class RunLayout:
         return self.engine_ranks // self.engine_tensor
 
     @property
-    def of_teacher(self) -> tuple[int, int]:
-        """Tensor and pipeline size of the teacher."""
-        return self.teacher_tensor or self.tensor, self.teacher_pipeline or self.pipeline
+    def of_teacher(self) -> RunLayout:
+        """The layout that the teacher is cut by."""
+        if not self.cuts_teacher_otherwise:
+            return self
+        tensor, pipeline = self.teacher_tensor or 1, self.teacher_pipeline or 1
+        return replace(
+            self,
+            tensor=tensor,
+            pipeline=pipeline,
+            context=self.teacher_context,
+            expert=self.teacher_expert,
+            sequence=self.teacher_sequence,
+            data=max(1, self.ranks // (tensor * pipeline * self.teacher_context)),
+        )
+
+    @property
+    def cuts_teacher_otherwise(self) -> bool:
+        """Whether it has a layout of its own."""
+        return bool(self.teacher_tensor or self.teacher_pipeline)
+
+    def teacher_stages(self, stage: int) -> range:
+        """The teacher's stages on ranks of the student's stage."""
+        each, theirs = self.ranks // self.pipeline, self.ranks // self.of_teacher.pipeline
+        return range(stage * each // theirs, ((stage + 1) * each - 1) // theirs + 1)
 
     @property
     def expert_replicas(self) -> int:
@@ -78,6 +102,9 @@ class RunLayout:
         words += [f"recompute {self.recompute}"] if self.recompute != "none" else []
         words += ["distributed optimizer"] if self.distributed else []
         words += ["optimizer offload"] if self.optimizer_offload else []
+        if self.cuts_teacher_otherwise:
+            own = self.of_teacher
+            words.append(f"teacher tensor {own.tensor} x pipeline {own.pipeline}")
         words += [f"{self.sampling} ranks that sample, lag {self.lag}"] if self.sampling else []
         words += ["teacher offload"] if self.teacher_offload else []
         words += [f"engine tensor {self.engine_tensor}"] if self.engine_tensor > 1 else []
@@ -102,10 +129,13 @@ _SETTINGS = {
     "engine_share": "rollout.engine.gpu_memory_utilization",
     "engine_sleeps": "rollout.engine.sleep",
     "max_num_seqs": "rollout.engine.max_num_seqs",
+    "teacher_tensor": "teacher.parallel.tensor",
+    "teacher_pipeline": "teacher.parallel.pipeline",
+    "teacher_context": "teacher.parallel.context",
+    "teacher_expert": "teacher.parallel.expert",
+    "teacher_sequence": "teacher.parallel.sequence",
     "sampling": "rollout.ranks",
     "lag": "rollout.lag",
-    "teacher_tensor": "teacher.tensor",
-    "teacher_pipeline": "teacher.pipeline",
     "teacher_offload": "teacher.offload",
 }
 _OFFLOADS = ("optimizer_offload", "teacher_offload")
@@ -118,6 +148,12 @@ def layout_of(config: Config) -> RunLayout:
         value: Any = config.model_dump() if key.startswith("?") else _get(config, key)
         if value is not None:
             found[name] = value not in ("none", False) if name in _OFFLOADS else value
+    if config.teachers:
+        found["teacher_offload"] = all(e.offload == "cpu" for e in config.teachers.values())
+    own = next((e.parallel for e in config.frozen.values() if e.parallel is not None), None)
+    for name in ("tensor", "pipeline", "context", "expert", "sequence"):
+        default = getattr(RunLayout, f"teacher_{name}")
+        found[f"teacher_{name}"] = default if own is None else getattr(own, name)
     return RunLayout(**found)
 
 
@@ -156,30 +192,38 @@ def _get(config: Config, key: str) -> Any:
 
 
 def layout_problems(
-    layout: RunLayout, student: ModelShape, teacher: ModelShape | None
+    layout: RunLayout, student: ModelShape, teachers: Iterable[ModelShape]
 ) -> Iterator[str]:
     """Why a model cannot be cut so, each `setting: what; fix`."""
     cuts = [("model.student", student, layout.tensor, layout.pipeline * layout.virtual)]
-    if teacher is not None:
-        cuts.append(("model.teacher", teacher, *layout.of_teacher))
+    theirs = layout.of_teacher
+    cuts += [("model.teacher", teacher, theirs.tensor, theirs.pipeline) for teacher in teachers]
     for key, shape, tensor, pipeline in cuts:
-        own = key == "model.teacher" and (layout.teacher_tensor or layout.teacher_pipeline)
-        place = "teacher." if own else "parallel."
+        own = key == "model.teacher" and layout.cuts_teacher_otherwise
+        place, expert = "parallel.", layout.expert
+        if own:
+            place, expert = "teacher.parallel.", theirs.expert
         for name, size in shape.divided().items():
             ways, by = (tensor, "tensor")
             if name == "num_hidden_layers":
                 ways, by = (pipeline, "pipeline")
-            elif name == shape.family.ffn_key and shape.experts and layout.expert > 1:
+            elif name == shape.family.ffn_key and shape.experts and expert > 1:
                 continue
             if size % ways:
                 divisors = [n for n in range(1, ways) if size % n == 0][-2:]
                 fix = " or ".join(map(str, divisors))
                 yield f"{place}{by}: is {ways} but {key} has {name} {size}; set it to {fix}"
-        if shape.experts % layout.expert:
+        if shape.experts % expert:
             yield (
-                f"parallel.expert: is {layout.expert} but {key} has {shape.experts} experts; "
+                f"{place}expert: is {expert} but {key} has {shape.experts} experts; "
                 "set it to a divisor"
             )
+    cut = theirs.tensor * theirs.pipeline * theirs.context
+    if layout.ranks % cut:
+        yield (
+            f"teacher.parallel: makes {cut}, not a divisor of the {layout.ranks} ranks; set its "
+            "tensor and pipeline so that it is"
+        )
     stage = layout.tensor * layout.context * layout.data
     if stage % layout.expert:
         yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"

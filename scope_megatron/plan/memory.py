@@ -62,6 +62,12 @@ class Models:
     exact: bool = False  # the divergence reads the teacher's hidden states and output weight
     teacher_element: int = 0  # bytes of the teacher's parameters; 0: as the student's
     streaming_slots: int = 2  # layers of an offloaded teacher on the device at once
+    others: tuple[ModelShape, ...] = ()  # further teachers, with the layout of the first
+
+    @property
+    def teachers(self) -> tuple[ModelShape, ...]:
+        """All frozen models; each scores an equal share."""
+        return () if self.teacher is None else (self.teacher, *self.others)
 
     @property
     def of_teacher(self) -> int:
@@ -69,8 +75,14 @@ class Models:
         return self.teacher_element or self.build.element
 
     def vocab(self, tensor: int) -> int:
-        shapes = [self.student] + ([self.teacher] if self.teacher else [])
-        return padded_vocab(shapes, tensor)
+        return padded_vocab([self.student, *self.teachers], tensor)
+
+    def vocab_of(self, teacher: ModelShape, layout: RunLayout) -> int:
+        """A teacher's padded vocabulary in its layout: its own, where it is cut otherwise."""
+        tensor = layout.of_teacher.tensor
+        if layout.cuts_teacher_otherwise:
+            return padded_vocab([teacher], tensor)
+        return self.vocab(tensor)
 
 
 @dataclass(frozen=True)
@@ -112,27 +124,62 @@ def parameters_of(models: Models, layout: RunLayout, stage: int) -> Parameters:
 
 
 def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Parameters:
-    """The teacher's on the rank that is the student's stage ``stage``, in the teacher's layout."""
-    assert models.teacher is not None
-    tensor, pipeline = layout.of_teacher
-    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
-    expert = layout.expert if models.teacher.experts else 1
-    vocab = models.vocab(tensor)
-    return stage_parameters(models.teacher, vocab, tensor, pipeline, expert, place)
+    """All teachers' on the fullest of the student's ranks of ``stage``, in their layout; with the
+    output weights as the student is cut, which an exact divergence reads on its last stage."""
+    own, found = layout.of_teacher, Parameters()
+    for shape in models.teachers:
+        vocab, expert = models.vocab_of(shape, layout), own.expert if shape.experts else 1
+        found += max(
+            (
+                stage_parameters(shape, vocab, own.tensor, own.pipeline, expert, place)
+                for place in layout.teacher_stages(stage)
+            ),
+            key=lambda parameters: parameters.total,
+        )
+        found += Parameters(_second_output(models, shape, layout, stage))
+    return found
 
 
-def streamed_teacher(models: Models, layout: RunLayout, stage: int) -> tuple[float, float]:
-    """(on the device while an offloaded teacher scores, its output weight and last norm alone)."""
-    assert models.teacher is not None
-    shape, (tensor, pipeline) = models.teacher, layout.of_teacher
-    expert = layout.expert if shape.experts else 1
-    embedding = models.vocab(tensor) * shape.hidden // tensor
-    unit = layer_parameters(shape, tensor, expert).total
-    place = min(pipeline - 1, stage * pipeline // layout.pipeline)
-    if place == 0 and not (shape.tied and pipeline == 1):
+def _second_output(models: Models, shape: ModelShape, layout: RunLayout, stage: int) -> int:
+    """Elements of a teacher's output weight as the student is cut, beside its own."""
+    if not (models.exact and layout.cuts_teacher_otherwise and stage == layout.pipeline - 1):
+        return 0
+    return models.vocab(layout.tensor) * shape.hidden // layout.tensor
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Bytes on the device of offloaded teachers, one after the other."""
+
+    scored: float  # while this one scores, with what those before it left
+    outputs: float  # after that: output weights and last norms that an exact divergence reads
+
+
+def streamed_teachers(models: Models, layout: RunLayout, stage: int) -> list[Streamed]:
+    """While each of the offloaded teachers scores."""
+    found, outputs = list[Streamed](), 0.0
+    for shape in models.teachers:
+        one, output = _streamed(models, shape, layout, stage)
+        kept = outputs + (output if models.exact else 0.0)
+        found.append(Streamed(one + outputs, kept))
+        outputs = kept
+    return found
+
+
+def _streamed(
+    models: Models, shape: ModelShape, layout: RunLayout, stage: int
+) -> tuple[float, float]:
+    own, places = layout.of_teacher, layout.teacher_stages(stage)
+    expert = own.expert if shape.experts else 1
+    embedding = models.vocab_of(shape, layout) * shape.hidden // own.tensor
+    unit = layer_parameters(shape, own.tensor, expert).total
+    if 0 in places and not (shape.tied and own.pipeline == 1):
         unit = max(unit, embedding)
-    output = shape.hidden + embedding if place == pipeline - 1 else 0
+    output = shape.hidden + embedding if own.pipeline - 1 in places else 0
     scored = output + models.streaming_slots * unit
+    if layout.cuts_teacher_otherwise:  # its body leaves the device whole
+        output = _second_output(models, shape, layout, stage)
+        scored += output
     return scored * models.of_teacher, output * models.of_teacher
 
 
@@ -166,8 +213,8 @@ def head_bytes(
     if models.exact:  # rows with a divergence, then those without: a weight's gradient for each
         needed += max(weight, logits) + 3 * min(_BLOCK, logits)
         if cut > 1 or layout.tensor > 1:
-            assert models.teacher is not None
-            needed += rows * models.teacher.hidden * e  # joined from the tensor ranks' slices
+            hidden = max(shape.hidden for shape in models.teachers)
+            needed += rows * hidden * e  # joined from the tensor ranks' slices
     return kept, needed
 
 
@@ -177,7 +224,8 @@ def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
     if not models.exact or models.teacher is None:
         return 0.0
     rows = work.responses * work.teacher_pass * work.lengths.mean / (layout.data * layout.context)
-    return 2 * rows * models.teacher.hidden / layout.tensor * models.of_teacher
+    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
+    return 2 * rows * hidden / layout.tensor * models.of_teacher
 
 
 def activation_bytes(
@@ -228,21 +276,21 @@ def rank_memory(
     activations, head = activation_bytes(models, layout, work, stage)
     always: dict[str, float] = {"student": own.total * e}
     trained = {"gradients": own.total * FLOAT, "masters": masters, "optimizer": moments}
-    scored, taught = _scoring(models, layout, work, stage)
     if not layout.optimizer_offload:
         always |= trained
-    kept = dict(taught)  # while the student trains
+    kept: dict[str, float] = {}  # while the student trains
     if not layout.teacher_offload:
-        always |= taught
+        held = teacher_parameters(models, layout, stage).total * models.of_teacher
+        always |= {"teacher": held} if held else {}
     elif models.teacher is not None:
-        streamed, output = streamed_teacher(models, layout, stage)
-        taught, kept = {"teacher": streamed}, {"teacher": output if models.exact else 0.0}
+        kept = {"teacher": streamed_teachers(models, layout, stage)[-1].outputs}
     always |= _machine(layout, always, capacity)
     last = stage == layout.pipeline - 1
     states = teacher_states(models, layout, work) if last else 0.0
+    scoring = _scoring(models, layout, work, stage, states / 2)
     phases: dict[str, dict[str, float]] = {
         "rollout": dict(always),
-        "score": always | taught | {"activations": scored, "teacher states": states / 2},
+        "score": always | scoring,
         "train": always
         | trained
         | kept
@@ -266,22 +314,26 @@ def rank_memory(
 
 
 def _scoring(
-    models: Models, layout: RunLayout, work: Workload, stage: int
-) -> tuple[float, dict[str, float]]:
-    """(the forward-only passes' activations, the teacher's parameters)."""
-    tokens = work.pack_tokens(layout) / layout.context
-    build, scored = models.build, 0.0
-    taught: dict[str, float] = {}
-    shapes = [models.student] if work.student_pass else []
-    if models.teacher is not None:
-        held = teacher_parameters(models, layout, stage).total * models.of_teacher
-        taught = {"teacher": held}
-        shapes.append(models.teacher)
-    columns = models.vocab(layout.tensor) / layout.tensor
-    for shape in shapes:
-        head = min(build.head_chunk or tokens, tokens) * columns * FLOAT
-        scored = max(scored, forward_only(shape, layout, build, tokens), head)
-    return scored, taught
+    models: Models, layout: RunLayout, work: Workload, stage: int, states: float
+) -> dict[str, float]:
+    """What scoring adds at the moment of its forward-only passes that holds most. ``states``: of
+    all teachers, once they have scored."""
+
+    def activations(shape: ModelShape, cut: RunLayout) -> float:
+        tokens = work.pack_tokens(cut) / cut.context
+        rows = min(models.build.head_chunk or tokens, tokens)
+        head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
+        return max(forward_only(shape, cut, models.build, tokens), head)
+
+    moments = [{"activations": activations(models.student, layout) if work.student_pass else 0.0}]
+    streamed = streamed_teachers(models, layout, stage) if layout.teacher_offload else []
+    for number, shape in enumerate(models.teachers):
+        held = states * (number + 1) / len(models.teachers)
+        needed = activations(shape, layout.of_teacher)
+        moments.append({"activations": needed, "teacher states": held})
+        if streamed:
+            moments[-1]["teacher"] = streamed[number].scored
+    return max(moments, key=lambda moment: sum(moment.values()))
 
 
 def _machine(layout: RunLayout, held: dict[str, float], capacity: float) -> dict[str, float]:

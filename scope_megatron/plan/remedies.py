@@ -67,7 +67,7 @@ def _filled(layout: RunLayout, ranks: int) -> RunLayout:
 
 def _runs(plan: RunPlan) -> bool:
     layout = plan.layout
-    problems = layout_problems(layout, plan.models.student, plan.models.teacher)
+    problems = layout_problems(layout, plan.models.student, plan.models.teachers)
     whole = plan.work.prompts % layout.data == 0
     return whole and next(problems, None) is None
 

@@ -79,7 +79,8 @@ def show_plan(console: Console, plan: RunPlan, named: list[NamedShape], ways: li
 
 
 def _show_head(console: Console, plan: RunPlan, named: list[NamedShape]) -> None:
-    for role, one in zip(("student", "teacher"), named, strict=False):
+    for place, one in enumerate(named):
+        role = "teacher" if place else "student"
         size = total_parameters(one.shape) / 1e9
         console.print(f"{role}: {one.name}, {size:.2f} billion parameters ({one.source})")
     work, gpu = plan.work, plan.gpu

@@ -86,12 +86,12 @@ def _cuts(base: RunPlan, ranks: int, offers: Offers) -> Iterator[RunLayout]:
                     teacher_offload=False,
                     engine_tensor=1,
                 )
-                if next(layout_problems(layout, models.student, models.teacher), None) is None:
+                if next(layout_problems(layout, models.student, models.teachers), None) is None:
                     yield layout
 
 
 def _experts(models: Models, stage: int) -> list[int]:
-    shapes: list[ModelShape] = [m for m in (models.student, models.teacher) if m is not None]
+    shapes: list[ModelShape] = [models.student, *models.teachers]
     counts = [shape.experts for shape in shapes if shape.experts]
     if not counts:
         return [1]

@@ -164,12 +164,13 @@ def _decode_parameters(shape: ModelShape, slots: int, reached: Efficiencies) -> 
 def _score(
     models: Models, layout: RunLayout, work: Workload, peak: float, reached: Efficiencies
 ) -> dict[str, float]:
-    parts = {}
-    for name, shape, share, pipeline in (
-        ("student", models.student, work.student_pass, layout.pipeline),
-        ("teacher", models.teacher or models.student, work.teacher_pass, layout.of_teacher[1]),
-    ):
-        if not share or (name == "teacher" and models.teacher is None and work.teacher_pass == 0):
+    parts: dict[str, float] = {}
+    frozen = models.teachers or (models.student,)
+    each = work.teacher_pass / len(frozen)
+    passes = [("student", models.student, work.student_pass, layout.pipeline)]
+    passes += [("teacher", shape, each, layout.of_teacher.pipeline) for shape in frozen]
+    for name, shape, share, pipeline in passes:
+        if not share:
             continue
         count = work.responses * share
         products, attention = forward_flops(shape, work.sequence * count, work.pair_square, count)
@@ -177,7 +178,8 @@ def _score(
         products *= slowed_by_experts(shape, reached)
         seconds = products / (rate * reached.score) + attention / (rate * reached.attention)
         many = max(1, math.ceil(work.microbatches(layout) * share))
-        parts[f"score/{name}"] = seconds * (1 + (pipeline - 1) / many)
+        seconds *= 1 + (pipeline - 1) / many
+        parts[f"score/{name}"] = parts.get(f"score/{name}", 0.0) + seconds
     return parts
 
 

@@ -49,8 +49,11 @@ def transfers(models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures
     if t > 1:  # two sums over the ranks per layer and direction, whole or as gather and scatter
         one = 2 * (t - 1) / t * local * student.hidden * e
         add("tensor", "train", one * layers * (4 + again) * 1.0, t)
-        taught = _scored_layers(models, layout, work)
-        add("tensor", "score", one * taught, t)
+    add("tensor", "score", _scoring_sums(models, layout, work), max(t, layout.of_teacher.tensor))
+    if models.exact and layout.cuts_teacher_otherwise:
+        rows = work.responses * work.teacher_pass * work.lengths.mean / layout.data
+        hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
+        add("teacher states", "score", rows * hidden * models.of_teacher / t, layout.ranks)
     if layout.context > 1:  # keys and values of the whole sequence, both directions
         c = layout.context
         wide = 2 * student.query_groups * student.head_dim / t
@@ -72,15 +75,17 @@ def transfers(models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures
     return found
 
 
-def _scored_layers(models: Models, layout: RunLayout, work: Workload) -> float:
-    """Sums over tensor ranks of the scoring passes, as layers of the student's width."""
-    count = 2 * work.student_pass * models.student.layers / layout.pipeline
-    if models.teacher is not None:
-        tensor, pipeline = layout.of_teacher
-        wide = models.teacher.hidden / models.student.hidden
-        replicas = layout.ranks / (tensor * pipeline) / layout.data
-        count += 2 * work.teacher_pass * wide * models.teacher.layers / pipeline / replicas
-    return count
+def _scoring_sums(models: Models, layout: RunLayout, work: Workload) -> float:
+    """Bytes of the sums over tensor ranks of the scoring passes, two in every layer."""
+    each = work.teacher_pass / max(1, len(models.teachers))
+    passes = [(models.student, work.student_pass, layout)]
+    passes += [(shape, each, layout.of_teacher) for shape in models.teachers]
+    sent = 0.0
+    for shape, share, cut in passes:
+        local = work.tokens / (cut.data * cut.context) * share
+        one = 2 * (cut.tensor - 1) / cut.tensor * local * shape.hidden * models.build.element
+        sent += 2 * one * shape.layers / cut.pipeline
+    return sent
 
 
 def _gradients(
@@ -111,7 +116,7 @@ def _host(models: Models, layout: RunLayout, work: Workload) -> list[Transfer]:
     if layout.teacher_offload and models.teacher is not None:
         # every microbatch brings every layer anew
         held = teacher_parameters(models, layout, 0).total * models.of_teacher
-        passes = max(1.0, work.microbatches(layout) * work.teacher_pass)
+        passes = max(1.0, work.microbatches(layout) * work.teacher_pass / len(models.teachers))
         found.append(Transfer("teacher offload", "score", held * passes, "host"))
     return found
 

@@ -14,10 +14,11 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
         "algorithm": config.algorithm.name,
         "student": shown_path(config.model.student),
     }
+    for tag, entry in config.teachers.items():
+        name = f"teacher of {tag}" if tag else "teacher"
+        facts[name] = f"{shown_path(entry.path)} (on the same ranks)"
     if config.needs_teacher and not config.loads_teacher:
         facts["teacher"] = "the student itself, on the privileged prompt"
-    elif config.needs_teacher:
-        facts["teacher"] = f"{shown_path(config.model.teacher)} (on the same ranks)"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:

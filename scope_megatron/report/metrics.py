@@ -90,6 +90,10 @@ class StepMetrics:
         if name not in self._names[kind]:
             raise KeyError(f"metric {name!r} is not declared as a {kind}: {self._names[kind]}")
 
+    def has(self, name: str) -> bool:
+        """Whether a name was declared."""
+        return any(name in names for names in self._names.values())
+
     def sum(self, name: str, value: float | torch.Tensor) -> None:
         """Add ``value``; `reduce` gives the total over the step and the ranks."""
         self._check(name, "sum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scope_megatron.config import Config
+from scope_megatron.config.sections.model import EVERY_ROW, teacher_setting
 from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.hub.names import name_of_snapshot
@@ -18,18 +20,23 @@ from scope_megatron.remote.messages import SamplerHello
 MADE_OF = (
     "made of"  # the parts of data.train: they explain a difference, and are none by themselves
 )
-MODELS = ("model.student", "model.teacher")
+
+_LAST_BYTES = 2**20
 
 
 def of_run(config: Config, data: PromptDataset, tokenizer: Tokenizer) -> dict[str, Any]:
     """The run's identity, saved with every checkpoint.
 
-    A model has a part in it when it was given by a Hub name: NAME@COMMIT.
+    A model has a part in it when it was given by a Hub name: NAME@COMMIT. One of several teachers
+    always has: its Hub name, or a digest of its weights.
     """
     paths = {"model.student": config.model.student}
-    if config.loads_teacher and config.model.teacher is not None:
-        paths["model.teacher"] = config.model.teacher
-    names = {key: name_of_snapshot(path) for key, path in paths.items()}
+    paths |= {teacher_setting(tag): entry.path for tag, entry in config.teachers.items()}
+    names: dict[str, Any] = {key: name_of_snapshot(path) for key, path in paths.items()}
+    for tag, entry in config.teachers.items():
+        key = teacher_setting(tag)
+        if tag != EVERY_ROW and names[key] is None:
+            names[key] = weights_digest(entry.path)
     weights = [source.weight for source in config.data.train]
     return {
         "seed": config.seed,
@@ -52,7 +59,7 @@ def require_same(before: dict[str, Any], now: dict[str, Any], directory: Path) -
         setting = "data.train" if key == "weights" else key
         what = f" ({difference})" if (difference := _difference(key, before, now)) else ""
         fix = " (or use another output_dir)"
-        if key in MODELS:
+        if _is_model(key) and "@" in str(value):
             fix = f": {key}={value}"
         raise ValueError(
             f"{setting}: differs from the run that wrote {directory}{what}; a resumed run needs "
@@ -90,7 +97,7 @@ def require_found_alike(parts: dict[str, str], hellos: Iterable[SamplerHello]) -
 
 def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In which part two runs differ, as far as it is known."""
-    if key == "weights" or key in MODELS:
+    if key == "weights" or _is_model(key):
         return f"is {_shown(now[key])}, was {_shown(before[key])}"
     if key != "data.train" or MADE_OF not in before:
         return None
@@ -101,6 +108,22 @@ def _difference(key: str, before: dict[str, Any], now: dict[str, Any]) -> str | 
             of = f" {new.get(f'set {place}', '')}" if part.startswith("contents of set") else ""
             return f"{part}{of} is {_shown(new.get(part))}, was {_shown(old.get(part))}"
     return "of equal sources: the libraries that tokenise are other versions"
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 of a model directory's config.json, and of each weight file's name, size and last
+    bytes: training leaves no part of a model as it was, so these tell two apart."""
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LAST_BYTES))
+            digest.update(f"{path.name}\t{size}\n".encode() + file.read())
+    return digest.hexdigest()
+
+
+def _is_model(key: str) -> bool:
+    return key.startswith(("model.student", "model.teacher"))
 
 
 def _shown(value: Any) -> str:

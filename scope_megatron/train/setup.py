@@ -74,11 +74,9 @@ def engine_head(config: Config) -> torch.dtype | None:
     that rounds its own would sample from, and report, another distribution. Where the trainer's
     are rounded too (objective.head is logits, or a cap lies behind them) both stay as they are.
     """
-    models = [config.model.student, *([config.model.teacher] if config.loads_teacher else [])]
+    models = [config.model.student, *(entry.path for entry in config.teachers.values())]
     capped = any(
-        ModelShape.of(read_hf_config(directory)).logits_cap is not None
-        for directory in models
-        if directory is not None
+        ModelShape.of(read_hf_config(directory)).logits_cap is not None for directory in models
     )
     rounded = config.objective.head == "logits" or capped
     half = platform.resolve_dtype(config.model.dtype) != torch.float32
@@ -107,5 +105,9 @@ def build_eval_data(config: Config, tokenizer: Tokenizer) -> dict[str, PromptDat
 def found_here(identity: dict[str, Any], sets: dict[str, PromptDataset]) -> dict[str, str]:
     """What this rank found on its machine, by setting: it must be the same on all of them."""
     keys = ("data.train", "model.tokenizer", "model.student", "model.teacher")
-    found = {key: identity[key] for key in keys if key in identity}
+    found = {
+        key: value
+        for key, value in identity.items()
+        if key in keys or key.startswith("model.teachers.")
+    }
     return found | {eval_setting(name): data.fingerprint() for name, data in sets.items()}

@@ -63,7 +63,7 @@ class Trainer:
         self.memory = PhaseMemory(self._tenants(), watch=config.logging.memory == "all")
         synchronize = torch.cuda.synchronize if platform.has_cuda() else None
         self.timer = PhaseTimer(synchronize, self._enter, self.memory.leave)
-        self.metrics = observe.step_metrics()
+        self.metrics = observe.step_metrics(config.teacher_tags)
         self.responses = ResponseLog(config, tokenizer, self.topology)
         self._abandoned, self._transfers = False, 0
 

@@ -22,6 +22,7 @@ from tests.support.steps import one_step
 from tests.support.tiny_hf import VOCAB, make_tiny_model
 
 GROUPS, SIZE = 6, 4
+TAGS = ("math", "code")  # of even and odd prompts
 LR, EPS = 1.0, 1.0
 LAYOUTS = {  # name: (world, parallel settings, other settings)
     "one": (1, {}, {}),
@@ -90,7 +91,8 @@ def rollouts(engine: Path | None = None) -> list[Rollout]:
     rng = random.Random(0)
     out = []
     for group in range(GROUPS):
-        prompt = Prompt(group, tuple(rng.randrange(VOCAB) for _ in range(rng.randint(2, 9))), "1")
+        tokens = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(2, 9)))
+        prompt = Prompt(group, tokens, "1", source=TAGS[group % 2])
         for sample in range(SIZE):
             length = rng.randint(1, 30)
             right = {0: True, 1: False}.get(group, rng.random() < 0.5)
@@ -141,7 +143,10 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
     load = AutoModelForCausalLM.from_pretrained
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     student = load(root / "student", dtype=torch.float64, **eager)
-    teacher = load(root / "teacher", dtype=torch.float64, **eager)
+    teachers = {
+        tag: load(entry.path, dtype=torch.float64, **eager)
+        for tag, entry in config.teachers.items()
+    }
     responses = [r for r in rollouts() if r.verdict is not Verdict.TIMEOUT]
     said: list[list[float]] = [[0.0] * len(r.token_ids) for r in rollouts()]
     places = [i for i, r in enumerate(rollouts()) if r.verdict is not Verdict.TIMEOUT]
@@ -153,6 +158,7 @@ def reference(root: Path, config: Config) -> dict[str, Any]:
         rows = slice(len(prompt) - 1, len(prompt) + len(ids) - 1)
         tokens = torch.tensor([prompt + ids])
         logp = (student(tokens).logits[0, rows] / config.rollout.temperature).log_softmax(-1)
+        teacher = teachers.get(response.prompt.tag) or teachers[""]
         logq = teacher(tokens).logits[0, rows].detach().log_softmax(-1)
         at = torch.tensor(ids)[:, None]
         own, theirs = logp.gather(1, at)[:, 0], logq.gather(1, at)[:, 0]

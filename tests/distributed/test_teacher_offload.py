@@ -54,13 +54,13 @@ def update_both_ways(
             learner = learner_of(root, layout, changes | {"teacher.offload": offload})
             for _ in range(2):
                 one_step(learner, share(learner))
-                held = held_bytes(learner.frozen.tensors())
+                held = held_bytes(learner.frozen[0].tensors())
                 learner.rest_frozen(updates_to_come=False)
             results.setdefault(kind, []).append(
                 {
                     "weights": weights(learner, learner.topology),
                     "held": held,
-                    "held at rest": held_bytes(learner.frozen.tensors()),
+                    "held at rest": held_bytes(learner.frozen[0].tensors()),
                 }
             )
     return results
@@ -75,7 +75,13 @@ def learner_of(root: Path, layout: dict[str, Any], changes: dict[str, Any]) -> A
     parallel_state.destroy_model_parallel()
     config = settings(root, {f"parallel.{k}": v for k, v in layout.items()} | changes)
     parallel = config.parallel
-    topology = create_topology(parallel.tensor, parallel.pipeline, parallel.sequence)
+    topology = create_topology(
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.sequence,
+        expert=parallel.expert,
+        context=parallel.context,
+    )
     return Learner(config, topology)
 
 
@@ -117,10 +123,10 @@ def peaks(rank: int, world_size: int, root: Path) -> dict[str, int]:
             learner = learner_of(root, {}, changes)
             one_step(learner, share(learner))
         found[offload] = watched.peak
-        assert not any(p.requires_grad for p in learner.frozen.model.parameters())
+        assert not any(p.requires_grad for p in learner.frozen[0].model.parameters())
         states = [t for t in state_tensors(learner.student.optimizer) if t.dim()]
         found["state"] = held_bytes(states)
-    found["teacher"] = held_bytes(learner.frozen.tensors())
+    found["teacher"] = held_bytes(learner.frozen[0].tensors())
     found["student"] = sum(p.nbytes for p in learner.student.model.parameters())
     return found
 
@@ -144,7 +150,8 @@ def losses_by_dtype(rank: int, world_size: int, root: Path) -> dict[str, list[fl
         for dtype in ("float32", "bfloat16"):
             learner = learner_of(root, {}, KINDS[kind] | {"teacher.dtype": dtype})
             assert {p.dtype for p in learner.student.model.parameters()} == {torch.float32}
-            assert {p.dtype for p in learner.frozen.model.parameters()} == {getattr(torch, dtype)}
+            (frozen,) = learner.frozen
+            assert {p.dtype for p in frozen.model.parameters()} == {getattr(torch, dtype)}
             _, metrics = one_step(learner, share(learner))
             losses.setdefault(kind, []).append(metrics.reduce()["loss/total"])
     return losses

@@ -202,13 +202,13 @@ def update_by_streamed_teacher(
         learner = learner_of(root, {}, changes)
         for _ in range(3):
             one_step(learner, share(learner))
-            held = held_bytes(learner.frozen.tensors())
+            held = held_bytes(learner.frozen[0].tensors())
             learner.rest_frozen(updates_to_come=False)
         torch.cuda.synchronize()
         results[offload] = {
             "weights": {n: t.cpu() for n, t in weights(learner, learner.topology).items()},
             "held": held,
-            "at rest": held_bytes(learner.frozen.tensors()),
+            "at rest": held_bytes(learner.frozen[0].tensors()),
             "allocated": torch.cuda.memory_allocated(),
         }
         del learner

@@ -61,6 +61,9 @@ class Case:
 
 
 SEQUENCE = {"parallel.sequence": True}
+EXACT = {"objective.kl": "reverse_kl"}
+TWO = {"model.teacher": None, "model.teachers": ("teacher", "student")}  # by parity of the prompt
+BOTH = {"teacher.parallel": {"tensor": 2, "pipeline": 2}}
 # the layouts of the table in docs/planning.md
 CASES = (
     Case("one rank"),
@@ -82,6 +85,13 @@ CASES = (
     Case("optimizer offload", {"optimizer.offload": "rollout"}),
     Case("exact reverse KL", {"objective.kl": "reverse_kl"}),
     Case("exact reverse KL, tensor 2", {"objective.kl": "reverse_kl", "parallel.tensor": 2}),
+    Case("teacher tensor 2 x pipeline 2, exact", BOTH | EXACT | {"parallel.data": 4}),
+    Case(
+        "pipeline 2, teacher tensor 2, exact",
+        {"teacher.parallel": {"tensor": 2}, "parallel.pipeline": 2} | EXACT,
+    ),
+    Case("two teachers", TWO, microbatches=8),
+    Case("two teachers, offload, exact", TWO | {"teacher.offload": "cpu"} | EXACT, microbatches=8),
     Case("teacher offload", {"teacher.offload": "cpu"}),
     Case("teacher offload, exact", {"teacher.offload": "cpu", "objective.kl": "reverse_kl"}),
     Case("mixture", {}, mixture=True),
@@ -106,9 +116,10 @@ def planned(root: Path, case: Case) -> list[Measured]:
     from scope_megatron.plan.workload import ResponseLengths, Workload
 
     config = config_of(root, case)
-    shapes = [find_shape(p, "model").shape for p in (config.model.student, config.model.teacher)]
+    paths = [config.model.student, *(entry.path for entry in config.teachers.values())]
+    student, teacher, *others = [find_shape(path, "model").shape for path in paths]
     exact = config.objective.kl != "sampled"
-    models = Models(*shapes, CPU, exact, streaming_slots=1)
+    models = Models(student, teacher, CPU, exact, streaming_slots=1, others=tuple(others))
     layout = replace(layout_of(config), microbatch=SEQUENCES * LENGTH)
     responses = case.microbatches * SEQUENCES * layout.data
     lengths = ResponseLengths((float(LENGTH - PROMPT),), "made")
@@ -186,6 +197,8 @@ def config_of(root: Path, case: Case) -> Any:
     }
     for key, value in case.settings.items():
         section, name = key.split(".")
+        if name == "teachers":
+            value = {str(tag): str(root / path) for tag, path in enumerate(value)}
         values.setdefault(section, {})[name] = value
     return Config.model_validate(values)
 
@@ -200,7 +213,7 @@ def rollouts_of(case: Case, replica: int) -> list[Any]:
         ids = torch.randint(0, VOCAB, (LENGTH,), generator=generator).tolist()
         made.append(
             Rollout(
-                prompt=Prompt(number // 2, tuple(ids[:PROMPT]), "1"),
+                prompt=Prompt(number // 2, tuple(ids[:PROMPT]), "1", teacher=str(number // 2 % 2)),
                 sample=number % 2,
                 token_ids=ids[PROMPT:],
                 engine_logprobs=[-1.0] * (LENGTH - PROMPT),
@@ -237,7 +250,7 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
             batch, scoring = _one_step(learner, rollouts_of(case, topology.dp_rank))
             buffers = [*ddp.buffers, *ddp.expert_parallel_buffers]
             gradients = _held(b.grad_data for b in buffers)
-            teacher = 0 if frozen is None else _held(frozen.tensors())
+            teacher = _held(t for f in frozen for t in f.tensors())
             learner.rest_frozen(updates_to_come=False)
     assert batch is not None
     chain = getattr(student.optimizer, "chained_optimizers", [student.optimizer])
@@ -265,7 +278,8 @@ def _one_step(learner: Any, rollouts: list[Any]) -> tuple[Any, int]:
     from scope_megatron.learn import observe
     from tests.support.steps import batch_of
 
-    batch, metrics = batch_of(rollouts, learner.topology), observe.step_metrics()
+    batch = batch_of(rollouts, learner.topology)
+    metrics = observe.step_metrics(learner.config.teacher_tags)
     with TensorPeak() as tracker:
         learner.score(batch)
     learner.rest_frozen(updates_to_come=True)

@@ -24,7 +24,8 @@ def one_step(learner: Any, rollouts: list[Rollout]) -> tuple[Batch, StepMetrics]
     """Score, weigh and update as the trainer does; (the batch, the update's metrics)."""
     from scope_megatron.learn import observe
 
-    batch, metrics = batch_of(rollouts, learner.topology), observe.step_metrics()
+    batch = batch_of(rollouts, learner.topology)
+    metrics = observe.step_metrics(learner.config.teacher_tags)
     learner.score(batch)
     learner.update(batch, learner.weigh(batch), metrics)
     return batch, metrics

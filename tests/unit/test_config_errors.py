@@ -31,6 +31,7 @@ from tests.support.config_run import (
     write,
     write_tokenizer,
 )
+from tests.unit.teacher_error_cases import TEACHER_CASES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
 UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
@@ -192,7 +193,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
     ),
+    **TEACHER_CASES,
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
+    "overlap_without_distributed": (leave, ["optimizer.overlap=true"]),
+    "moe_aux_loss_without_experts": (leave, ["objective.moe_aux_loss_coeff=0.01"]),
+    "moe_aux_loss_negative": (leave, ["objective.moe_aux_loss_coeff=-1"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
     "sampling_ranks_colocated": (leave, ["rollout.ranks=2"]),
     "sampling_ranks_missing": (leave, ["rollout.placement=separate"]),

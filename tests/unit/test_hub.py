@@ -131,6 +131,20 @@ def test_cold_then_warm_then_offline(
     assert capsys.readouterr().err.count("cannot be reached; going on with org/") == 2
 
 
+def test_several_teachers_by_name(hub: Hub, load: Load, tmp_path: Path) -> None:
+    several = ["model.teacher=null", "model.teachers={a: org/teacher, b: {path: org/teacher}}"]
+    config = load(*several)
+    commit = teacher(hub).branches["main"]
+    assert {entry.path.name for entry in config.teachers.values()} == {commit}
+    assert len(hub.downloads()) == 10, "the student and one teacher"
+    (given,) = [text for text in pinned(config) if text.startswith("model.teachers=")]
+    assert given.count(f"org/teacher@{commit}") == 2
+    hub.requests.clear()
+    assert load("model.teacher=null", *pinned(config)) == config and hub.requests == []
+    line = error_of(load, "model.teacher=null", "model.teachers={a: org/none}")
+    assert line.startswith("model.teachers.a: org/none is neither a path here nor a model on")
+
+
 def test_commits_in_the_cache_ask_the_hub_nothing(hub: Hub, load: Load, tmp_path: Path) -> None:
     first = load("data.train=org/sums", "data.columns={prompt: problem, answer: solution}")
     overrides = pinned(first)

@@ -46,11 +46,12 @@ def complete(
     """
     rollout = config.rollout
     assert rollout is not None and config.model.teacher is not None
+    dtype = config.model.dtype if config.teacher.dtype == "auto" else config.teacher.dtype
     engine = VLLMEngine(
         config.model.teacher,
         rollout.engine,
         max_model_len=config.needed_model_len + 1,  # scoring samples one more token
-        dtype=platform.resolve_dtype(config.frozen_dtype),
+        dtype=platform.resolve_dtype(dtype),
         eos_ids=tokenizer.eos_ids,
         seed=config.seed,
         own_weights=True,

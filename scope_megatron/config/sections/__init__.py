@@ -3,6 +3,7 @@
 section      the base of every section: no unknown keys, no conversions, frozen
 algorithm    `algorithm`
 data         `data` and its sets
+model        `model` and `model.teachers`
 objective    `objective`
 parallel     `parallel`
 rollout      `rollout` and `rollout.engine`

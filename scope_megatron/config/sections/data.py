@@ -21,7 +21,8 @@ from scope_megatron.hub import HubName, hub_name
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-OURS = ("prompt", "answer", "response", "data_source", "verifier")  # the columns of a row
+# the columns of a row
+OURS = ("prompt", "answer", "response", "data_source", "verifier", "teacher")
 SINGLE = ""  # the name of an evaluation set that was given without one
 
 Scalar = str | int | float | bool
@@ -152,6 +153,13 @@ class DataSource(Section):
         gt=0,
         description="data.train: share of the prompts that come from this set, relative to the "
         "other sets' (all have one, or none); null: every row once an epoch",
+    )
+
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="data.train: the tag in model.teachers of this set's rows without a column "
+        "`teacher`; null: their data_source",
     )
 
     @model_validator(mode="after")

@@ -126,6 +126,13 @@ class ObjectiveConfig(Section):
         description="truncated importance weight min(trainer/engine, tis_clip) per token; "
         "null: off. 2.0 where rollout.lag is 1 and nothing is given",
     )
+    moe_aux_loss_coeff: float = Field(
+        0.0,
+        ge=0,
+        description="a mixture as student: coefficient of the load-balancing loss of its experts "
+        "(megatron-core's aux_loss), summed over layers, mean over tokens; 0: none. Beside the "
+        "losses of the metrics, which do not hold it",
+    )
     head: Literal["auto", "fused", "logits"] = Field(
         "auto",
         description="how log-probabilities and divergences are computed, with the same result. "

@@ -47,3 +47,8 @@ class ParallelConfig(Section):
         ge=1,
         description="recompute full: only so many layers of each pipeline stage; null: all",
     )
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that train."""
+        return self.tensor * self.pipeline * self.context * self.data

@@ -9,6 +9,22 @@ from pydantic import Field
 from scope_megatron.config.sections.section import Section
 
 
+class TeacherParallel(Section):
+    """A layout of the frozen model's own, on the ranks that train: tensor x pipeline x context must
+    divide their number, and each such group of ranks scores its share of the responses."""
+
+    tensor: int = Field(1, ge=1, description="tensor-parallel size")
+    pipeline: int = Field(1, ge=1, description="pipeline-parallel size")
+    context: int = Field(1, ge=1, description="context-parallel size")
+    expert: int = Field(1, ge=1, description="as parallel.expert, of a mixture")
+    sequence: bool = Field(False, description="sequence parallelism (needs tensor > 1)")
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+
 class TeacherConfig(Section):
     """The frozen model on the ranks of the student (grpo: its reference)."""
 
@@ -31,4 +47,9 @@ class TeacherConfig(Section):
     )
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "auto", description="its parameters' type; auto: model.dtype"
+    )
+    parallel: TeacherParallel | None = Field(
+        None,
+        description="a layout of its own on the ranks that train; null: the student's "
+        "(docs/teachers.md)",
     )

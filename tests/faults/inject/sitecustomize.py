@@ -100,13 +100,13 @@ def on_scores(fault: Fault, module: ModuleType) -> None:
     """The frozen model's scores of one response become NaN."""
     original = module.Learner._score_frozen
 
-    def score_frozen(learner: Any, batch: Any, frozen: Any) -> None:
+    def score_frozen(learner: Any, batch: Any) -> None:
         scorer = learner.scorer
         if not fault.due():
-            return original(learner, batch, frozen)
+            return original(learner, batch)
         learner.scorer = _Poisoned(scorer)
         try:
-            return original(learner, batch, frozen)
+            return original(learner, batch)
         finally:
             learner.scorer = scorer
 

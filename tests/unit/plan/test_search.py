@@ -31,7 +31,7 @@ def test_the_best_layouts_run_and_fit(
     assert found.plans
     for plan in found.plans:
         assert plan.layout.ranks == gpus and plan.fits
-        assert list(layout_problems(plan.layout, plan.models.student, plan.models.teacher)) == []
+        assert list(layout_problems(plan.layout, plan.models.student, plan.models.teachers)) == []
         assert plan.work.prompts % plan.layout.data == 0
     seconds = [plan.time.total for plan in found.plans]
     assert seconds == sorted(seconds)

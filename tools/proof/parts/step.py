@@ -79,7 +79,7 @@ def _memory(proof: Proof, trainer: Trainer, metrics: dict[str, float]) -> None:
             proof.figure(name.removesuffix("_gib"), value, "GiB")
     student, frozen = trainer.learner.student, trainer.learner.frozen
     tenants = {"student": sum(p.nbytes for p in student.model.parameters())}
-    tenants["teacher"] = sum(p.nbytes for p in frozen.model.parameters()) if frozen else 0
+    tenants["teacher"] = sum(p.nbytes for f in frozen for p in f.model.parameters())
     tenants["gradients"] = sum(b.grad_data.nbytes for b in student.ddp.buffers)
     tenants["optimizer"] = _state_bytes(student.optimizer)
     if torch.cuda.is_available():

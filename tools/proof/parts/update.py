@@ -28,6 +28,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "context 2": (2, {"parallel.context": 2}),
     "data 2": (2, {"parallel.data": 2}),
     "data 2, distributed optimizer": (2, {"parallel.data": 2, "optimizer.distributed": True}),
+    "data 2, summed beside the backward": (
+        2,
+        {"parallel.data": 2, "optimizer.distributed": True, "optimizer.overlap": True},
+    ),
+    "data 2, teacher tensor 2": (2, {"parallel.data": 2, "teacher.parallel": {"tensor": 2}}),
+    "tensor 2, teacher pipeline 2": (
+        2,
+        {"parallel.tensor": 2, "teacher.parallel": {"pipeline": 2}},
+    ),
     "tensor 2, pipeline 2": (
         4,
         {"parallel.tensor": 2, "parallel.pipeline": 2, "train.microbatch_tokens": 96},
@@ -55,7 +64,8 @@ def layouts(proof: Proof) -> None:
     ranks = 2 if proof.rehearse else torch.cuda.device_count()
     chosen = {name: value for name, value in LAYOUTS.items() if value[0] <= ranks}
     if proof.rehearse:
-        chosen = {name: chosen[name] for name in ("tensor 2, sequence", "pipeline 2")}
+        names = ("tensor 2, sequence", "pipeline 2", "data 2, teacher tensor 2")
+        chosen = {name: chosen[name] for name in names}
     for world in sorted({world for world, _ in chosen.values()}):
         cases = {
             f"{layout}, {objective}": {"model.dtype": "float32"} | parallel | more
