@@ -228,6 +228,16 @@ def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
     return 2 * rows * hidden / layout.tensor * models.of_teacher
 
 
+def _states_away(models: Models, layout: RunLayout, work: Workload, stage: int) -> float:
+    """Bytes of them where a teacher in a layout of its own has made them all."""
+    own = layout.of_teacher
+    if not models.exact or own.pipeline - 1 not in layout.teacher_stages(stage):
+        return 0.0
+    rows = work.responses * work.teacher_pass * work.lengths.mean / own.data
+    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
+    return rows * hidden / own.tensor * models.of_teacher
+
+
 def activation_bytes(
     models: Models, layout: RunLayout, work: Workload, stage: int
 ) -> tuple[float, float]:
@@ -325,6 +335,8 @@ def _scoring(
         head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
         return max(forward_only(shape, cut, models.build, tokens), head)
 
+    if layout.cuts_teacher_otherwise:  # they are where its last stage is, and travel afterwards
+        states = _states_away(models, layout, work, stage)
     moments = [{"activations": activations(models.student, layout) if work.student_pass else 0.0}]
     streamed = streamed_teachers(models, layout, stage) if layout.teacher_offload else []
     for number, shape in enumerate(models.teachers):

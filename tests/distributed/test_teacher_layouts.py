@@ -124,7 +124,11 @@ def updates(
             changes = OBJECTIVES[objective] | {"teacher.parallel": teacher}
             learner = learner_of(root, student, changes)
             (frozen,) = learner.frozen
-            assert frozen.travel is not None
+            given = learner.config.parallel
+            same = all(
+                size == getattr(given, name) for name, size in learner.config.teacher.parallel
+            )
+            assert (frozen.travel is None) is same
             assert frozen.topology.tp_size == teacher.get("tensor", 1)
             _, metrics = one_step(learner, share(learner))
             values = metrics.reduce(learner.topology.dp_group, platform.device())
