@@ -42,12 +42,16 @@ RUNS: dict[str, tuple[str, str, list[str], list[str]]] = {
     "windows-and-caps": ("gemma2", "gemma3", ["context"], ["scope-reverse-kl"]),
     "mixture": ("qwen3-moe", "mixtral", ["context-expert"], ["scope-reverse-kl-fused"]),
 }
-LONG = ("every-layout", "mixture")  # minutes: pytest -m study tests/distributed/test_context.py
+LONG = (
+    "every-layout",
+    "windows-and-caps",
+    "mixture",
+)  # minutes: pytest -m study tests/distributed/test_context.py
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "run", ["dense", "windows-and-caps", *(pytest.param(r, marks=pytest.mark.study) for r in LONG)]
+    "run", ["dense", *(pytest.param(r, marks=pytest.mark.study) for r in LONG)]
 )
 def test_update_equals_transformers(tmp_path: Path, run: str) -> None:
     student, teacher, layouts, objectives = RUNS[run]
