@@ -19,6 +19,7 @@ CORE = [
     "rich>=13.7.1",  # nemo-run's own lower limit
     "packaging>=23",
     "numpy>=1.26",  # 2.4 and newer are refused by vLLM's needs, not by this package
+    "scipy>=1.13",  # rank correlations and permutation tests of diagnose and recovery_study
     "safetensors>=0.8",  # transformers 5.19's lower limit
     "tokenizers>=0.23.2,<0.24",  # where transformers 5.16-5.19 and vLLM 0.32 overlap
     "transformers>=5.16.1,<5.20",  # vLLM 0.32's range

@@ -9,5 +9,19 @@ bench_rollouts      what writing responses costs a training step
 bench_view          how fast `view` opens a large run, and filters its responses
 bench_checkpoint    what a checkpoint costs a training step
 bench_switches      ten steps with each switch, and a resume of each
+switches_fixed      ten updates with each switch on made-up responses, without an engine
 quickstart_seeds    accuracy of the quickstart over several seeds
+bench_step          steps of the algorithms, of naive passes and without grading, by turns
+bench_peer          a step beside TRL's
+bench_sampling      sampling in a step beside vLLM asked directly
+bench_products      training over its bare matrix products
+bench_balance       the deal's balance over replicas, padding of packs
+bench_start         time and memory from the command to the first step
+bench_async         engines on ranks of their own, a step ahead or not
+bench_plan          the planner beside published steps
+bench_verify        gradings a minute
+rounds              contestants that take turns; worker_scope and worker_trl are theirs
+products            the matrix products of a training step
+lengths, models     prescribed lengths, random models
+study               methods, tasks and seeds side by side
 """

@@ -125,7 +125,7 @@ def measure(rank: int, world: int, root: Path, rounds: int, tensor: int) -> dict
             if number > 0:  # the first round warms up
                 out["seconds"][name].append(time.perf_counter() - start)
                 out["growth"][name] = max(out["growth"][name], resident.peak - resident.start)
-    out["direct_tensors"] = peak_memory(lambda: plan.run(model, plain.write))
+    out["direct_tensors"] = peak_memory(lambda: plan.run(weights, plain.write))
     out["received"] = plan.received
     drained = lambda: drain(engine_parameters(model, hf, topology, BUCKET))  # noqa: E731
     out["stream_tensors"] = peak_memory(drained)
@@ -207,7 +207,7 @@ def methods(
         "disk": over_disk,
         "full gather": full_gather,
         "stream": lambda: drain(engine_parameters(model, hf, topology, BUCKET)),
-        "direct, unpacked": lambda: plan.run(model, plain.write),
+        "direct, unpacked": lambda: plan.run(weights, plain.write),
         "link": link,
         "memcpy": lambda: torch._foreach_copy_(list(plain.tensors.values()), copies),
     }

@@ -5,7 +5,9 @@
 
 Random models (4 M student, 13 M teacher: 3.2 times the arithmetic per token), prescribed lengths,
 every second response of a group correct. ``naive`` is scope with the teacher over all responses, a
-student pass of its own, and responses trained where they were sampled; it is packed like the rest.
+student pass of its own, and responses trained where they were sampled, packed like the rest;
+``padded`` is naive with every sequence as long as the longest. ``ungraded`` is scope without its
+verifier (random responses of prescribed verdicts: grading is all that it leaves out).
 Arithmetic's own ratio of scope to grpo without KL is (S + 3F + T) / (S + 3F), with sampling S, the
 student's forward F over all responses and the teacher's T over the incorrect ones, each timed in
 the same run. Medians over the rounds, in seconds; a step is its slowest rank's.
@@ -25,18 +27,26 @@ WARM = 2
 SETTINGS = {
     "scope": ["algorithm.name=scope"],
     "naive": ["algorithm.name=scope", "objective.old_logprobs=recompute"],
+    "padded": [
+        "algorithm.name=scope",
+        "objective.old_logprobs=recompute",
+        "rollout.engine.logprob_tolerance=100",  # its tokens in front do change the scores
+    ],
+    "ungraded": ["algorithm.name=scope"],
     "grpo": ["algorithm.name=grpo", "algorithm.kl_coef=0"],
     "grpo-kl": ["algorithm.name=grpo", "algorithm.kl_coef=0.01"],
     "opd": ["algorithm.name=opd"],
 }
+FLAGS = {"naive": ",naive", "padded": ",naive,padded", "ungraded": ",ungraded"}
 
 
 def main() -> None:
     options = arguments()
+    options.forwards = {"scope", "grpo"} <= set(options.contestants)
     with tempfile.TemporaryDirectory(prefix="bench-step-") as name:
         folder = Path(name)
-        student = random_llama(folder / "student", *STUDENT)
-        teacher = random_llama(folder / "teacher", *TEACHER)
+        student = options.student or random_llama(folder / "student", *STUDENT)
+        teacher = options.teacher or random_llama(folder / "teacher", *TEACHER)
         contestants = [
             contestant(name, options, student, teacher, folder) for name in options.contestants
         ]
@@ -46,12 +56,14 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--lengths", choices=["equal", "long"], default="equal")
+    parser.add_argument("--lengths", choices=["natural", "equal", "long"], default="equal")
     parser.add_argument("--limit", type=int, default=256, help="longest response, tokens")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ranks", type=int, default=1, help="data-parallel ranks of each")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--student", type=Path, help="instead of the random 4 M")
+    parser.add_argument("--teacher", type=Path, help="instead of the random 13 M")
     parser.add_argument(
         "--contestants",
         type=lambda text: text.split(","),
@@ -80,7 +92,7 @@ def contestant(
         f"rollout.max_response_tokens={options.limit}",
         f"output_dir={folder / name}",
     ]
-    flags = "half,forwards" + (",naive" if name == "naive" else "")
+    flags = "half" + FLAGS.get(name, "") + (",forwards" if options.forwards else "")
     arguments = [str(ROOT / "configs/quickstart.yaml"), f"{options.lengths},{flags}", *settings]
     return Contestant(name, "benchmarks.worker_scope", arguments, options.ranks, folder)
 
@@ -100,8 +112,8 @@ def ratios(found: dict[str, Figures]) -> dict[str, float]:
         }
     if {"scope", "grpo-kl"} <= set(found):
         told["scope over grpo with KL"] = step["scope"] / step["grpo-kl"]
-    if {"scope", "naive"} <= set(found):
-        told["naive over scope"] = step["naive"] / step["scope"]
+    for other in {"naive", "padded", "ungraded"} & set(found) if "scope" in found else set():
+        told[f"{other} over scope"] = step[other] / step["scope"]
     return {name: round(value, 3) for name, value in told.items()}
 
 

@@ -43,6 +43,12 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     ),
     "iw-opd": ("algorithm.name=opd", "rollout.group_size=8", "objective.iw_gamma=0.5"),
     "prefix": ("objective.prefix_tokens=8",),
+    "exopd": ("algorithm.name=opd", "rollout.group_size=8", "objective.extrapolation=1.25"),
+    "opsd": (
+        "algorithm.name=opd",
+        "rollout.group_size=8",
+        "teacher={source: student, privileged: ' {answer}'}",
+    ),
     "paced": ("algorithm.pass_rate_alpha=1", "algorithm.pass_rate_beta=1"),
     "entropy-kl": ("objective.kl=entropy_kl", "objective.entropy_threshold=0.3"),
     **{

@@ -76,7 +76,7 @@ class Contestant:
         for channel in self._channels:
             channel.send("step")
         heard = self._hear()
-        return {name: max(one[name] for one in heard) for name in heard[0]}
+        return {name: max(one[name] for one in heard if name in one) for name in heard[0]}
 
     def _hear(self) -> list[Figures]:
         try:

@@ -1,10 +1,12 @@
 """A rank of this project that makes a step whenever it is asked to (``benchmarks.rounds``).
 
-    python -m benchmarks.worker_scope CONFIG LENGTHS[,half][,forwards][,naive] [KEY=VALUE ...]
+    python -m benchmarks.worker_scope CONFIG LENGTHS[,FLAG ...] [KEY=VALUE ...]
 
 ``half``: every second sample of a group counts as correct. ``forwards``: after each step, a
 forward pass of the student over all its responses and of the teacher over the incorrect ones are
 timed. ``naive``: the teacher scores all responses, and each is trained where it was sampled.
+``padded``: every sequence of a pass is as long as the longest. ``ungraded``: no verifier judges a
+response. ``products``: after each step, the matrix products of its training are timed alone.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import time
 from typing import Any, cast
 
 from benchmarks.lengths import Lengths, length_of
+from benchmarks.products import products_of, time_products
 from benchmarks.rounds import Figures, serve
+
+HEAD_ROWS = 256  # of logits at a time, for products alone
 
 
 def main() -> None:
     path, wanted, *overrides = sys.argv[1:]
     from scope_megatron.config import load_config
     from scope_megatron.train.trainer import Trainer
+    from scope_megatron.types import Verdict
 
     lengths, *flags = wanted.split(",")
     trainer = Trainer(load_config(path, overrides))
@@ -29,8 +35,12 @@ def main() -> None:
         prescribe(trainer, cast(Lengths, lengths))
     if "half" in flags:
         judge_half(trainer)
+    if "ungraded" in flags:
+        trainer.actor.verifiers.grade = lambda answers: [Verdict.INCORRECT] * len(answers)
     if "naive" in flags:
         waste(trainer)
+    if "padded" in flags:
+        pad(trainer)
     batches = remember_batches(trainer)
     trainer.prepare_engine()
     number = 0
@@ -43,6 +53,9 @@ def main() -> None:
         found |= {name: v for name, v in metrics.items() if name.startswith("balance/")}
         if "forwards" in flags:
             found |= forwards(trainer, batches[-1])
+        if "products" in flags:
+            shapes = products_of(trainer.learner, batches[-1])
+            found["products"] = time_products(*shapes, block=HEAD_ROWS)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return {**found, "memory GiB": peak}
 
@@ -92,6 +105,27 @@ def waste(trainer: Any) -> None:
     learner.algorithm = replace(learner.algorithm, frozen_scores=lambda routes: routes.routed)
     group = trainer.config.rollout.group_size
     deal.deal = lambda cost, routes, replicas: torch.arange(len(cost)) // group % replicas
+
+
+def pad(trainer: Any) -> None:
+    """Passes over sequences of one length, as without packing: in front of a prompt stand tokens
+    that nobody reads."""
+    from dataclasses import replace
+
+    scorer = trainer.learner.scorer
+    pack = type(scorer).pack
+
+    def padded(self: Any, rollouts: Any, members: Any) -> Any:
+        longest = max((rollouts[i].length for i in members), default=0)
+
+        def filled(rollout: Any) -> Any:
+            ids = rollout.prompt.token_ids
+            front = ids[:1] * (longest - rollout.length)
+            return replace(rollout, prompt=replace(rollout.prompt, token_ids=[*front, *ids]))
+
+        return pack(self, {i: filled(rollouts[i]) for i in members}, members)
+
+    type(scorer).pack = padded
 
 
 def remember_batches(trainer: Any) -> list[Any]:

@@ -26,16 +26,18 @@ class Cluster:
     env: dict[str, str] = field(default_factory=dict)  # no secrets
     extra: dict[str, Any] = field(default_factory=dict)  # more of nemo-run's SlurmExecutor
 
-    def ranks_per_node(self, world_size: int) -> int:
-        """Ranks that a node starts. ValueError unless all nodes together give ``world_size``."""
+    def ranks_per_node(self, world_size: int, sampling: int = 0) -> int:
+        """Ranks that a node starts. ValueError unless all nodes together give ``world_size``,
+        of which ``sampling`` only sample."""
         if self.kind == "local" and (self.nodes != 1 or self.container):
             option = "--nodes" if self.nodes != 1 else "--container"
             raise ValueError(f"{option}: needs Slurm; add --executor slurm")
         ranks = self.gpus_per_node or world_size // max(self.nodes, 1)
         if self.nodes * ranks != world_size:
+            more = f" + rollout.ranks {sampling}" if sampling else ""
             gpus = f" x --gpus-per-node {self.gpus_per_node}" if self.gpus_per_node else ""
             raise ValueError(
-                f"parallel: tensor x pipeline x data is {world_size} ranks, which "
+                f"parallel: tensor x pipeline x data{more} is {world_size} ranks, which "
                 f"--nodes {self.nodes}{gpus} does not give; change either"
             )
         return ranks

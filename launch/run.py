@@ -60,7 +60,7 @@ def launch(request: LaunchRequest) -> int:
         request, cluster=hub.with_caches(request.cluster, [job.config for job in jobs])
     )
     for job in jobs:
-        request.cluster.ranks_per_node(job.config.world_size)
+        request.cluster.ranks_per_node(job.config.world_size, job.config.sampling_ranks)
     commit_and_tar = code.archive(request.allow_dirty) if request.package else None
     if slurm and not request.dryrun and shutil.which("sbatch") is None:
         raise ValueError(
@@ -107,7 +107,7 @@ def make_task(request: LaunchRequest, job: PlannedJob, directory: Path) -> tuple
         # On one machine the command starts its ranks on its own.
         run = f"exec {shlex.quote(sys.executable)} {command(job, directory)}\n"
         return scripts.head() + setup + run, executors.local(cluster)
-    ranks = cluster.ranks_per_node(job.config.world_size)
+    ranks = cluster.ranks_per_node(job.config.world_size, job.config.sampling_ranks)
     python = "python3" if cluster.container else shlex.quote(sys.executable)
     # A job that went back into the queue goes on from its last checkpoint, once there is one.
     latest = shlex.quote(str(latest_pointer(job.config.output_dir)))

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
+from scope_megatron.commands.diagnosis import diagnose
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.commands.planning import plan
 from scope_megatron.commands.view import view
@@ -61,6 +62,7 @@ app.command()(regrade)
 app.command()(compare)
 app.command()(plan)
 app.command()(view)
+app.command()(diagnose)
 
 
 @app.command()
@@ -124,16 +126,20 @@ def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="output_dir of a run")],
 ) -> None:
     """Draw the run's curves into RUN_DIR/report.png; write RUN_DIR/report.html, one file to send
-    to someone: curves, advice, settings, some responses. Print the advice."""
+    to someone: curves, advice, settings, some responses. Print the advice, and what `diagnose`
+    says."""
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
         from scope_megatron.report.figure import write_report
+        from scope_megatron.report.fit import fit_lines
         from scope_megatron.report.webpage import write_html
 
         write_report(run_dir)
         for advice in write_html(run_dir):
             print(advice.line())
+        for line in fit_lines(run_dir):
+            print(line)
 
 
 @app.command()
@@ -144,9 +150,9 @@ def doctor(
 
     Exit code 1 when something that training needs does not work.
     """
-    from scope_megatron.doctor import diagnose
+    from scope_megatron.doctor import report_findings
 
-    sys.exit(diagnose(as_json))
+    sys.exit(report_findings(as_json))
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,6 +2,7 @@
 
 metrics.jsonl, metrics.N.jsonl   one line per step; those of earlier attempts
 report.png, report.html          the run's curves; those with settings and some responses
+recovery.json                    what tools/recovery_study.py found, where it was pointed here
 config.yaml                      the resolved configuration, as the run's last start had it
 events.jsonl                     what happened when: starts, resumptions, evaluations, ends
 rollouts/, rollouts.N/           responses: a Parquet file per step, index/; of earlier attempts
@@ -23,6 +24,7 @@ from pathlib import Path
 METRICS = "metrics.jsonl"
 REPORT = "report.png"
 REPORT_HTML = "report.html"
+RECOVERY = "recovery.json"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
 ROLLOUTS = "rollouts"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ class Prompt:
     source: str = ""  # the row's data_source: picks the verifier when verifier.name is auto
     verifier: str = ""  # the row's own choice of a verifier; comes before its source
     response_ids: tuple[int, ...] = ()  # supervised response, end token included (kd only)
+    privileged_ids: tuple[int, ...] = ()  # what the teacher reads instead; none: the same
     teacher: str = ""  # the row's own choice among model.teachers; comes before its source
 
     @property
@@ -77,6 +78,8 @@ class Rollout:
     finished: bool
     text: str = ""
     verdict: Verdict | None = None
+    taught: Any = None  # a learn.scorer.Scored of it alone, where it was scored while others
+    # were still sampled
 
     @property
     def length(self) -> int:

@@ -46,12 +46,14 @@ def draw_operation(value: int, rng: random.Random) -> tuple[str, int, int]:
     return sign, operand, after
 
 
-def draw_problem(rng: random.Random) -> dict[str, str]:
+def draw_problem(
+    rng: random.Random, fewest: int = FEWEST_STEPS, most: int = MOST_STEPS
+) -> dict[str, str]:
     """One random problem as a row: `prompt`, `answer`, `response`, `data_source`."""
     value = rng.randint(0, LARGEST_VALUE)
     prompt = [str(value)]
     lines = []
-    for _ in range(rng.randint(FEWEST_STEPS, MOST_STEPS)):
+    for _ in range(rng.randint(fewest, most)):
         sign, operand, after = draw_operation(value, rng)
         prompt.append(f"{sign}{operand}")
         lines.append(f"{value}{sign}{operand}={after}")

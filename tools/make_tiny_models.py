@@ -46,6 +46,7 @@ class Recipe:
     steps: int
     seed: int
     accuracy: tuple[float, float]  # Avg@8 must come out between these
+    numbers: bool = False  # 10 to 99 are one token each
 
 
 TEACHER = Recipe(
@@ -79,7 +80,7 @@ def random_model(recipe: Recipe, out: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tokenizer(out)
+    tokenizer = make_tokenizer(out, recipe.numbers)
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,8 @@
 """Build the quickstart's tokenizer: one token a character, in Hugging Face's fast format.
 
 The vocabulary is printable ASCII and the newline, `\\boxed{` as one token, and five special tokens:
-102 entries, on purpose no multiple of 128, so that every use exercises vocabulary padding.
+102 entries, on purpose no multiple of 128, so that every use exercises vocabulary padding. With
+``numbers`` 10 to 99 are one token each as well: 192 entries, and much shorter responses.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> dict[str, int]:
-    """Token to id: the special tokens, then `\\boxed{`, then the characters."""
-    return {token: index for index, token in enumerate([*SPECIALS, BOX, *CHARACTERS])}
+def vocabulary(numbers: bool = False) -> dict[str, int]:
+    """Token to id: the special tokens, `\\boxed{`, the characters, and maybe 10 to 99."""
+    more = map(str, range(10, 100)) if numbers else ()
+    return {token: index for index, token in enumerate([*SPECIALS, BOX, *CHARACTERS, *more])}
 
 
-def make_tokenizer(out_dir: Path) -> PreTrainedTokenizerFast:
+def make_tokenizer(out_dir: Path, numbers: bool = False) -> PreTrainedTokenizerFast:
     """Write the tokenizer's directory (tokenizer.json, tokenizer_config.json, ...) and return it.
 
     Encoding then decoding gives back any printable ASCII text, spaces and newlines included; any
     other character becomes `<unk>`.
     """
-    core = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|[\s\S]"), behavior="isolated")
+    core = Tokenizer(models.WordLevel(vocabulary(numbers), unk_token=UNK))
+    pieces = r"\\boxed\{|[1-9][0-9]|[\s\S]" if numbers else r"\\boxed\{|[\s\S]"
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
     tokenizer = PreTrainedTokenizerFast(

@@ -3,5 +3,6 @@
 common        a user's errors on one line; the start of the ranks
 evaluation    evaluate, regrade, compare
 planning      plan
+diagnosis     diagnose
 view          view
 """

@@ -45,7 +45,7 @@ GpuName = Annotated[
 Search = Annotated[bool, typer.Option("--search", help="find the best layouts")]
 Top = Annotated[int, typer.Option(min=1, max=100, help="layouts to show of them")]
 Everything = Annotated[
-    bool, typer.Option("--all", help="search also what is planned by formula and cannot run yet")
+    bool, typer.Option("--all", help="search also context parallelism and teacher.offload")
 ]
 Out = Annotated[
     Path | None,
@@ -122,9 +122,10 @@ def plan(
             return
         found: Searched | None = None
         if search:
-            offers = Offers(everything, everything, everything)
-            found = search_layouts(base, gpus, offers, top)
-            base = _best(found, gpus)
+            offers = Offers(context=everything, teacher_offload=everything)
+            training = max(1, gpus - layout.sampling)
+            found = search_layouts(base, training, offers, top)
+            base = _best(found, training)
         else:
             problems = list(layout_problems(layout, models.student, models.teachers))
             if problems:
@@ -161,12 +162,10 @@ def _settings(
             kept = [text for text in overrides if not text.startswith("parallel.")]
             return load_config(config, [*kept, *_reset(kept)], check_files=False)
         settings = load_config(config, overrides, check_files=False)
-        if (
-            settings.world_size < gpus
-            and gpus % (settings.world_size // settings.parallel.data) == 0
-        ):
-            cut = settings.world_size // settings.parallel.data
-            more = f"parallel.data={gpus // cut}"
+        training = gpus - settings.sampling_ranks
+        cut = settings.training_ranks // settings.parallel.data
+        if settings.training_ranks < training and training % cut == 0:
+            more = f"parallel.data={training // cut}"
             settings = load_config(config, [*overrides, more], check_files=False)
         return settings
 
@@ -182,13 +181,14 @@ def _reset(overrides: list[str]) -> list[str]:
 def _placed(base: RunPlan, gpus: int) -> RunPlan:
     """With context parallelism, replicas become fewer."""
     layout = base.layout
-    cut = layout.tensor * layout.pipeline * layout.context
-    if gpus % cut:
+    cut, own = layout.tensor * layout.pipeline * layout.context, layout.sampling
+    if (gpus - own) % cut or gpus <= own:
+        more = f" + rollout.ranks {own}" if own else ""
         raise ConfigError(
-            f"--gpus: is {gpus}, not a multiple of tensor x context x pipeline {cut}; "
-            f"give {max(1, gpus // cut) * cut}, or --search"
+            f"--gpus: is {gpus}, not a multiple of tensor x context x pipeline {cut}{more}; "
+            f"give {max(1, (gpus - own) // cut) * cut + own}, or --search"
         )
-    return replace(base, layout=replace(layout, data=gpus // cut))
+    return replace(base, layout=replace(layout, data=(gpus - own) // cut))
 
 
 _ASSUMED = ("context", "virtual", "teacher_tensor", "teacher_pipeline", "teacher_offload")

@@ -27,10 +27,11 @@ def resolve_auto(values: dict[str, Any], machine: Machine) -> dict[str, Any]:
     if not isinstance(parallel, dict) or AUTO not in (parallel.get("tensor"), parallel.get("data")):
         return values
     slots, nodes, exact = _slots(machine)
+    slots = max(1, slots - _sampling_ranks(values))
     pipeline = _size(parallel.get("pipeline")) * _size(parallel.get("context"))
     tensors, datas = [_size(parallel.get("tensor"))], [_size(parallel.get("data"))]
     if parallel.get("tensor") == AUTO:
-        tensors = _tensor_sizes(values, slots // nodes, nodes)
+        tensors = _tensor_sizes(values, max(1, slots // nodes), nodes)
     if parallel.get("data") == AUTO:
         datas = _data_sizes(values, slots) if exact or machine.device == "cuda" else [1]
     fitting = [
@@ -73,7 +74,8 @@ def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int
     sequence = _get(values, "parallel.sequence") is True
     if experts and not sequence:  # such models train under both or under neither
         return [1]
-    engine = _size(_get(values, "rollout.engine.tensor"))
+    separate = _get(values, "rollout.placement") == "separate"
+    engine = 1 if separate else _size(_get(values, "rollout.engine.tensor"))
     sizes = [
         size
         for size in range(1, per_node + 1)
@@ -119,6 +121,14 @@ def _get(values: dict[str, Any], key: str) -> Any:
     for name in key.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     return found
+
+
+def _sampling_ranks(values: dict[str, Any]) -> int:
+    """Ranks that rollout.ranks takes beside those of parallel."""
+    if _get(values, "rollout.placement") != "separate":
+        return 0
+    ranks = _get(values, "rollout.ranks")
+    return ranks if isinstance(ranks, int) and ranks > 0 else 0
 
 
 def _size(value: Any) -> int:

@@ -36,6 +36,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _evaluation,
         _profile,
         _parallel,
+        _placement,
         _lengths,
     )
     return [problem for rule in rules for problem in rule(config, command)]
@@ -130,7 +131,7 @@ def _parallel(config: Config, command: Command) -> Problems:
             f"parallel.data {stage}; set it to "
             f"{divisors(stage, min(parallel.expert, stage + 1))}"
         )
-    if tensor % config.engine.tensor:
+    if tensor % config.engine.tensor and not config.separate:
         yield (
             f"rollout.engine.tensor: is {config.engine.tensor}, not a divisor of parallel.tensor "
             f"{tensor}; set it to {' or '.join(sorted({'1', str(tensor)}, key=int))}"
@@ -157,6 +158,58 @@ def _parallel(config: Config, command: Command) -> Problems:
             f"{config.world_size} but WORLD_SIZE is {world}; start {config.world_size} ranks or "
             "change parallel"
         )
+
+
+def _placement(config: Config, command: Command) -> Problems:
+    """Engines on ranks of their own."""
+    rollout = config.rollout
+    if rollout is None or command != "train":
+        return
+    if not config.separate:
+        if rollout.lag:
+            yield (
+                f"rollout.lag: is {rollout.lag} but rollout.placement is colocated, where nothing "
+                "trains while engines sample; set rollout.placement=separate, or rollout.lag=0"
+            )
+        if rollout.ranks is not None:
+            yield (
+                f"rollout.ranks: is {rollout.ranks} but rollout.placement is colocated; "
+                "set rollout.placement=separate, or remove it"
+            )
+        return
+    if rollout.lag and config.objective.tis_clip is not None and _cuts_sampling(config):
+        yield (
+            "rollout.lag: is 1 but rollout.top_p or rollout.top_k renormalises what the engine "
+            "samples from, so that ratios to it say nothing; set rollout.top_p=1 and "
+            "rollout.top_k=-1, or objective.tis_clip=null"
+        )
+    if not config.on_policy:
+        yield (
+            "rollout.placement: is separate but algorithm.name kd samples no responses; "
+            "set it to colocated"
+        )
+    elif rollout.ranks is None:
+        yield (
+            "rollout.ranks: is missing but rollout.placement separate needs it; "
+            "give the number of ranks that only sample"
+        )
+    elif rollout.ranks % rollout.engine.tensor:
+        tensor = rollout.engine.tensor
+        yield (
+            f"rollout.ranks: is {rollout.ranks}, not a multiple of rollout.engine.tensor {tensor}; "
+            f"set it to {-(-rollout.ranks // tensor) * tensor}"
+        )
+    elif (engines := rollout.ranks // rollout.engine.tensor) > rollout.prompts_per_step:
+        yield (
+            f"rollout.ranks: makes {engines} engines but rollout.prompts_per_step is "
+            f"{rollout.prompts_per_step}; set it to "
+            f"{rollout.prompts_per_step * rollout.engine.tensor} or less"
+        )
+
+
+def _cuts_sampling(config: Config) -> bool:
+    rollout = config.rollout
+    return rollout is not None and (rollout.top_p < 1 or rollout.top_k > 0)
 
 
 def _lengths(config: Config, command: Command) -> Problems:

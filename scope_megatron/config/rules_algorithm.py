@@ -11,7 +11,7 @@ from scope_megatron.config.sections.teacher import TeacherParallel
 
 def _algorithm(config: Config, command: Command) -> Problems:
     name, rollout = config.algorithm.name, config.rollout
-    if command == "train" and config.needs_teacher and not config.teachers:
+    if command == "train" and config.loads_teacher and not config.teachers:
         yield (
             f"model.teacher: is missing but algorithm.name {name} needs it; "
             "give the teacher's directory"
@@ -69,13 +69,18 @@ def _teachers_term(config: Config, command: Command) -> Problems:
     objective, name = config.objective, config.algorithm.name
     defaults = ObjectiveConfig()
     without = not config.needs_teacher or name in ("rlsd", "sdar")
-    for key in ("iw_gamma", "prefix_tokens"):
+    for key in ("extrapolation", "iw_gamma", "prefix_tokens"):
         value = getattr(objective, key)
         if without and value != getattr(defaults, key):
             yield (
                 f"objective.{key}: is {value} but algorithm.name {name} has no divergence from a "
                 "teacher here; remove it"
             )
+    if config.extrapolates and objective.kl != "sampled":
+        yield (
+            f"objective.extrapolation: is {objective.extrapolation} but objective.kl is "
+            f"{objective.kl}; set objective.kl=sampled, or remove it"
+        )
     if name in ("rlsd", "sdar") and objective.kl != "sampled":
         yield (
             f"objective.kl: is {objective.kl} but algorithm.name {name} reads the teacher's "
@@ -172,6 +177,37 @@ def _layout(config: Config, key: str, parallel: TeacherParallel) -> Problems:
         )
 
 
+def _privileged(config: Config, command: Command) -> Problems:
+    """A teacher that reads more than the student, or is the student."""
+    teacher, name = config.teacher, config.algorithm.name
+    for key, given in (("privileged", teacher.privileged), ("source", teacher.source != "model")):
+        if given and not config.needs_teacher:
+            yield f"teacher.{key}: is set but algorithm.name {name} has no teacher here; remove it"
+            return
+    if teacher.privileged is not None and "{answer}" not in teacher.privileged:
+        yield (
+            "teacher.privileged: has no {answer}, so the teacher would know no more than its "
+            "words; write {answer} where the row's reference answer belongs"
+        )
+    if teacher.source == "student":
+        if config.model.teachers is not None:
+            yield (
+                "model.teachers: is given but teacher.source is student, which teaches every row; "
+                "remove one of the two"
+            )
+        if teacher.privileged is None:
+            yield (
+                "teacher.source: is student, but without a privileged prompt it would teach what "
+                "it knows; set teacher.privileged"
+            )
+        if config.objective.kl != "sampled":
+            yield (
+                f"objective.kl: is {config.objective.kl} but teacher.source student has "
+                "log-probabilities of sampled tokens alone; set it to sampled, or "
+                "teacher.source=model and model.teacher to the student's directory"
+            )
+
+
 def _objective(config: Config, command: Command) -> Problems:
     objective = config.objective
     if objective.preset == "reference_code" and objective.student_weight != "reversed":
@@ -209,4 +245,12 @@ def _optimizer(config: Config, command: Command) -> Problems:
         )
 
 
-ALGORITHM_RULES = (_algorithm, _groups, _teacher, _objective, _teachers_term, _optimizer)
+ALGORITHM_RULES = (
+    _algorithm,
+    _groups,
+    _teacher,
+    _objective,
+    _teachers_term,
+    _privileged,
+    _optimizer,
+)

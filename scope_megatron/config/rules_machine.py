@@ -26,6 +26,7 @@ def machine_problems(config: Config, sampling: bool) -> Iterator[str]:
         yield from engine_build_problems("platform.device", machine)
     if machine.device == "cuda":
         yield from _too_few_gpus(config, machine)
+        yield from _torn_engine(config, machine)
 
 
 def engine_build_problems(key: str, machine: Machine) -> Iterator[str]:
@@ -57,7 +58,8 @@ def _too_few_gpus(config: Config, machine: Machine) -> Iterator[str]:
     names = ("data", "pipeline", "context", "tensor")
     sizes = {name: getattr(parallel, name) for name in names}
     for name, size in sizes.items():  # the divisors of sizes that are valid are valid
-        most = machine.gpus * machine.nodes * size // math.prod(sizes.values())
+        free = max(1, machine.gpus * machine.nodes - config.sampling_ranks)
+        most = free * size // math.prod(sizes.values())
         sizes[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= max(1, most))
     changed = [f"parallel.{n}={size}" for n, size in sizes.items() if size != getattr(parallel, n)]
     more = ", or give more with --nodes or --gpus-per-node" if not machine.here else ""
@@ -67,12 +69,29 @@ def _too_few_gpus(config: Config, machine: Machine) -> Iterator[str]:
     )
 
 
+def _torn_engine(config: Config, machine: Machine) -> Iterator[str]:
+    """An engine's ranks are neighbours in the job: on one node, unless they begin amid a node."""
+    per_node, tensor = ranks_here(config.world_size, machine), config.engine.tensor
+    if not config.sampling_ranks or not per_node or per_node >= config.world_size:
+        return
+    first, last = config.training_ranks, config.world_size
+    torn = next((r for r in range(first, last, tensor) if r % per_node + tensor > per_node), None)
+    if torn is not None:
+        yield (
+            f"rollout.engine.tensor: is {tensor} but with {first} training ranks and {per_node} "
+            f"ranks per node the engine of ranks {torn} to {torn + tensor - 1} lies on two nodes; "
+            "make the training ranks and those of a node multiples of it"
+        )
+
+
 def sizes_of(config: Config) -> str:
-    """`tensor 2 x pipeline 1 x data 1`, and context where there is more than one."""
+    """`tensor 2 x pipeline 1 x data 1`, context where there is more than one, sampling ranks."""
     parallel = config.parallel
     context = f" x context {parallel.context}" if parallel.context > 1 else ""
+    sampling = f" + rollout.ranks {config.sampling_ranks}" if config.sampling_ranks else ""
     return (
         f"tensor {parallel.tensor} x pipeline {parallel.pipeline}{context} x data {parallel.data}"
+        f"{sampling}"
     )
 
 
@@ -84,18 +103,23 @@ def memory_problems(config: Config) -> Iterator[str]:
     """A GPU has less free memory than the engine will ask for."""
     machine, share = choose(config.platform.device), config.engine.gpu_memory_utilization
     key = "rollout.engine.gpu_memory_utilization"
-    yield from full_gpu_problems(key, machine, share, config.world_size)
+    first = config.training_ranks if config.separate else 0
+    yield from full_gpu_problems(key, machine, share, config.world_size, first)
 
 
-def full_gpu_problems(key: str, machine: Machine, share: float, ranks: int) -> Iterator[str]:
+def full_gpu_problems(
+    key: str, machine: Machine, share: float, ranks: int, first: int = 0
+) -> Iterator[str]:
     """A GPU of this machine has less free memory than the ``share`` that ``key`` gives an engine.
+
+    ``first``: the first of the ``ranks`` that holds an engine.
 
     Looked at where a run begins, not in its ranks: those share nothing but may start again while
     the memory of those before them is still being freed.
     """
     if machine.device != "cuda" or not machine.here or machine.problem or "RANK" in os.environ:
         return
-    for number, gpu in enumerate(visible_gpus()[:ranks]):
+    for number, gpu in list(enumerate(visible_gpus()[:ranks]))[first:]:
         if not gpu.total_mib or gpu.free_mib is None or gpu.free_mib >= share * gpu.total_mib:
             continue
         lower = math.floor((gpu.free_mib / gpu.total_mib - _HEADROOM) * 100) / 100

@@ -64,6 +64,7 @@ def model_problems(config: Config, command: Command) -> Problems:
     if "model.student" in shapes:
         if config.needs_engine or command == "evaluate":
             yield from _served(config, shapes["model.student"])
+            yield from _engine_cut(config, shapes["model.student"])
     if len(shapes) == len(paths):
         yield from _vocabulary(config, shapes, command)
 
@@ -132,6 +133,19 @@ def _virtual(config: Config, shapes: dict[str, ModelShape]) -> Problems:
             f"model.student has {stage} layers; set it to "
             f"{divisors(stage, min(parallel.virtual_pipeline, stage + 1))}"
         )
+
+
+def _engine_cut(config: Config, shape: ModelShape) -> Problems:
+    """An engine on ranks of its own is cut as it likes, but into whole heads."""
+    tensor, sizes = config.engine.tensor, shape.divided()
+    for name, size in sizes.items():
+        if config.separate and name != "num_hidden_layers" and size % tensor:
+            if name == "num_key_value_heads" and tensor % size == 0:
+                continue  # vLLM gives neighbours the same one
+            yield (
+                f"rollout.engine.tensor: is {tensor} but model.student has {name} {size}; "
+                f"set it to {divisors(size, tensor)}"
+            )
 
 
 def _recomputed(config: Config, shapes: dict[str, ModelShape]) -> Problems:

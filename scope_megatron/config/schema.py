@@ -6,7 +6,7 @@ descriptions are the reference manual: `tools/config_reference.py` prints them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -20,11 +20,12 @@ from scope_megatron.config.sections.objective import ObjectiveConfig
 from scope_megatron.config.sections.parallel import ParallelConfig
 from scope_megatron.config.sections.presets import with_preset
 from scope_megatron.config.sections.profile import ProfileConfig
+from scope_megatron.config.sections.rollout import EngineConfig, RolloutConfig, TopK
 from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
 
-TopK = Annotated[int, Field(ge=-1)]
+_LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1
 
 
 class PlatformConfig(Section):
@@ -36,66 +37,6 @@ class PlatformConfig(Section):
         "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
         "may say cpu or cuda",
     )
-
-
-class EngineConfig(Section):
-    """The vLLM engine that samples responses."""
-
-    tensor: int = Field(
-        1, ge=1, description="tensor-parallel size of one engine; a divisor of parallel.tensor"
-    )
-    max_model_len: int | None = Field(
-        None,
-        ge=1,
-        description="longest prompt + response in tokens; null: the longest that data, rollout "
-        "and evaluation allow",
-    )
-    kv_cache_gib: float = Field(1.0, gt=0, description="CPU: key-value cache per engine, GiB")
-    gpu_memory_utilization: float = Field(
-        0.45, gt=0, le=1, description="CUDA: share of the device memory the engine may use"
-    )
-    max_num_seqs: int = Field(256, ge=1, description="sequences decoded at once")
-    bucket_mib: int = Field(
-        64, ge=1, description="weights travel to the engine in buckets of this size, MiB"
-    )
-    logprob_tolerance: float | None = Field(
-        None,
-        gt=0,
-        description="largest mean absolute difference between the engine's and the trainer's "
-        "log-probabilities; above it the run stops: the weights are out of step. null: 0.02 for "
-        "float32 and 0.1 for bfloat16 parameters, where honest rounding alone makes 0.01 to 0.04 "
-        "and wrong weights make 1 or more",
-    )
-    check_samples: int = Field(
-        4, ge=0, description="responses re-scored after a weight transfer; 0: no check"
-    )
-    check_every: int = Field(
-        5,
-        ge=1,
-        description="transfers are checked after each of a process's first five steps, then after "
-        "every so many; the proof bit for bit at the first transfer is always made",
-    )
-    sleep: bool = Field(
-        True, description="CUDA: the engine frees its weights and cache while the trainer works"
-    )
-
-
-class RolloutConfig(Section):
-    """How responses are sampled. Required unless algorithm.name is kd."""
-
-    prompts_per_step: int = Field(
-        ge=1, description="prompts per training step, all replicas together"
-    )
-    group_size: int = Field(
-        8, ge=1, description="responses per prompt (opd: 1 when left out; grpo: at least 2)"
-    )
-    max_response_tokens: int = Field(
-        ge=1, description="a response is cut off at this length, its end token included"
-    )
-    temperature: float = Field(0.6, gt=0, description="sampling temperature of training rollouts")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1.0: off")
-    top_k: TopK = Field(-1, description="sample among the k likeliest tokens; -1 or 0: all")
-    engine: EngineConfig = EngineConfig()
 
 
 class OptimizerConfig(Section):
@@ -232,10 +173,40 @@ class Config(Section):
                 return values | {"rollout": {"group_size": 1} | rollout}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lag_is_corrected(cls, values: Any) -> Any:
+        """Responses of older parameters: importance weights are on unless they are turned off."""
+        sections = values if isinstance(values, dict) else {}
+        objective, rollout = sections.get("objective", {}), sections.get("rollout")
+        if isinstance(objective, dict) and isinstance(rollout, dict) and rollout.get("lag") == 1:
+            return values | {"objective": {"tis_clip": _LAG_CLIP} | objective}
+        return values
+
+    @property
+    def lag(self) -> int:
+        """Updates between the parameters that sample a step's responses and those it trains."""
+        return self.rollout.lag if self.rollout is not None and self.on_policy else 0
+
+    @property
+    def training_ranks(self) -> int:
+        """Ranks that train: the first ones of the job."""
+        return self.parallel.ranks
+
+    @property
+    def sampling_ranks(self) -> int:
+        """Ranks that only sample, after those that train; 0 where engines are colocated."""
+        return self.rollout.ranks or 0 if self.rollout and self.separate else 0
+
+    @property
+    def separate(self) -> bool:
+        """Whether engines have ranks of their own."""
+        return self.rollout is not None and self.rollout.placement == "separate"
+
     @property
     def world_size(self) -> int:
         """Ranks of the run."""
-        return self.parallel.ranks
+        return self.training_ranks + self.sampling_ranks
 
     @property
     def on_policy(self) -> bool:
@@ -265,14 +236,24 @@ class Config(Section):
     @property
     def has_frozen(self) -> bool:
         """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
-        return self.needs_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+        return self.loads_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+
+    @property
+    def loads_teacher(self) -> bool:
+        """Whether the teacher is a model beside the student, not the student itself."""
+        return self.needs_teacher and self.teacher.source == "model"
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the teacher's term reaches beyond the teacher, away from the initial student."""
+        return self.needs_teacher and self.objective.extrapolation != 1.0
 
     @property
     def teachers(self) -> dict[str, TeacherEntry]:
         """The teachers that the algorithm scores with, by tag, with nothing left to `teacher`;
         ``model.teacher`` has the tag EVERY_ROW. Empty without need, or where none was given."""
         given, alone = self.model.teachers or {}, self.model.teacher
-        if not self.needs_teacher:
+        if not self.loads_teacher:
             return {}
         if alone is not None and not given:
             given = {EVERY_ROW: TeacherEntry(path=alone)}

@@ -36,7 +36,11 @@ def prompt_cache_directory(setting: str | None = None) -> Path:
 
 def _unless_default(recipe: PromptRecipe) -> dict[str, Any]:
     """Settings that came later: a description without them is still the same prompts'."""
-    found = {"data.suffix": recipe.suffix, "data.overlong": "cut" if recipe.cut else None}
+    found = {
+        "data.suffix": recipe.suffix,
+        "data.overlong": "cut" if recipe.cut else None,
+        "teacher.privileged": recipe.privileged,
+    }
     return {name: value for name, value in found.items() if value}
 
 

@@ -39,10 +39,11 @@ class PromptDataset:
         cache_dir: str | None = None,
         suffix: str | None = None,
         cut: bool = False,
+        privileged: str | None = None,
     ) -> None:
         """``system_prompt`` opens every conversation that has no system message of its own,
         ``suffix`` ends its last message. ``columns`` holds for every source without its own.
-        ``cut``: longer prompts lose their end."""
+        ``cut``: longer prompts lose their end. ``privileged``: as teacher.privileged."""
         self.sources = _as_sources(sources, setting)
         shapes = [
             RowShape(
@@ -55,7 +56,7 @@ class PromptDataset:
         self.store = open_store(
             self.sources,
             shapes,
-            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut),
+            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut, privileged),
             tokenizer,
             setting,
             prompt_cache_directory(cache_dir),
@@ -75,6 +76,7 @@ class PromptDataset:
             verifier=row["verifier"],
             response_ids=tuple(row["response_ids"]),
             teacher=row["teacher"],
+            privileged_ids=tuple(row["privileged_ids"]),
         )
 
     @property
@@ -141,6 +143,7 @@ def open_dataset(
         cache_dir=data.cache_dir,
         suffix=data.suffix,
         cut=data.overlong == "cut",
+        privileged=config.teacher.privileged if setting == "data.train" else None,
     )
     if setting == "data.train" and config.teacher_tags:
         dataset.require_teachers(config.teacher_tags, setting)

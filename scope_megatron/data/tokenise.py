@@ -11,7 +11,7 @@ import pyarrow
 from scope_megatron.data.columns import RowShape
 from scope_megatron.data.readers import Chunk
 from scope_megatron.data.rows import Row, row_of
-from scope_megatron.data.tokenizer import Tokenizer
+from scope_megatron.data.tokenizer import Message, Tokenizer
 from scope_megatron.types import accepted
 
 SCHEMA = pyarrow.schema(
@@ -23,6 +23,7 @@ SCHEMA = pyarrow.schema(
         ("verifier", pyarrow.string()),
         ("response_ids", pyarrow.list_(pyarrow.int32())),
         ("teacher", pyarrow.string()),
+        ("privileged_ids", pyarrow.list_(pyarrow.int32())),
     ]
 )
 
@@ -36,6 +37,7 @@ class PromptRecipe:
     need_response: bool = False  # supervised training
     suffix: str | None = None  # ends the last message
     cut: bool = False  # a longer prompt is cut on the right, not left out
+    privileged: str | None = None  # what a teacher reads after the last message, with {answer}
 
 
 @dataclass
@@ -88,8 +90,9 @@ def tokenise_chunk(
 def _canonical(row: Row, prompt: dict[str, Any]) -> bytes:
     """The line of a prompt that the fingerprint is taken of."""
     line = [prompt["token_ids"], row.answer, prompt["response_ids"], row.source]
-    line += [row.verifier] if row.verifier or prompt["teacher"] else []
-    line += [prompt["teacher"]] if prompt["teacher"] else []
+    line += [row.verifier] if row.verifier else []
+    line += [prompt["privileged_ids"]] if prompt["privileged_ids"] else []
+    line += [{"teacher": prompt["teacher"]}] if prompt["teacher"] else []
     return json.dumps(line).encode() + b"\n"
 
 
@@ -99,17 +102,18 @@ def _tokenise(row: Row, recipe: PromptRecipe, tokenizer: Tokenizer) -> dict[str,
     if recipe.system_prompt and not any(m["role"] == "system" for m in messages):
         messages.insert(0, {"role": "system", "content": recipe.system_prompt})
     if recipe.suffix:
-        messages[-1] = {**messages[-1], "content": messages[-1]["content"] + recipe.suffix}
+        messages = _ending(messages, recipe.suffix)
     ids = tokenizer.apply_chat_template(messages)
     if not ids:
         raise ValueError("the prompt has no tokens")
     if recipe.cut:
         ids = ids[: recipe.max_prompt_tokens]
-    if len(ids) > recipe.max_prompt_tokens:
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens, data.max_prompt_tokens is "
-            f"{recipe.max_prompt_tokens}"
-        )
+    _check_length(ids, recipe, "the prompt")
+    privileged: list[int] = []
+    if recipe.privileged:
+        told = recipe.privileged.replace("{answer}", accepted(row.answer)[0])
+        privileged = tokenizer.apply_chat_template(_ending(messages, told))
+        _check_length(privileged, recipe, "with teacher.privileged the prompt")
     return {
         "token_ids": ids,
         "answers": accepted(row.answer),
@@ -117,4 +121,17 @@ def _tokenise(row: Row, recipe: PromptRecipe, tokenizer: Tokenizer) -> dict[str,
         "source": row.source,
         "verifier": row.verifier,
         "response_ids": [*tokenizer.encode(row.response), tokenizer.eos_id] if row.response else [],
+        "privileged_ids": privileged,
     }
+
+
+def _ending(messages: list[Message], text: str) -> list[Message]:
+    """The conversation whose last message ends in a text."""
+    return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + text}]
+
+
+def _check_length(ids: list[int], recipe: PromptRecipe, what: str) -> None:
+    if len(ids) > recipe.max_prompt_tokens:
+        raise ValueError(
+            f"{what} has {len(ids)} tokens, data.max_prompt_tokens is {recipe.max_prompt_tokens}"
+        )

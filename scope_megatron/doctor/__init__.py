@@ -20,7 +20,7 @@ from scope_megatron.doctor.finding import Finding, Level
 from scope_megatron.doctor.machine import check_machine
 from scope_megatron.doctor.packages import check_packages
 
-__all__ = ["SECTIONS", "Finding", "Level", "diagnose", "examine"]
+__all__ = ["SECTIONS", "Finding", "Level", "examine", "report_findings"]
 
 SECTIONS: dict[str, Callable[[], Iterator[Finding]]] = {
     "packages": check_packages,
@@ -37,7 +37,7 @@ def examine() -> Iterator[tuple[str, Finding]]:
             yield section, finding
 
 
-def diagnose(as_json: bool = False) -> int:
+def report_findings(as_json: bool = False) -> int:
     """Print every finding; returns 1 if there is an error among them, else 0."""
     if as_json:
         found = [(section, finding) for section, finding in examine()]

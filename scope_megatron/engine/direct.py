@@ -10,18 +10,55 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scope_megatron.engine.reshard import EngineLayout, PlanError, ReshardPlan
-from scope_megatron.engine.source import ModelParameters
-from scope_megatron.parallel.agree import any_rank
-
-Reload = Callable[[ModelParameters], None]
+from scope_megatron.engine.placement import EngineLayout, PlanError
+from scope_megatron.engine.reshard import Write
 
 _log = logging.getLogger(__name__)
+
+
+class TransferPlan(Protocol):
+    """What every piece of the engine's parameters is made of, and how it gets here."""
+
+    rows: dict[str, int]  # of each engine parameter; those that follow are padding
+
+    def run(self, source: Any, write: Write) -> None:
+        """Call ``write(parameter, first row, first column, values)`` for every piece (collective).
+
+        The values are overwritten by later ones: they are to be copied.
+        """
+        ...
+
+
+@runtime_checkable
+class ShardSource(Protocol):
+    """The trainer's parameters, whether its ranks hold the engines or others do."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for the engines."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and full tensors, for vLLM's loaders; a collective."""
+        ...
+
+    def plan(self, layout: EngineLayout) -> TransferPlan:
+        """The plan for an engine laid out so. Raises :class:`PlanError`, and then only after the
+        last collective."""
+        ...
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank that takes part in the transfer (collective)."""
+        ...
+
+
+Reload = Callable[[ShardSource], None]
 
 
 class DirectSend:
@@ -29,39 +66,39 @@ class DirectSend:
 
     def __init__(self, tensor: int) -> None:
         self._tensor = tensor
-        self.plan: ReshardPlan | None = None
+        self.plan: TransferPlan | None = None
         self.refused = ""  # why the plan is not used
 
-    def send(self, engine: torch.nn.Module, source: ModelParameters, reload: Reload) -> None:
+    def send(self, engine: torch.nn.Module, source: ShardSource, reload: Reload) -> None:
         """``source`` into vLLM's model (collective); ``reload`` does it by vLLM's loaders."""
         if self.plan is not None:
             parameters = EngineParameters(engine)
             parameters.clear_padding(self.plan.rows)
-            self.plan.run(source.model, parameters.write)
+            self.plan.run(source, parameters.write)
             parameters.finish()
             return
         reload(source)
         if not self.refused:
             self._prove(engine, source, reload)
 
-    def _prove(self, engine: torch.nn.Module, source: ModelParameters, reload: Reload) -> None:
-        topology = source.topology
-        plan, reason = None, ""
+    def _prove(self, engine: torch.nn.Module, source: ShardSource, reload: Reload) -> None:
+        plan: TransferPlan | None = None
+        reason = ""
         try:
             parameters = EngineParameters(engine, compare=True)
-            plan = ReshardPlan(source, parameters.layout(self._tensor))
+            plan = source.plan(parameters.layout(self._tensor))
         except (PlanError, ValueError) as error:
             reason = str(error)
-        if not any_rank(plan is None, topology.mp_group):
+        if not source.any_rank(plan is None):
             assert plan is not None
-            plan.run(source.model, parameters.write)
+            plan.run(source, parameters.write)
             reason = parameters.finish()
-            if not any_rank(bool(reason), topology.mp_group):
+            if not source.any_rank(bool(reason)):
                 self.plan = plan
                 return
             reload(source)  # a packed layer may have been put together wrongly
         self.refused = reason or "another rank's parameters differ"
-        if topology.is_main or reason:
+        if source.is_main or reason:
             _log.warning(
                 "parameters reach the engine through vLLM's loaders, more slowly: %s", self.refused
             )

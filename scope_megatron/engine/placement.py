@@ -38,6 +38,7 @@ class Copy:
     target: str
     to_row: int
     to_column: int
+    column: int = 0  # first of ``width`` columns, where a copy has not all of the shard's
 
 
 def copies_of(
@@ -48,11 +49,14 @@ def copies_of(
     tensor: int,
     engine_rank: int,
     layout: EngineLayout,
+    *,
+    any_columns: bool = False,
 ) -> list[Copy]:
     """What an engine rank takes of a parameter that is cut into ``tensor`` shards of ``shape``.
 
     Copies are in the order of the shards' rows. Raises :class:`PlanError` where an engine parameter
-    is missing, or has another shape.
+    is missing, or has another shape, or some of a shard's columns are wanted without the others
+    (unless ``any_columns``).
     """
     width, cut = math.prod(shape[1:]), rule.operation.cut
     if cut is None:
@@ -78,9 +82,10 @@ def copies_of(
             if cut == 0:
                 copies.append(Copy(shard, row, stop - start, width, target, offset + start, 0))
             else:
-                if (row, stop - start) != (0, extent):
+                if (row, stop - start) != (0, extent) and not any_columns:
                     raise PlanError(f"{name} is cut within a shard's columns")
-                copies.append(Copy(shard, 0, shape[0], width, target, 0, offset + start))
+                count = stop - start
+                copies.append(Copy(shard, 0, shape[0], count, target, 0, offset + start, row))
     return sorted(copies, key=lambda copy: (copy.row, copy.shard))
 
 

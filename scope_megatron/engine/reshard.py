@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -29,15 +30,17 @@ from scope_megatron.engine.placement import (
     stretches,
     uncovered,
 )
-from scope_megatron.engine.source import ModelParameters
+
+if TYPE_CHECKING:
+    from scope_megatron.engine.source import ModelParameters
 
 Write = Callable[[str, int, int, Tensor], object]
 
-__all__ = ["EngineLayout", "PlanError", "ReshardPlan"]
+__all__ = ["EngineLayout", "Held", "PlanError", "ReshardPlan", "held_parameters"]
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A parameter as each tensor rank of its pipeline stage holds it."""
 
     name: str
@@ -101,7 +104,7 @@ class ReshardPlan:
         """
         self.topology = source.topology
         self.received = 0
-        held = _held(source)
+        held = held_parameters(source)
         tensor, engine_rank = self.topology.tp_size, self.topology.tp_rank % layout.size
         if tensor % layout.size:
             raise PlanError(f"{layout.size} engine ranks do not divide the tensor ranks")
@@ -124,9 +127,7 @@ class ReshardPlan:
         if missing:
             raise PlanError(f"no source for the engine's {missing}")
 
-    def _add(
-        self, parameter: _Held, copies: list[list[Copy]], mine: list[Copy], limit: int
-    ) -> None:
+    def _add(self, parameter: Held, copies: list[list[Copy]], mine: list[Copy], limit: int) -> None:
         """Cut the parameter into rows that fit a bucket, and put them into buckets."""
         for start, count, wanted in stretches(copies):
             slots = _slots(wanted, self.topology.tp_size)
@@ -136,7 +137,7 @@ class ReshardPlan:
                 self._add_rows(parameter, mine, wanted, (first, rows), limit)
 
     def _add_rows(
-        self, parameter: _Held, mine: list[Copy], wanted: Wanted, span: tuple[int, int], limit: int
+        self, parameter: Held, mine: list[Copy], wanted: Wanted, span: tuple[int, int], limit: int
     ) -> None:
         first, rows = span
         bucket = self._bucket(parameter, wanted, rows * parameter.width, limit)
@@ -156,7 +157,7 @@ class ReshardPlan:
         bucket.parts.append((parameter.name, first, rows))
         bucket.numel += rows * parameter.width
 
-    def _bucket(self, parameter: _Held, wanted: Wanted, numel: int, limit: int) -> _Bucket:
+    def _bucket(self, parameter: Held, wanted: Wanted, numel: int, limit: int) -> _Bucket:
         """An open bucket of the kind with room for ``numel`` elements of a shard, or a new one."""
         kind = (parameter.stage, parameter.dtype, wanted)
         size = _slots(wanted, self.topology.tp_size) * parameter.dtype.itemsize
@@ -169,7 +170,7 @@ class ReshardPlan:
         return self._buckets[-1]
 
     @torch.no_grad()
-    def run(self, model: torch.nn.Module, write: Write) -> None:
+    def run(self, source: ModelParameters, write: Write) -> None:
         """Call ``write`` for every piece of the engine's parameters; a collective.
 
         Its arguments: parameter, first row, first column, values. The values are overwritten by a
@@ -178,7 +179,7 @@ class ReshardPlan:
         Two buffers of at most one bucket each: while one is copied the next is under way.
         """
         self.received = 0
-        own = {name: tensor.detach() for name, tensor in global_parameters(model)}
+        own = {name: tensor.detach() for name, tensor in global_parameters(source.model)}
         buffers: list[Tensor] = []
         before: tuple[_Bucket, Tensor, list[dist.Work]] | None = None
         for bucket in self._buckets:
@@ -293,11 +294,11 @@ def _own_rows(bucket: _Bucket, own: dict[str, Tensor]) -> Iterator[Tensor]:
     return (own[name][first : first + rows] for name, first, rows in bucket.parts)
 
 
-def _held(source: ModelParameters) -> list[_Held]:
+def held_parameters(source: ModelParameters) -> list[Held]:
     """Parameters held by every pipeline stage, in the order of the stages (a collective)."""
     topology, table = source.topology, Mapping(source.hf)
     mine = [
-        _Held(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)
+        Held(name, tuple(tensor.shape), tensor.dtype, topology.pp_rank)
         for name, tensor in global_parameters(source.model)
         if not table.find(name)[0].duplicate
     ]

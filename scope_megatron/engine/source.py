@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from scope_megatron.convert.gather import iter_full_tensors
+from scope_megatron.engine.reshard import EngineLayout, ReshardPlan
 from scope_megatron.family import family_of, is_tied
+from scope_megatron.parallel.agree import any_rank
 from scope_megatron.parallel.topology import Topology
 
 
@@ -25,6 +27,18 @@ class ModelParameters:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return engine_parameters(self.model, self.hf, self.topology, self.bucket_bytes)
+
+    @property
+    def is_main(self) -> bool:
+        return self.topology.is_main
+
+    def plan(self, layout: EngineLayout) -> ReshardPlan:
+        """For an engine on these ranks."""
+        return ReshardPlan(self, layout)
+
+    def any_rank(self, flag: bool) -> bool:
+        """Among the ranks of a replica."""
+        return any_rank(flag, self.topology.mp_group)
 
 
 def engine_parameters(

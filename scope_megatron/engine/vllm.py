@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 
 from scope_megatron.config import EngineConfig
-from scope_megatron.engine.direct import DirectSend
+from scope_megatron.engine.direct import DirectSend, ShardSource
 from scope_megatron.engine.interface import Finished, Member, Sampling, request_seed
-from scope_megatron.engine.source import ModelParameters
 from scope_megatron.exits import ENGINE, StopRun
 from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
@@ -59,7 +58,7 @@ class VLLMEngine:
 
         if settings.tensor > 1 and not platform.has_cuda():
             _name_shared_memory()
-        with _memory_shortage():
+        with _memory_shortage(), _ranks_of_the_world():
             self._llm = LLM(
                 model=str(model_dir),
                 skip_tokenizer_init=True,
@@ -215,7 +214,7 @@ class VLLMEngine:
         """See :class:`Engine`. In place; every parameter of the model must come, each once."""
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        if isinstance(source, ModelParameters):
+        if isinstance(source, ShardSource):
             (model,) = self._llm.apply_model(lambda model: model)  # it is in this process
             self._direct.send(model, source, self._reload)
         else:
@@ -291,6 +290,25 @@ def _memory_shortage() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _ranks_of_the_world() -> Iterator[None]:
+    """vLLM takes its rank from the environment: that of the torch.distributed world, which has not
+    every rank of the job where sampling ranks are a world of their own."""
+    if not dist.is_initialized():
+        yield
+        return
+    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _forget_packed_experts(worker: Any) -> None:
     """Let vLLM's CPU build set the kernels of experts up again, which packs their weights.
 
@@ -331,6 +349,8 @@ def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
     # With 1 vLLM asks of the default group what ours need not have: gloo and NCCL in one.
     os.environ["VLLM_DISTRIBUTED_USE_SPLIT_GROUP"] = "0"
     if not platform.has_cuda():
+        # compiling the few small functions that vLLM compiles even so takes longer than they do
+        torch.compiler.set_stance("force_eager")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     elif family_of(json.loads((model_dir / "config.json").read_text())).experts:

@@ -17,6 +17,15 @@ class Interrupt:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._remember)
 
+    @property
+    def received(self) -> int:
+        """The signal that this rank received, 0 for none."""
+        return self._signum
+
+    def told(self, signum: int) -> None:
+        """A rank of another kind received ``signum`` (0: none)."""
+        self._signum = self._signum or signum
+
     def _remember(self, signum: int, frame: object) -> None:
         if self._signum and signum == signal.SIGINT:
             raise KeyboardInterrupt

@@ -34,25 +34,27 @@ from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
 from scope_megatron.job.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.meeting import start_name
+from scope_megatron.parallel.meeting import job_place, start_name
 
 _ABORT, _SUSPECT = "abort", "suspect"
+START_S = 1800.0  # until ranks of the other kind have been built as well
 
 
 class Progress:
     """Step and phase of this rank; the training thread writes it, the watchdog's reads it."""
 
     def __init__(self) -> None:
-        self.step, self._state = 1, ("start", 0, time.monotonic())
+        self.step, self._state = 1, ("start", 0, time.monotonic(), False)
 
-    def enter(self, phase: str) -> None:
-        """The next phase of the step begins."""
-        self._state = (phase, self._state[1] + 1, time.monotonic())
+    def enter(self, phase: str, waits: bool = False) -> None:
+        """The next phase of the step begins. ``waits``: for ranks of the other kind, where those
+        that sample and those that train are apart."""
+        self._state = (phase, self._state[1] + 1, time.monotonic(), waits)
 
     def beat(self, count: int) -> Beat:
-        phase, order, since = self._state
-        seconds = time.monotonic() - since
-        return Beat(count, self.step, phase, order, seconds, socket.gethostname(), os.getpid())
+        phase, order, since, waits = self._state
+        seconds, host = time.monotonic() - since, socket.gethostname()
+        return Beat(count, self.step, phase, order, seconds, host, os.getpid(), waits)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Beat:
     seconds: float  # since this phase began
     host: str
     pid: int
+    waits: bool = False  # for ranks of the other kind: it cannot be what hangs
 
     def where(self) -> str:
         return f"step {self.step}, phase {self.phase}"
@@ -83,10 +86,19 @@ class Judge:
     """Decides from heartbeats and this process's own clock alone.
 
     ``hangs``: also who makes no progress. Only rank 0 sees all ranks and can tell who is behind.
+    ``training``: the first so many ranks train, the others only sample; None: all do both.
     """
 
-    def __init__(self, settings: FaultsConfig, interval_s: float, *, hangs: bool = True) -> None:
+    def __init__(
+        self,
+        settings: FaultsConfig,
+        interval_s: float,
+        *,
+        hangs: bool = True,
+        training: int | None = None,
+    ) -> None:
         self._settings, self._interval_s, self._hangs = settings, interval_s, hangs
+        self._training = training
         self._seen: dict[int, tuple[int, float]] = {}  # rank: (count, when it changed)
         self._looked = 0.0
 
@@ -103,13 +115,27 @@ class Judge:
         if silent:
             why = f"gave no sign of life for {limit:.0f} s"
             return Diagnosis(LOST_RANK, f"{_names(silent, beats)} {why}")
-        slowest = max(beats.values(), key=lambda beat: beat.seconds)
-        if self._hangs and slowest.seconds > self._settings.hang_timeout_s:
-            last = min(beat.order for beat in beats.values())
-            behind = [rank for rank, beat in beats.items() if beat.order == last]
-            why = f"made no progress for {slowest.seconds:.0f} s (faults.hang_timeout_s)"
-            return Diagnosis(HUNG, f"{_names(behind, beats)} {why}")
-        return None
+        return self._hung(beats) if self._hangs else None
+
+    def _hung(self, beats: Mapping[int, Beat]) -> Diagnosis | None:
+        """Of the kind whose slowest rank waits for no other kind, who has entered fewest phases."""
+        working = {rank: beat for rank, beat in beats.items() if not beat.waits}
+        if working:
+            slowest = max(working, key=lambda rank: working[rank].seconds)
+        else:  # all wait for each other
+            working = dict(beats)
+            slowest = min(working, key=lambda rank: working[rank].seconds)
+        seconds = beats[slowest].seconds
+        if seconds <= self._settings.hang_timeout_s:
+            return None
+        alike = [rank for rank in working if self._samples(rank) == self._samples(slowest)]
+        last = min(beats[rank].order for rank in alike)
+        behind = [rank for rank in alike if beats[rank].order == last]
+        why = f"made no progress for {seconds:.0f} s (faults.hang_timeout_s)"
+        return Diagnosis(HUNG, f"{_names(behind, beats)} {why}")
+
+    def _samples(self, rank: int) -> bool:
+        return self._training is not None and rank >= self._training
 
 
 def _names(ranks: list[int], beats: Mapping[int, Beat]) -> str:
@@ -128,6 +154,7 @@ class Store(Protocol):
     def set(self, key: str, value: str) -> None: ...
     def check(self, keys: list[str]) -> bool: ...
     def get(self, key: str) -> bytes: ...
+    def wait(self, keys: list[str], timeout: timedelta) -> None: ...
     def multi_get(self, keys: list[str]) -> list[bytes]: ...
 
 
@@ -150,10 +177,11 @@ class Watchdog:
     def __init__(self, settings: FaultsConfig, output_dir: Path, progress: Progress) -> None:
         self.progress = progress
         self._settings, self._stacks = settings, output_dir / outputs.STACKS
-        self._rank: int = dist.get_rank()
-        self._size: int = dist.get_world_size()
+        place = job_place()
+        self._rank, self._size = place.rank, place.size
         self._interval_s = min(max(settings.heartbeat_timeout_s / 10, 0.2), 1.0)
-        self._judge = Judge(settings, self._interval_s, hangs=self._rank == 0)
+        hangs = self._rank == 0
+        self._judge = Judge(settings, self._interval_s, hangs=hangs, training=place.training)
         self._stopped, self._broken = threading.Event(), threading.Event()
         self._count = 0
         self._beats: dict[int, Beat] = {}  # as last read
@@ -169,7 +197,9 @@ class Watchdog:
         self._store, whole = job_store(max(self._settings.heartbeat_timeout_s, 5.0))
         self._launcher = whole if started_by_launcher() else None
         self._publish()
-        dist.barrier()  # every rank's key is there, so that reading one never waits
+        dist.barrier()
+        keys = [f"beat/{rank}" for rank in range(self._size)]
+        self._store.wait(keys, timedelta(seconds=START_S))  # so that reading one never waits
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:

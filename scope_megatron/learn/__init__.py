@@ -7,6 +7,7 @@ frozen/       the frozen models beside it
 tenants       who holds the memory of a rank's device
 batch         the step's responses: facts of all of them, tokens of those held here
 deal          which rank holds which response, and their exchange
+privileged    what the teacher reads, and what it is taken to say
 scorer        log-probabilities by a forward pass
 algorithms/   which weight each response gets in which term
 rows          all that the loss reads, laid out on the rows of a pack

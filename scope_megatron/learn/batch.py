@@ -34,6 +34,8 @@ class Batch:
     logprobs: dict[int, Tensor] = field(default_factory=dict)  # as the first training pass said
     teacher_logprobs: dict[int, Tensor] = field(default_factory=dict)
     reference_logprobs: dict[int, Tensor] = field(default_factory=dict)
+    # what sampled kl pulls to, where that is not the teacher's
+    target_logprobs: dict[int, Tensor] = field(default_factory=dict)
     teacher_hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage: [length, H_t/tp]
     student_entropy: dict[int, float] = field(default_factory=dict)  # nats per token
     teacher_entropy: dict[int, float] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class Batch:
             logprobs=renumbered(self.logprobs),
             teacher_logprobs=renumbered(self.teacher_logprobs),
             reference_logprobs=renumbered(self.reference_logprobs),
+            target_logprobs=renumbered(self.target_logprobs),
             teacher_hidden=renumbered(self.teacher_hidden),
             student_entropy=renumbered(self.student_entropy),
             teacher_entropy=renumbered(self.teacher_entropy),

@@ -14,11 +14,13 @@ from scope_megatron.learn import models, observe
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
 from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
-from scope_megatron.learn.frozen.build import build_frozen
+from scope_megatron.learn.deal import Arithmetic, make_batch
+from scope_megatron.learn.frozen.build import build_frozen, build_reference
 from scope_megatron.learn.frozen.model import FrozenModel, number_of
 from scope_megatron.learn.head import ROW_COLUMNS, build_head
 from scope_megatron.learn.nonfinite import NonFiniteGuard
 from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.head.spec import Spec
@@ -41,6 +43,7 @@ class Learner:
         self.config, self.topology = config, topology
         self.student = models.build_student(config, topology)
         self.frozen = build_frozen(config, topology)
+        self.reference = build_reference(config, topology)
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
@@ -66,8 +69,27 @@ class Learner:
         """The log-probabilities that weights and loss need; masks what could not be scored."""
         if self.passes.student != "none":
             self._score_student(batch)
-        if self.frozen:
+        if self.frozen or self.config.needs_teacher:
             self._score_frozen(batch)
+        if self.reference is not None:
+            self._score_reference(batch, self.reference)
+
+    def score_ahead(self, groups: list[list[Rollout]]) -> None:
+        """The frozen model's scores of whole groups whose batch is not complete yet: they stay with
+        the responses, and :meth:`score` finds them. Collective over a replica.
+
+        A group is packed by itself, so that its scores do not depend on which others were there. A
+        model in a layout of its own scores nothing ahead: other replicas would have to be there.
+        """
+        if not self.frozen:
+            return
+        alone = replace(self.topology, dp_rank=0, dp_size=1)
+        arithmetic = Arithmetic.of(self.student.hf["hidden_size"])
+        for group in groups:
+            batch = make_batch(group, self.config.objective.truncated, alone, arithmetic)
+            scored = self._frozen_scores(batch, ahead=True)
+            for index in scored.responses():
+                batch.rollouts[index].taught = scored.of(index)
 
     def rest_frozen(self, updates_to_come: bool) -> None:
         """The frozen models are not run until the next batch; an update to come may still ask for
@@ -96,23 +118,37 @@ class Learner:
             batch.old_logprobs = scored.logprobs
         batch.mask_unscored(~batch.student_mean.isfinite())
 
-    def _score_frozen(self, batch: Batch) -> None:
-        """A teacher scores only what its path needs; grpo's reference scores all."""
+    def _frozen_scores(self, batch: Batch, ahead: bool = False) -> Scored:
+        """A teacher scores only what its path needs; grpo's reference scores all. What was scored
+        ahead is not scored again."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
         routes, scored = kept_routes(batch, self.config), Scored()
         members = batch.members(self.algorithm.frozen_scores(routes))
+        if not self.frozen:  # the student is its own teacher
+            scored = self._pass_of(self.student, batch, members, spec)
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
             together = self.topology.ep_size > 1 or frozen.travel is not None
-            if len(self.frozen) > 1 and not its and not together:
+            if (ahead and frozen.travel is not None) or not (its or together):
                 continue
-            frozen.enter()
-            scored |= self._pass_of(frozen, batch, its, spec)
+            frozen.enter()  # for a divergence also where all was scored ahead
+            new = [i for i in its if batch.rollouts[i].taught is None]
+            scored |= self._pass_of(frozen, batch, new, spec)
             if len(self.frozen) > 1:  # one at a time is on the device
                 frozen.rest(keep_head=bool(self.head.teachers))
+        for index in members:
+            if (known := batch.rollouts[index].taught) is not None:
+                scored.put(index, known)
+        return scored
+
+    def _score_frozen(self, batch: Batch) -> None:
+        """What :meth:`_frozen_scores` says, as the batch takes it."""
+        scored = self._frozen_scores(batch)
+        for rollout in batch.rollouts.values():
+            rollout.taught = None
         means = self._means(batch, scored.logprobs)
         if self.config.needs_teacher:
             batch.teacher_mean, batch.teacher_logprobs = means, scored.logprobs
@@ -122,14 +158,26 @@ class Learner:
             batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~means.isfinite())
 
-    def _pass_of(self, frozen: FrozenModel, batch: Batch, members: list[int], spec: Spec) -> Scored:
-        """A frozen model's scores of responses that this replica holds."""
+    def _pass_of(
+        self, model: FrozenModel | models.Student, batch: Batch, members: list[int], spec: Spec
+    ) -> Scored:
+        """A teacher's or reference's scores of responses that this replica holds."""
         wanted = {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
-        if frozen.travel is None:
-            return self.scorer.score(frozen, batch.rollouts, members, spec, **wanted)
-        head = replace(self.head, topology=frozen.topology)
-        scorer = replace(self.scorer, topology=frozen.topology, head=head, together=1)
-        return frozen.travel.score(scorer, frozen, batch.rollouts, members, spec, **wanted)
+        rollouts = read_by_teacher(batch.rollouts, self.config)
+        if not isinstance(model, FrozenModel) or model.travel is None:
+            return self.scorer.score(model, rollouts, members, spec, **wanted)
+        head = replace(self.head, topology=model.topology)
+        scorer = replace(self.scorer, topology=model.topology, head=head, together=1)
+        return model.travel.score(scorer, model, rollouts, members, spec, **wanted)
+
+    def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
+        """What the teacher has scored, by the initial student; from both, what kl pulls to."""
+        scored = self.scorer.score(
+            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
+        )
+        batch.reference_logprobs = scored.logprobs
+        batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
+        batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
 
     def _means(self, batch: Batch, logprobs: Mapping[int, Tensor]) -> Tensor:
         """[B] mean log-probability per token, of every replica's responses; 0 without a score."""

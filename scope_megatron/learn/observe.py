@@ -37,6 +37,8 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
         ],
         means=[
             "reward/mean",
+            "group/all_correct",
+            "group/all_incorrect",
             "rollout/response_tokens_mean",
             "perplexity/student_correct",
             "perplexity/student_incorrect",
@@ -55,6 +57,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "mismatch/k3_kl",
             "mismatch/tis_clipped",
             *(f"{name}/{what}" for name in by_teacher for what in ("perplexity", "kl")),
+            "staleness/ratio_ess",
         ],
         maxima=[
             "sync/max_abs_logprob_diff",
@@ -64,6 +67,13 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
+            "sampling/engine_s",
+            "sampling/grading_s",
+            "sampling/graded_s",
+            "sampling/waited_s",
+            "sampling/scored_s",
+            "sampling/ahead_s",
+            "staleness/steps",
         ],
     )
 
@@ -89,6 +99,7 @@ def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     metrics.maximum("balance/imbalance", batch.imbalance)
     if config.on_policy:
         _rewards(metrics, batch)
+        _groups(metrics, batch)
         _mismatch(metrics, batch, config)
 
 
@@ -132,6 +143,16 @@ def _teachers(metrics: StepMetrics, batch: Batch) -> None:
 def _rewards(metrics: StepMetrics, batch: Batch) -> None:
     rewards = [r for r in map(reward, batch.rollouts.values()) if r is not None]
     metrics.mean("reward/mean", float(sum(rewards)), len(rewards))
+
+
+def _groups(metrics: StepMetrics, batch: Batch) -> None:
+    """Shares of groups whose routed responses are all on one path. Every rank knows the whole
+    batch, so the mean over ranks is each one's."""
+    correct = batch.group[batch.routes.correct].unique().tolist()
+    incorrect = batch.group[batch.routes.incorrect].unique().tolist()
+    routed = {*correct, *incorrect}
+    metrics.mean("group/all_correct", len(routed - {*incorrect}), len(routed))
+    metrics.mean("group/all_incorrect", len(routed - {*correct}), len(routed))
 
 
 def _rollouts(metrics: StepMetrics, batch: Batch) -> None:
@@ -191,7 +212,8 @@ def _log_spreads(weights: Tensor, group: Tensor) -> tuple[list[float], list[floa
 def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
     """Engine against trainer on the sampled tokens: |d log p|, |d p|, k3 of KL(engine || trainer).
 
-    And the share of tokens whose importance weight is cut off at objective.tis_clip.
+    And the share of tokens whose importance weight is cut off at objective.tis_clip; where
+    parameters older than these sampled, the effective sample size of the ratios over their number.
     Only where both speak of the same distribution: top-p and top-k renormalise the engine's.
     """
     if not samples_everything(config):
@@ -208,6 +230,10 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
         "mismatch/mean_abs_prob", float((old.exp() - engine.exp()).abs().sum()), gap.numel()
     )
     metrics.mean("mismatch/k3_kl", float((gap.expm1() - gap).sum()), gap.numel())
+    if config.lag:
+        ratio = gap.double().exp()
+        size = float(ratio.sum() ** 2 / ratio.square().sum())
+        metrics.mean("staleness/ratio_ess", size, gap.numel())
     if config.objective.tis_clip is not None:
         clipped = gap > math.log(config.objective.tis_clip)
         metrics.mean("mismatch/tis_clipped", float(clipped.sum()), gap.numel())

@@ -114,7 +114,7 @@ def _known(pack: PackedBatch, batch: Batch, streams: Streams, clip: Clip, exact:
     engine = {i: torch.tensor(batch.rollouts[i].engine_logprobs) for i in pack.members}
     return Known(
         old=_given(batch.old_logprobs, pack) if batch.old_logprobs else None,
-        teacher=_given(batch.teacher_logprobs, pack)
+        teacher=_given(batch.target_logprobs or batch.teacher_logprobs, pack)
         if streams.pull is not None or (streams.kl is not None and not exact)
         else None,
         reference=_given(batch.reference_logprobs, pack) if streams.kl_ref is not None else None,

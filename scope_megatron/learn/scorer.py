@@ -28,10 +28,30 @@ class Scored:
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
 
     def __ior__(self, other: Scored) -> Scored:
-        self.logprobs |= other.logprobs
-        self.entropy |= other.entropy
-        self.hidden |= other.hidden
+        for name, values in vars(self).items():
+            values |= getattr(other, name)
         return self
+
+    def of(self, index: int) -> Scored:
+        """The results of one response, under the number 0. Hidden states are on the host: they may
+        go to another rank."""
+        alone = Scored()
+        for name, values in vars(self).items():
+            if index in values:
+                value = values[index]
+                getattr(alone, name)[0] = value.cpu() if name == "hidden" else value
+        return alone
+
+    def put(self, index: int, alone: Scored) -> None:
+        """Add what :meth:`of` took out."""
+        for name, values in vars(alone).items():
+            for value in values.values():
+                moved = value.to(platform.device()) if name == "hidden" else value
+                getattr(self, name)[index] = moved
+
+    def responses(self) -> set[int]:
+        """Those that there is anything of."""
+        return {index for values in vars(self).values() for index in values}
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,8 @@ class Scorer:
         """
         multiple = self.topology.pack_multiple
         sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
-        bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
+        budget = self.microbatch_tokens - multiple + 1
+        bins = pack([rollouts[i].length for i in members], budget, self.together)
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
         if self.topology.ep_size > 1:
             (most,) = all_max([len(packs)], self.topology.dp_group)

@@ -12,14 +12,21 @@ from scope_megatron.parallel.memory import Tenants
 from scope_megatron.parallel.optimizer import state_tensors
 
 
-def add_tenants(tenants: Tenants, student: Student, frozen: Sequence[FrozenModel]) -> None:
+def add_tenants(
+    tenants: Tenants,
+    student: Student,
+    frozen: Sequence[FrozenModel],
+    reference: FrozenModel | None = None,
+) -> None:
     """Count these models and what trains the student. ``frozen`` are called the teacher
-    together, grpo's reference too."""
+    together, grpo's reference too; ``reference`` is one beside a teacher."""
     tenants.add("student", student.model.parameters)
     tenants.add("gradients", lambda: _gradients(student))
     tenants.add("optimizer", lambda: state_tensors(student.optimizer))
     if frozen:
         tenants.add("teacher", lambda: (tensor for model in frozen for tensor in model.tensors()))
+    if reference is not None:
+        tenants.add("reference", reference.tensors)
 
 
 def _gradients(student: Student) -> Iterator[Tensor]:

@@ -84,9 +84,11 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=bf16,
-        variable_seq_lengths=topology.pp_size > 1,  # packs differ in length
+        variable_seq_lengths=topology.pp_size > 1,  # packs differ: parallel/pipeline.py knows how
         moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths, dense or not
-        batch_p2p_comm=platform.has_cuda(),
+        # interleaved, both directions are under way at once, between two stages with one peer
+        overlap_p2p_comm=virtual > 1,
+        batch_p2p_comm=platform.has_cuda() and virtual == 1,
         calculate_per_token_loss=True,  # weights arrive normalised: nobody divides again
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters

@@ -4,6 +4,7 @@ platform     the one place that knows CUDA/NCCL from CPU/gloo
 topology     process groups and ranks, as one frozen object
 second       another layout of the same ranks, for a model that is cut otherwise
 meeting      how the ranks of a job meet
+gloo         one event loop for all gloo groups of a process
 context      which tokens of a pack a context-parallel rank has
 packed       one pack as the layers get it
 agree        numbers, values and errors that all ranks share: all_max, from_main, raise_together

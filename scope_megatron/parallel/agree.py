@@ -50,6 +50,21 @@ def from_main(make: Callable[[], _T], group: ProcessGroup | None = None) -> _T:
     return made
 
 
+def from_first(make: Callable[[], _T], group: ProcessGroup) -> _T:
+    """Broadcast the value or the exception of ``make``, which only the group's first rank calls."""
+    found: list[Any] = [None, None]
+    if dist.get_rank(group) == 0:
+        try:
+            found[0] = make()
+        except Exception as error:
+            found[1] = error
+    dist.broadcast_object_list(found, src=dist.get_global_rank(group, 0), group=group)
+    if found[1] is not None:
+        raise found[1]
+    made: _T = found[0]
+    return made
+
+
 def from_all(value: _T, group: ProcessGroup | None = None) -> list[_T]:
     """Every rank's value, in the order of the group's ranks."""
     gathered: list[Any] = [None] * dist.get_world_size(group)

@@ -3,6 +3,11 @@
 torchrun keeps one store over its restarts, with the addresses of ranks that are gone, and PyTorch
 reads them. So the ranks agree on a name that is new for every start and keep apart by it. The
 restart count would not do: on several nodes torchrun's agents count differently.
+
+Where some ranks only sample (``rollout.placement``), the job's first ranks train and the others
+sample. Each kind is a torch.distributed world of its own: megatron-core and vLLM lay their groups
+out over a whole world, and each sees the ranks that are its own. What joins the two is in
+``remote/``; the watchdog, the launcher and people count the ranks of the job.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import json
 import os
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -22,15 +28,46 @@ _POLL_S = 0.05
 _name = "0"  # of this start, the same on all ranks
 
 
+@dataclass(frozen=True)
+class JobPlace:
+    """This process among the ranks of the job, all kinds together."""
+
+    rank: int
+    size: int
+    training: int  # the first so many ranks train, the others only sample
+    store: dist.Store | None = None  # of this start, where the kinds meet
+
+    @property
+    def samples_only(self) -> bool:
+        return self.rank >= self.training
+
+
+_place: JobPlace | None = None
+
+
 def start_name() -> str:
     """Name of this start of the ranks, different from earlier starts' in the same store."""
     return _name
 
 
-def meet(timeout_s: float) -> None:
-    """``init_process_group`` by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (collective)."""
+def job_place() -> JobPlace:
+    """Where :func:`meet` put this process; without it, the default group is the job."""
+    if _place is not None:
+        return _place
+    return JobPlace(dist.get_rank(), dist.get_world_size(), dist.get_world_size())
+
+
+def meet(timeout_s: float, sampling: int = 0) -> None:
+    """``init_process_group`` by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT (collective).
+
+    With ``sampling`` > 0 so many ranks of the job, its last ones, only sample: they and those
+    before them each become a world.
+    """
     global _name
     limit = timedelta(seconds=timeout_s)
+    if sampling:
+        _meet_by_kind(limit, sampling)
+        return
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else rank 0 makes a new store
         dist.init_process_group(platform.backend(), timeout=limit)
         return
@@ -39,6 +76,24 @@ def meet(timeout_s: float) -> None:
     own = dist.PrefixStore(f"scope_megatron/{_name}", store)
     dist.init_process_group(
         platform.backend(), store=own, rank=rank, world_size=size, timeout=limit
+    )
+
+
+def _meet_by_kind(limit: timedelta, sampling: int) -> None:
+    global _name, _place
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    seconds = limit.total_seconds()
+    _name = agree_on_name(dist.PrefixStore("scope_megatron/meeting", store), rank, size, seconds)
+    own = dist.PrefixStore(f"scope_megatron/{_name}", store)
+    _place = JobPlace(rank, size, size - sampling, own)
+    first, ranks = (_place.training, sampling) if _place.samples_only else (0, _place.training)
+    kind = "sampling" if _place.samples_only else "training"
+    dist.init_process_group(
+        platform.backend(),
+        store=dist.PrefixStore(kind, own),
+        rank=rank - first,
+        world_size=ranks,
+        timeout=limit,
     )
 
 

@@ -18,6 +18,7 @@ import types
 import torch
 
 from scope_megatron.machine import DEVICE_VARIABLE
+from scope_megatron.parallel import gloo
 
 _CUDA_WORDS = {
     "cuda": "cpu",
@@ -103,6 +104,7 @@ def initialize() -> None:
     """Prepare this process, once: the device, thread count, and megatron-core on CPU."""
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _adapt_router()
+    gloo.share_devices()
     if has_cuda():
         _require_device()
         torch.cuda.set_device(device())

@@ -82,10 +82,11 @@ class Topology:
         return self.tp_group, self.tp_size
 
 
-def initialize_distributed(timeout_s: float = 1800.0) -> None:
+def initialize_distributed(timeout_s: float = 1800.0, sampling: int = 0) -> None:
     """Join the job described by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; alone without them.
 
-    ``timeout_s`` is that of the default group's collectives, and of the meeting.
+    ``timeout_s`` is that of the default group's collectives, and of the meeting. sampling: so many
+    ranks, the last ones, only sample and are a world of their own.
     """
     if dist.is_initialized():
         return
@@ -95,7 +96,7 @@ def initialize_distributed(timeout_s: float = 1800.0) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if os.environ["WORLD_SIZE"] == "1":
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    meet(timeout_s)
+    meet(timeout_s, sampling)
 
 
 def _free_port() -> int:

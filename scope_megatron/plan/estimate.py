@@ -65,7 +65,7 @@ class RunPlan:
     @property
     def speed(self) -> float:
         """Response tokens per second and GPU."""
-        return tokens_per_second(self.work, self.time, self.layout.ranks)
+        return tokens_per_second(self.work, self.time, self.layout.gpus)
 
 
 def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedShape]]:
@@ -83,6 +83,8 @@ def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedS
         frozen, others = teachers[0].shape, [teacher.shape for teacher in teachers[1:]]
     elif config.algorithm.name == "grpo" and config.algorithm.kl_coef > 0:
         frozen = student.shape  # the reference
+    if config.extrapolates:  # the initial student stands there too
+        frozen, others = (frozen, [*others, student.shape]) if frozen else (student.shape, [])
     half = config.model.dtype != "float32"
     build = build_for(True, half, student.shape)
     exact = config.needs_teacher and config.objective.kl != "sampled"

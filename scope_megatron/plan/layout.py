@@ -32,6 +32,8 @@ class RunLayout:
     engine_share: float = 0.45  # of a GPU's memory
     engine_sleeps: bool = True
     max_num_seqs: int = 256
+    sampling: int = 0  # ranks that only sample, besides those that train
+    lag: int = 0  # steps between the parameters that sample and those that train
     teacher_tensor: int = 0  # 0: as the student
     teacher_pipeline: int = 0
     teacher_context: int = 1  # these where one of the two above is given
@@ -44,8 +46,17 @@ class RunLayout:
         return self.tensor * self.pipeline * self.data * self.context
 
     @property
+    def gpus(self) -> int:
+        """Ranks of both kinds; ``ranks`` are those that train."""
+        return self.ranks + self.sampling
+
+    @property
+    def engine_ranks(self) -> int:
+        return self.sampling or self.ranks
+
+    @property
     def engines(self) -> int:
-        return self.ranks // self.engine_tensor
+        return self.engine_ranks // self.engine_tensor
 
     @property
     def of_teacher(self) -> RunLayout:
@@ -91,6 +102,7 @@ class RunLayout:
         if self.cuts_teacher_otherwise:
             own = self.of_teacher
             words.append(f"teacher tensor {own.tensor} x pipeline {own.pipeline}")
+        words += [f"{self.sampling} ranks that sample, lag {self.lag}"] if self.sampling else []
         words += ["teacher offload"] if self.teacher_offload else []
         words += [f"engine tensor {self.engine_tensor}"] if self.engine_tensor > 1 else []
         return ", ".join(words)
@@ -119,6 +131,8 @@ _SETTINGS = {
     "teacher_context": "teacher.parallel.context",
     "teacher_expert": "teacher.parallel.expert",
     "teacher_sequence": "teacher.parallel.sequence",
+    "sampling": "rollout.ranks",
+    "lag": "rollout.lag",
     "teacher_offload": "teacher.offload",
 }
 _OFFLOADS = ("optimizer_offload", "teacher_offload")
@@ -157,6 +171,8 @@ def as_settings(layout: RunLayout, config: Config) -> dict[str, Any]:
     for field, key in _SETTINGS.items():
         if has_setting(field, config):
             value = getattr(layout, field)
+            if field in ("sampling", "lag") and not value:
+                continue
             if field == "optimizer_offload":
                 value = "rollout" if value else "none"
             elif field == "teacher_offload":
@@ -176,7 +192,7 @@ def layout_problems(
     layout: RunLayout, student: ModelShape, teachers: Iterable[ModelShape]
 ) -> Iterator[str]:
     """Why a model cannot be cut so, each `setting: what; fix`."""
-    cuts = [("model.student", student, layout.tensor, layout.pipeline * layout.virtual)]
+    cuts = [("model.student", student, layout.tensor, layout.pipeline)]
     theirs = layout.of_teacher
     cuts += [("model.teacher", teacher, theirs.tensor, theirs.pipeline) for teacher in teachers]
     for key, shape, tensor, pipeline in cuts:
@@ -208,12 +224,18 @@ def layout_problems(
     stage = layout.tensor * layout.context * layout.data
     if stage % layout.expert:
         yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"
+    each = student.layers // layout.pipeline
+    if layout.pipeline > 1 and each % layout.virtual:
+        yield (
+            f"parallel.virtual_pipeline: is {layout.virtual}, not a divisor of the {each} layers "
+            "of a stage; set it to a divisor"
+        )
     if layout.virtual > 1 and layout.pipeline == 1:
         yield (
             f"parallel.virtual_pipeline: is {layout.virtual} but parallel.pipeline is 1; set "
             "parallel.pipeline above 1"
         )
-    if layout.tensor % layout.engine_tensor:
+    if layout.tensor % layout.engine_tensor and not layout.sampling:
         yield (
             f"rollout.engine.tensor: is {layout.engine_tensor}, not a divisor of parallel.tensor "
             f"{layout.tensor}; set it to 1 or {layout.tensor}"

@@ -14,6 +14,7 @@ from scope_megatron.plan.activations import (
     Build,
     forward_only,
     layer_kept,
+    recomputed_layers,
     stage_kept,
     working,
 )
@@ -92,6 +93,7 @@ class RankMemory:
     stage: int
     phases: dict[str, dict[str, int]] = field(default_factory=dict)
     cache_tokens: int = 0  # tokens that the engine's cache holds
+    samples: bool = False  # an engine alone
 
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
@@ -227,6 +229,16 @@ def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
     return 2 * rows * hidden / layout.tensor * models.of_teacher
 
 
+def _states_away(models: Models, layout: RunLayout, work: Workload, stage: int) -> float:
+    """Bytes of them where a teacher in a layout of its own has made them all."""
+    own = layout.of_teacher
+    if not models.exact or own.pipeline - 1 not in layout.teacher_stages(stage):
+        return 0.0
+    rows = work.responses * work.teacher_pass * work.lengths.mean / own.data
+    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
+    return rows * hidden / own.tensor * models.of_teacher
+
+
 def activation_bytes(
     models: Models, layout: RunLayout, work: Workload, stage: int
 ) -> tuple[float, float]:
@@ -242,7 +254,7 @@ def activation_bytes(
         head, needed = head_bytes(models, layout, tokens * work.response_share, tokens)
     most = kept + max(head + needed, extra)
     if layout.recompute == "full":  # a layer is made again, the head's gradients are gone
-        again = layers if layout.recompute_layers is None else layout.recompute_layers
+        again = recomputed_layers(layout, layers)
         whole = layer_kept(student, layout, build) * tokens
         most = max(most, kept - max(0.0, layers - again) * whole + whole + extra)
     return most - head - needed, head + needed
@@ -296,7 +308,7 @@ def rank_memory(
         | {"activations": activations, "loss head": head, "teacher states": states},
     }
     cache = 0
-    if capacity and work.samples:
+    if capacity and work.samples and not layout.sampling:
         engine = engine_bytes(models, layout, capacity)
         cache = int(engine["kv cache"] / cache_bytes_per_token(models.student, layout, e))
         engine["kv cache"] = max(0.0, engine["kv cache"])
@@ -324,6 +336,8 @@ def _scoring(
         head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
         return max(forward_only(shape, cut, models.build, tokens), head)
 
+    if layout.cuts_teacher_otherwise:  # they are where its last stage is, and travel afterwards
+        states = _states_away(models, layout, work, stage)
     moments = [{"activations": activations(models.student, layout) if work.student_pass else 0.0}]
     streamed = streamed_teachers(models, layout, stage) if layout.teacher_offload else []
     for number, shape in enumerate(models.teachers):
@@ -354,7 +368,19 @@ def run_memory(
     stages = range(layout.pipeline)
     if layout.pipeline > 4:  # those between are smaller than the second
         stages = sorted({0, 1, layout.pipeline - 1})  # type: ignore[assignment]
-    return [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+    training = [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+    return [*training, *([sampling_memory(models, layout, capacity)] if layout.sampling else [])]
+
+
+def sampling_memory(models: Models, layout: RunLayout, capacity: float) -> RankMemory:
+    """Of a rank that only samples."""
+    held = engine_bytes(models, layout, capacity)
+    each = cache_bytes_per_token(models.student, layout, models.build.element)
+    cache = max(0, int(held["kv cache"] / each))
+    held["kv cache"] = max(0.0, held["kv cache"])
+    held |= {"communication": 2 * PER_GROUP, "runtime": RUNTIME}
+    ordered = {name: int(held[name]) for name in TENANTS if held.get(name)}
+    return RankMemory(layout.pipeline, dict.fromkeys(MEMORY_PHASES, ordered), cache, samples=True)
 
 
 def experts_resident(shape: ModelShape, layout: RunLayout) -> int:

@@ -23,14 +23,14 @@ _GIB = 2**30
 def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[str, Any]:
     """Everything of a plan, in bytes and seconds."""
     time = plan.time
-    apart = placed_apart(time, plan.layout.ranks)
+    apart = None if plan.layout.sampling else placed_apart(time, plan.layout.ranks)
     return {
         "models": [
             {"name": n.name, "parameters": total_parameters(n.shape), "source": n.source}
             for n in named
         ],
         "gpu": asdict(plan.gpu),
-        "gpus": plan.layout.ranks,
+        "gpus": plan.layout.gpus,
         "layout": asdict(plan.layout),
         "work": {
             "responses": plan.work.responses,
@@ -84,7 +84,7 @@ def _show_head(console: Console, plan: RunPlan, named: list[NamedShape]) -> None
         size = total_parameters(one.shape) / 1e9
         console.print(f"{role}: {one.name}, {size:.2f} billion parameters ({one.source})")
     work, gpu = plan.work, plan.gpu
-    console.print(f"{plan.layout.ranks} x {gpu.name} ({gpu.source})")
+    console.print(f"{plan.layout.gpus} x {gpu.name} ({gpu.source})")
     console.print(f"layout: {plan.layout.text()}, microbatch {plan.layout.microbatch} tokens")
     console.print(
         f"a step: {work.responses} responses of {work.lengths.mean:.0f} tokens on average "
@@ -97,7 +97,8 @@ def _show_head(console: Console, plan: RunPlan, named: list[NamedShape]) -> None
 def memory_table(plan: RunPlan) -> Table:
     """GiB of the fullest rank by tenant and phase."""
     rank = plan.fullest
-    table = Table(title=f"GiB on a rank of pipeline stage {rank.stage}", title_justify="left")
+    where = "that only samples" if rank.samples else f"of pipeline stage {rank.stage}"
+    table = Table(title=f"GiB on a rank {where}", title_justify="left")
     table.add_column("tenant")
     for phase in MEMORY_PHASES:
         table.add_column(phase, justify="right")
@@ -166,6 +167,10 @@ def _show_pace(console: Console, plan: RunPlan) -> None:
             f"{decoding.tail_seconds / decoding.seconds:.0%} of its time with less than half of "
             "the most"
         )
+    if (ranks := plan.layout.sampling) > 0:
+        pace = "one step ahead" if plan.layout.lag else "one after the other"
+        console.print(f"placement: engines on {ranks} GPUs of their own, {pace}")
+        return
     console.print("placement: engine and trainer on the same GPUs, one after the other; lag 0")
     apart = placed_apart(plan.time, plan.layout.ranks)
     if apart is not None:

@@ -18,10 +18,10 @@ LONGEST_PIPELINE = 64
 
 @dataclass(frozen=True)
 class Offers:
-    """Which sizes beyond the plainest may be used: those that this release can run, or all."""
+    """Which sizes beyond the plainest are looked at."""
 
     context: bool = False
-    virtual: bool = False
+    virtual: bool = True
     teacher_offload: bool = False
 
 

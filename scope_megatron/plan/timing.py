@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.activations import FLOAT
+from scope_megatron.plan.activations import FLOAT, recomputed_layers
 from scope_megatron.plan.decode import Decoding, StepCost, decode_share, spread
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import active_parameters, query_width, total_parameters
@@ -38,10 +38,12 @@ class StepTime:
     parts: dict[str, float] = field(default_factory=dict)  # "train/arithmetic" and so on
     transfers: tuple[Transfer, ...] = ()
     decoding: Decoding | None = None
+    ahead: bool = False  # the next step is sampled while this one trains
 
     @property
     def total(self) -> float:
-        return sum(self.phases.values())
+        whole, sampling = sum(self.phases.values()), self.phases.get("rollout", 0.0)
+        return max(sampling, whole - sampling) if self.ahead else whole
 
 
 def forward_flops(
@@ -94,7 +96,7 @@ def step_time(
         phase: sum(v for name, v in parts.items() if name.startswith(f"{phase}/"))
         for phase in STEP_PHASES
     }
-    return StepTime(phases, parts, sent, decoding)
+    return StepTime(phases, parts, sent, decoding, ahead=bool(layout.sampling and layout.lag))
 
 
 def _rollout(
@@ -126,7 +128,7 @@ def _rollout(
     )
     tokens = work.prompt_tokens * work.prompts  # a group's prompt is read once
     products, attention = forward_flops(shape, tokens, work.prompt_tokens**2, work.prompts)
-    prefill = (products * slowed + attention) / (layout.ranks * peak * reached.prefill)
+    prefill = (products * slowed + attention) / (layout.engine_ranks * peak * reached.prefill)
     return followed, prefill
 
 
@@ -194,13 +196,17 @@ def _train(
     )
     products *= slowed_by_experts(models.student, reached)
     more = {"none": 0.0, "full": 1.0, "selective": 0.65}[layout.recompute]
-    if layout.recompute == "full" and layout.recompute_layers is not None:
-        more *= min(1.0, layout.recompute_layers * layout.pipeline / models.student.layers)
+    if layout.recompute == "full":
+        stage = models.student.layers / layout.pipeline
+        more *= min(1.0, recomputed_layers(layout, stage) / stage)
     rate = layout.ranks * peak
     # attention's own backward makes its scores again
     seconds = products * (3 + more) / (rate * reached.train)
     seconds += attention * (3.5 + more) / (rate * reached.attention)
-    bubble = (layout.pipeline - 1) / (work.microbatches(layout) * layout.virtual) / work.updates
+    many = work.microbatches(layout)
+    if layout.virtual > 1:  # they come in groups of as many as there are stages
+        many += -many % layout.pipeline
+    bubble = (layout.pipeline - 1) / (many * layout.virtual) / work.updates
     own = parameters_of(models, layout, 0)
     moved = optimizer_total(models, layout) * 2 + own.total * (FLOAT * 3 + models.build.element)
     update = moved / (gpu.bandwidth * reached.memory) * work.updates

@@ -17,13 +17,16 @@ def run_facts(config: Config, topology: Topology, prompts: int, skipped: int) ->
     for tag, entry in config.teachers.items():
         name = f"teacher of {tag}" if tag else "teacher"
         facts[name] = f"{shown_path(entry.path)} (on the same ranks)"
+    if config.needs_teacher and not config.loads_teacher:
+        facts["teacher"] = "the student itself, on the privileged prompt"
     facts["device"] = platform.device_name()
     facts["layout"] = _layout(topology)
     if config.rollout and config.on_policy:
-        rollout = config.rollout
+        rollout, ranks = config.rollout, config.sampling_ranks
+        where = f"on {ranks} ranks of its own" if ranks else "in the same processes"
         facts["rollouts"] = (
-            f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM in the "
-            f"same processes (tensor {rollout.engine.tensor})"
+            f"{rollout.prompts_per_step} prompts x {rollout.group_size} per step, vLLM "
+            f"{where} (tensor {rollout.engine.tensor})"
         )
     facts["data"] = f"{prompts} prompts, {skipped} rows skipped"
     facts["output"] = config.output_dir

@@ -1,7 +1,8 @@
 """A run in one HTML file to send to someone: ``report.html``.
 
-The picture of its curves, the advice on its health, its settings, and some of its responses with
-coloured tokens. It needs no other file, no network and no script; every text is escaped.
+The picture of its curves, the advice on its health, whether SCOPE fits its data, its settings, and
+some of its responses with coloured tokens. It needs no other file, no network and no script; every
+text is escaped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
 from scope_megatron.report.figure import headline, read_history
+from scope_megatron.report.fit import fit_lines
 from scope_megatron.report.health import Advice, advice
 from scope_megatron.report.logger import visible
 from scope_megatron.report.rollouts import step_of_file
@@ -55,6 +57,7 @@ def write_html(run_dir: Path) -> list[Advice]:
         "<h2>Health</h2>",
         *(_advice(item) for item in told),
         "" if told else '<p class="soft">No rule found anything.</p>',
+        *_fit(run_dir),
         *_responses(outputs.rollouts_dir(run_dir)),
         *_settings(run_dir / outputs.CONFIG),
         "</body></html>\n",
@@ -73,6 +76,12 @@ def _picture(path: Path) -> Iterator[str]:
 def _advice(item: Advice) -> str:
     source = f'<div class="soft">{escape(item.source)}</div>'
     return f'<div class="advice {escape(item.level)}">{escape(item.text)}{source}</div>'
+
+
+def _fit(run_dir: Path) -> Iterator[str]:
+    """Whether SCOPE fits the data, where the run sampled responses."""
+    if lines := fit_lines(run_dir):
+        yield "<h2>Does SCOPE fit?</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
 def _settings(path: Path) -> Iterator[str]:

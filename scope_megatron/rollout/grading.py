@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from scope_megatron.data.tokenizer import Tokenizer
@@ -32,6 +33,7 @@ class Grading:
         self._verifiers, self._tokenizer, self._graded = verifiers, tokenizer, graded
         self._waiting: queue.SimpleQueue[Rollout | None] = queue.SimpleQueue()
         self._failure: Exception | None = None
+        self.seconds = 0.0  # that verifiers took
         self._thread = threading.Thread(target=self._run, name="grading", daemon=True)
         self._thread.start()
 
@@ -72,7 +74,9 @@ class Grading:
     def _grade(self, batch: list[Rollout]) -> None:
         for rollout in batch:
             rollout.text = self._tokenizer.decode(rollout.token_ids)
+        begun = time.perf_counter()
         verdicts = self._verifiers.grade([(rollout.text, rollout.prompt) for rollout in batch])
+        self.seconds += time.perf_counter() - begun
         for rollout, verdict in zip(batch, verdicts, strict=True):
             rollout.verdict = Verdict(verdict)
             if self._graded is not None:

@@ -10,11 +10,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scope_megatron.engine.interface import Engine, Sampling
+from scope_megatron.config import Config
+from scope_megatron.engine.interface import Engine, Sampling, request_seed
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.grading import Grading
 from scope_megatron.types import Prompt, Rollout
+
+
+def training_sampling(config: Config, step: int) -> Sampling:
+    """How responses of ``step`` (from 1) are sampled, as ``rollout`` says."""
+    settings = config.rollout
+    assert settings is not None
+    return Sampling(
+        samples=settings.group_size,
+        max_tokens=settings.max_response_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        seed=request_seed(config.seed, step - 1),  # from 0, as PromptOrder
+    )
+
+
+def evaluation_sampling(config: Config) -> Sampling:
+    """How ``evaluation`` says that responses are sampled: alike at every call."""
+    settings, limit = config.evaluation, config.evaluation_response_tokens
+    assert limit is not None
+    return Sampling(
+        samples=settings.samples,
+        max_tokens=limit,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        seed=config.seed,
+        logprobs=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,12 @@ class EnginePlace:
             rank=topology.tp_rank % engine_tensor,
             ranks=engine_tensor,
         )
+
+    @classmethod
+    def alone(cls, rank: int, ranks: int, engine_tensor: int) -> EnginePlace:
+        """Of rank ``rank`` among ``ranks`` that only sample, all for the same prompts."""
+        index, place = divmod(rank, engine_tensor)
+        return cls(index, ranks // engine_tensor, place, engine_tensor)
 
 
 @dataclass

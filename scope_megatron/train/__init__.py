@@ -7,7 +7,10 @@ finish        the exported student and the report
 trainer       one step on one page
 profile       torch's profiler around single steps
 setup         everything a run is made of, built once
+acting        what a step asks of whoever samples for it
 actor         samples, grades, sends parameters to the engine and proves that they arrived
+remote        the same for engines on other ranks: asks, collects, sends
+sampler       a rank that only samples
 responses     the responses of a step, handed to the thread that writes them down
 evaluate      an evaluation set over the replicas, while training
 """

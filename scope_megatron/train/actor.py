@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.data.tokenizer import Tokenizer
-from scope_megatron.engine.interface import Sampling, request_seed
+from scope_megatron.engine.interface import Sampling
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
+from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.rollout.grading import Grading
-from scope_megatron.rollout.sample import Sampled, grade, sample
+from scope_megatron.rollout.sample import (
+    EnginePlace,
+    Sampled,
+    evaluation_sampling,
+    grade,
+    sample,
+    training_sampling,
+)
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import setup
+from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
 from scope_megatron.types import Prompt, Rollout
 
@@ -40,29 +51,25 @@ def tolerance(config: Config) -> float:
 class Actor:
     """This rank's engine and verifiers. Every method is collective over model-parallel ranks."""
 
+    waits_in = frozenset[str]()
+    signum = 0
+
     def __init__(
         self, config: Config, tokenizer: Tokenizer, topology: Topology, verifiers: Verifiers
     ) -> None:
         self.config, self.tokenizer, self.topology = config, tokenizer, topology
-        self.engine, self.place = setup.build_engine(config, tokenizer, topology)
+        self.engine = setup.build_engine(config, tokenizer)
+        self.place = EnginePlace.of(topology, config.engine.tensor)
         self.verifiers = verifiers
 
-    def sample(self, prompts: list[Prompt], step: int) -> Sampled:
+    def sample(
+        self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None
+    ) -> Sampled:
         """A group of responses for each prompt, as ``rollout`` says; then the engine sleeps.
 
         Each response is graded as soon as it ends; :meth:`grade` waits for the last ones.
         """
-        settings = self.config.rollout
-        assert settings is not None
-        sampling = Sampling(
-            samples=settings.group_size,
-            max_tokens=settings.max_response_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            seed=request_seed(self.config.seed, step - 1),  # from 0, as PromptOrder
-        )
-        sampled = self._sample(prompts, sampling)
+        sampled = self._sample(prompts, training_sampling(self.config, step))
         self.rest()
         return sampled
 
@@ -89,48 +96,17 @@ class Actor:
     def check_parameters(
         self, student: Student, rollouts: list[Rollout], scorer: Scorer
     ) -> tuple[float, float]:
-        """Largest and mean absolute difference of the engine's scores to the trainer's.
-
-        Both score the response tokens of ``rollout.engine.check_samples`` sequences at temperature
-        1. Collective over all ranks, maxima over all engines. Raises
-        :class:`ParametersOutOfSync` when the mean is above ``rollout.engine.logprob_tolerance``.
-        """
+        """See :class:`Acting`. Raises :class:`ParametersOutOfSync`."""
         settings = self.config.engine
         chosen = [r for r in rollouts if r.token_ids][: settings.check_samples]
         spec = scorer.head.spec.alone().at(1.0)
         ours = scorer.score(student, dict(enumerate(chosen)), list(range(len(chosen))), spec)
         theirs = self.engine.score([[*r.prompt.token_ids, *r.token_ids] for r in chosen])
-        largest, mean = _differences(chosen, ours.logprobs, theirs)
-        limit = tolerance(self.config)
-        if mean > limit:
-            raise ParametersOutOfSync(
-                f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
-                f"log-probabilities differ from the trainer's by {mean:.3g} on average, more than "
-                f"{limit:.3g}; the engine works with other weights (raise the "
-                "limit only if the precision differs on purpose)"
-            )
-        return largest, mean
+        return require_same_scores(self.config, chosen, ours.logprobs, [theirs])
 
-    def evaluate(
-        self, sets: dict[str, PromptDataset]
-    ) -> tuple[dict[str, float], dict[str, list[Rollout]]]:
-        """``eval/avg@k`` and ``eval/pass@k`` in [0, 1]: means over the evaluation sets, and each
-        set's own as ``eval/NAME/avg@k`` where it has a name; and this replica's graded samples.
-
-        The same problems and seeds at every call. A response that nobody could judge, or that was
-        cut off, counts as wrong. Collective over all ranks.
-        """
-        settings, limit = self.config.evaluation, self.config.evaluation_response_tokens
-        assert limit is not None
-        sampling = Sampling(
-            samples=settings.samples,
-            max_tokens=limit,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            seed=self.config.seed,
-            logprobs=False,
-        )
+    def evaluate(self, sets: dict[str, PromptDataset]) -> Evaluated:
+        """See :class:`Acting`."""
+        settings, sampling = self.config.evaluation, evaluation_sampling(self.config)
         values: dict[str, dict[str, float]] = {}
         samples: dict[str, list[Rollout]] = {}
         for name, dataset in sets.items():
@@ -140,21 +116,54 @@ class Actor:
             values[name] = summarize(rollouts, settings.samples, self.topology)
         return join_sets(values), samples
 
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """Nothing is sampled ahead."""
+        return None
+
+    def resume(self, done: int, saved: dict[str, Any]) -> None:
+        """The step is sampled again, with the parameters of now."""
+
+    def observe(self, metrics: StepMetrics) -> None:
+        """Nothing that the step does not know."""
+
     def close(self) -> None:
         """End the verifiers' processes and the engine."""
         self.verifiers.close()
         self.engine.close()
 
 
+def require_same_scores(
+    config: Config,
+    rollouts: list[Rollout],
+    ours: dict[int, Tensor],
+    theirs: list[list[list[float]]],
+) -> tuple[float, float]:
+    """(largest, mean) difference over the response tokens, the maximum over engines and ranks.
+
+    ``theirs``: of each engine, for each sequence, every token's after the first. Collective over
+    the training ranks. Raises :class:`ParametersOutOfSync`.
+    """
+    found = [_differences(rollouts, ours, engine) for engine in theirs] or [(0.0, 0.0)]
+    largest, mean = all_max([max(pair[n] for pair in found) for n in (0, 1)])
+    limit = tolerance(config)
+    if mean > limit:
+        raise ParametersOutOfSync(
+            f"rollout.engine.logprob_tolerance: after the weight transfer the engine's "
+            f"log-probabilities differ from the trainer's by {mean:.3g} on average, more than "
+            f"{limit:.3g}; the engine works with other weights (raise the "
+            "limit only if the precision differs on purpose)"
+        )
+    return largest, mean
+
+
 def _differences(
     rollouts: list[Rollout], ours: dict[int, Tensor], theirs: list[list[float]]
 ) -> tuple[float, float]:
-    """(largest, mean) over this rank's response tokens, then the maximum over all ranks."""
+    """(largest, mean) over the response tokens of the rollouts."""
     largest, total, count = 0.0, 0.0, 0
     for index, rollout in enumerate(rollouts):
         engine_side = torch.tensor(theirs[index][len(rollout.prompt.token_ids) - 1 :])
         gap = (ours[index] - engine_side).abs()
         largest = max(largest, float(gap.max()))
         total, count = total + float(gap.sum()), count + gap.numel()
-    largest, mean = all_max([largest, total / max(count, 1)])
-    return largest, mean
+    return largest, total / max(count, 1)

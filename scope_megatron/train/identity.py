@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.hub.names import name_of_snapshot
 from scope_megatron.parallel.agree import from_all
+from scope_megatron.remote.messages import SamplerHello
 
 MADE_OF = (
     "made of"  # the parts of data.train: they explain a difference, and are none by themselves
@@ -78,6 +80,18 @@ def require_agreement(parts: dict[str, str]) -> None:
                 raise ValueError(
                     f"{key}: rank {rank} on {node} found another one than rank 0 on {first_node}; "
                     "give all nodes the same files, or a Hub name at a commit"
+                )
+
+
+def require_found_alike(parts: dict[str, str], hellos: Iterable[SamplerHello]) -> None:
+    """Raise ValueError unless every sampling rank found the ``parts`` that this rank did."""
+    for hello in hellos:
+        for key, value in parts.items():
+            if hello.found.get(key) != value:
+                raise ValueError(
+                    f"{key}: sampling rank {hello.rank} on {hello.node} found another one than "
+                    f"rank 0 on {os.uname().nodename}; give all nodes the same files, or a Hub "
+                    "name at a commit"
                 )
 
 

@@ -22,6 +22,7 @@ from scope_megatron.outputs import checkpoint_dir
 from scope_megatron.train.identity import require_same
 from scope_megatron.train.trainer import Trainer
 
+IN_FLIGHT = "in_flight"  # responses of the next step, where it is sampled ahead
 Evaluations = dict[str, dict[str, float]]  # "before" and "after" the training
 
 
@@ -48,6 +49,8 @@ class RunCheckpoints:
             progress = load_checkpoint(self._state, directory)
         require_same(progress["identity"], self._trainer.identity, directory)
         self._say(f"resumed from {directory} after step {progress['step']}")
+        if (saved := progress.get(IN_FLIGHT)) is not None:
+            self._trainer.resume_in_flight(int(progress["step"]), saved)
         done = self._saver.saved_step = int(progress["step"])
         before = progress["evaluations"].get("before")
         return done, {"before": before} if before else {}  # "after" is still to come
@@ -83,6 +86,8 @@ class RunCheckpoints:
                 "config": self._config.to_yaml(),
                 **layout_progress(self._trainer.topology),
             }
+            if (ahead := self._trainer.in_flight(step)) is not None:
+                progress[IN_FLIGHT] = ahead
             with self._trainer.optimizer_place.resident():
                 self._saver.save(step, progress, rating, background=False if wait else None)
         saved = self._saver.saved_step == step

@@ -23,6 +23,7 @@ from scope_megatron.report.logger import MetricLogger
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.profile import profiled
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
+from scope_megatron.train.sampler import serve_samples
 from scope_megatron.train.trainer import Trainer
 
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
@@ -31,6 +32,8 @@ MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 def run(config: Config) -> int:
     """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
     not be saved, 128 + signal when asked to stop before."""
+    if int(os.environ.get("RANK", "0")) >= config.training_ranks:  # with rollout.placement separate
+        return serve_samples(config)
     if config.resume == "auto" and (done := steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
@@ -113,6 +116,7 @@ class Run:
                 self._evaluate(0, "before")
             self.console.start(done)
             for step in range(done + 1, self.config.train.steps + 1):
+                self.interrupt.told(self.trainer.signum)
                 if signum := self.interrupt.agreed():
                     return self._stop(step - 1, signum)
                 self._step(step)

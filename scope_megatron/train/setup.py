@@ -17,18 +17,21 @@ from scope_megatron.job.launcher import end_with_launcher
 from scope_megatron.model.build import read_hf_config
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
-from scope_megatron.rollout.sample import EnginePlace
 
 WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
 
 
-def start_process(config: Config) -> Topology:
-    """Join the job and lay the ranks out (collective)."""
+def join_job(config: Config) -> None:
+    """Join the job, as a rank that trains or one that only samples (collective)."""
     end_with_launcher()
     platform.initialize()
-    timeout_s = collective_timeout_s(config.faults)
-    initialize_distributed(timeout_s)
-    parallel = config.parallel
+    initialize_distributed(collective_timeout_s(config.faults), config.sampling_ranks)
+
+
+def start_process(config: Config) -> Topology:
+    """Join the job and lay the training ranks out (collective over them)."""
+    join_job(config)
+    parallel, timeout_s = config.parallel, collective_timeout_s(config.faults)
     return create_topology(
         parallel.tensor,
         parallel.pipeline,
@@ -48,12 +51,12 @@ def collective_timeout_s(faults: FaultsConfig) -> float:
     return faults.hang_timeout_s + WATCHDOG_FIRST_S
 
 
-def build_engine(
-    config: Config, tokenizer: Tokenizer, topology: Topology
-) -> tuple[Engine, EnginePlace]:
-    """The rollout engine of this rank and its place among the replica's engines."""
+def build_engine(config: Config, tokenizer: Tokenizer) -> Engine:
+    """The rollout engine of this rank; it never sleeps where no trainer shares its memory."""
     settings = config.engine
-    engine = VLLMEngine(
+    if config.separate:
+        settings = settings.model_copy(update={"sleep": False})
+    return VLLMEngine(
         config.model.student,
         settings,
         max_model_len=config.max_model_len,
@@ -62,7 +65,6 @@ def build_engine(
         seed=config.seed,
         head_dtype=engine_head(config),
     )
-    return engine, EnginePlace.of(topology, settings.tensor)
 
 
 def engine_head(config: Config) -> torch.dtype | None:

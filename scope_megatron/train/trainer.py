@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
 import torch
 
 from scope_megatron.config import Config
 from scope_megatron.data.order import order_of
+from scope_megatron.engine.interface import Engine
 from scope_megatron.engine.tensors import engine_tensors
 from scope_megatron.job.watchdog import Progress
 from scope_megatron.learn import observe
@@ -22,7 +24,9 @@ from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.train import identity, setup
+from scope_megatron.train.acting import Acting
 from scope_megatron.train.actor import Actor
+from scope_megatron.train.remote import RemoteActor
 from scope_megatron.train.responses import ResponseLog
 from scope_megatron.types import Prompt, Rollout, Verdict
 
@@ -39,16 +43,21 @@ class Trainer:
         self.data = setup.build_train_data(config, tokenizer)
         self.eval_data = setup.build_eval_data(config, tokenizer) if config.evaluates else {}
         self.identity = identity.of_run(config, self.data, tokenizer)
-        identity.require_agreement(setup.found_here(self.identity, self.eval_data))
+        found = setup.found_here(self.identity, self.eval_data)
+        identity.require_agreement(found)
         weights = [source.weight for source in config.data.train]
         self.order = order_of(self.data.sizes, weights, config.seed, config.data.shuffle)
-        verifiers = self._build_verifiers() if config.needs_engine else None
+        verifiers = self._build_verifiers() if config.needs_engine and not config.separate else None
         self.learner = Learner(config, self.topology)
         student = self.learner.student
         offload = config.optimizer.offload == "rollout"
         self.optimizer_place = OptimizerPlace(student.ddp, student.optimizer, offload)
         self.optimizer_place.leave()  # before the engine looks for memory
-        self._actor = Actor(config, tokenizer, self.topology, verifiers) if verifiers else None
+        self._actor: Acting | None = None
+        if verifiers is not None:
+            self._actor = Actor(config, tokenizer, self.topology, verifiers)
+        elif config.separate:
+            self._actor = RemoteActor(config, self.topology, found)
         self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
         self.memory = PhaseMemory(self._tenants(), watch=config.logging.memory == "all")
@@ -65,20 +74,32 @@ class Trainer:
 
     def _tenants(self) -> Tenants:
         tenants = Tenants()
-        add_tenants(tenants, self.learner.student, self.learner.frozen)
-        if self._actor is not None:
+        learner = self.learner
+        add_tenants(tenants, learner.student, learner.frozen, learner.reference)
+        if isinstance(self._actor, Actor):
             tenants.add("engine", partial(engine_tensors, self._actor.engine))
         return tenants
 
     def _enter(self, phase: str) -> None:
-        self.progress.enter(phase)
+        self.progress.enter(phase, self._actor is not None and phase in self._actor.waits_in)
         self.memory.enter(phase)
 
     @property
-    def actor(self) -> Actor:
+    def actor(self) -> Acting:
         """The actor; a supervised run that never evaluates has none."""
         assert self._actor is not None
         return self._actor
+
+    @property
+    def engine(self) -> Engine:
+        """This rank's engine, where it has one."""
+        assert isinstance(self._actor, Actor)
+        return self._actor.engine
+
+    @property
+    def signum(self) -> int:
+        """A signal that a sampling rank received, 0 for none."""
+        return self._actor.signum if self._actor is not None else 0
 
     def step(self, step: int) -> dict[str, float]:
         """Step number ``step``, from 1; returns its metrics, the same on every rank."""
@@ -87,7 +108,7 @@ class Trainer:
         prompts = self.prompts(step)
         if self.config.on_policy:
             with self.timer("rollout"):
-                sampled = self.actor.sample(prompts, step)
+                sampled = self.actor.sample(prompts, step, self._score_ahead)
             with self.timer("verify"):
                 rollouts = self.actor.grade(sampled)
         else:
@@ -109,6 +130,12 @@ class Trainer:
             with self.timer("sync"):
                 self.sync(rollouts)
         return self.observe(batch, started)
+
+    def _score_ahead(self, groups: list[list[Rollout]]) -> None:
+        """Groups that are complete, while others are still sampled on other ranks."""
+        self.progress.enter("score")
+        self.learner.score_ahead(groups)
+        self.progress.enter("rollout", waits=True)
 
     def prompts(self, step: int) -> list[Prompt]:
         """This replica's share of the step's prompts."""
@@ -148,7 +175,7 @@ class Trainer:
     def evaluate(self, step: int) -> dict[str, float]:
         """Avg@k and Pass@k on ``data.eval`` after ``step`` steps (supervised steps sent no
         parameters: now)."""
-        self.progress.enter("evaluate")
+        self.progress.enter("evaluate", "evaluate" in self.actor.waits_in)
         if not self.config.on_policy:
             self.send_parameters()
         values, samples = self.actor.evaluate(self.eval_data)
@@ -157,9 +184,20 @@ class Trainer:
             self.actor.rest()
         return values
 
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """What of the step after ``done`` has been sampled already (collective)."""
+        return self._actor.in_flight(done) if self._actor is not None else None
+
+    def resume_in_flight(self, done: int, saved: dict[str, Any]) -> None:
+        """Go on with what :meth:`in_flight` gave."""
+        if self._actor is not None:
+            self._actor.resume(done, saved)
+
     def observe(self, batch: Batch, started: float) -> dict[str, float]:
         """The step's metrics, reduced once over the data-parallel ranks."""
         observe.observe_batch(self.metrics, batch, self.config)
+        if self._actor is not None:
+            self._actor.observe(self.metrics)
         values = self.metrics.reduce(self.topology.dp_group, platform.device())
         times = self.timer.pop() | {"time/step": time.perf_counter() - started}
         return observe.finish(values) | times | self.memory.pop() | platform.memory_in_use()
@@ -167,6 +205,8 @@ class Trainer:
     def abandon(self) -> None:
         """The process is about to exit, other ranks may be gone: close nothing that they share."""
         self._abandoned = True
+        if isinstance(self._actor, RemoteActor):
+            self._actor.close()
 
     def close(self) -> None:
         """Stop what outlives a python object: the verifier's processes, the process groups."""

@@ -16,7 +16,7 @@ from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step
 from tests.support.tiny_hf import make_tiny_model
 
-COEFFICIENT = 0.5
+COEFFICIENT = 2.0
 # one microbatch of all responses: what is balanced is the same at every layout
 SETTINGS = {"objective.moe_aux_loss_coeff": COEFFICIENT, "train.microbatch_tokens": 4096}
 SETTINGS |= {"algorithm.name": "kd"}
@@ -38,7 +38,7 @@ def responses() -> list[Rollout]:
     return given
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_gradients_equal_transformers(tmp_path: Path) -> None:
     make_tiny_model("qwen3-moe", tmp_path / "student")
     norm, even = reference(tmp_path)

@@ -192,7 +192,7 @@ def one_layout(weights: Any, state: dict[str, Tensor], size: int) -> dict[str, A
     engine = Engine(expected)
     parameters = EngineParameters(engine)
     plan = ReshardPlan(weights, parameters.layout(size))
-    peak = peak_memory(lambda: plan.run(weights.model, parameters.write))
+    peak = peak_memory(lambda: plan.run(weights, parameters.write))
     found = dict(engine.named_parameters())
     own = torch.cat([parameter.detach().flatten() for parameter in weights.model.parameters()])
     wanted = torch.cat([tensor.flatten() for tensor in expected.values()])

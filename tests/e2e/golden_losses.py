@@ -22,8 +22,14 @@ LAYOUTS = {
     "pipeline2": ("parallel.tensor=1", "parallel.pipeline=2"),
     "data2": ("parallel.tensor=1", "parallel.pipeline=1", "parallel.data=2"),
 }
+APART = {  # an engine on a rank of its own
+    "lag1": (
+        *("parallel.tensor=1", "parallel.data=1", "rollout.placement=separate"),
+        *("rollout.ranks=1", "rollout.lag=1"),
+    ),
+}
 COLUMNS = ("loss/total", "loss/mle", "loss/kl", "grad_norm", "reward/mean")
-_SETTINGS = (
+SETTINGS = (
     f"train.steps={STEPS}",
     "objective.old_logprobs=recompute",
     "evaluation.before=false",
@@ -37,11 +43,12 @@ _SETTINGS = (
 Row = dict[str, float]
 
 
-def run(layout: str, output: Path) -> list[Row]:
-    """The metrics named by COLUMNS of each step, by the command line in processes of its own."""
-    arguments = ("train", "configs/quickstart.yaml", f"output_dir={output}", *_SETTINGS)
+def run(layout: str, output: Path, *more: str) -> list[Row]:
+    """The metrics named by COLUMNS of each step, by the command line in processes of its own;
+    ``more``: further settings."""
+    arguments = ("train", "configs/quickstart.yaml", f"output_dir={output}", *SETTINGS)
     done = subprocess.run(
-        [sys.executable, "-m", "scope_megatron", *arguments, *LAYOUTS[layout]],
+        [sys.executable, "-m", "scope_megatron", *arguments, *(LAYOUTS | APART)[layout], *more],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -83,7 +90,7 @@ def read() -> tuple[str, dict[str, list[Row]]]:
 
 def main() -> None:
     with TemporaryDirectory() as directory:
-        rows = {layout: run(layout, Path(directory) / layout) for layout in LAYOUTS}
+        rows = {layout: run(layout, Path(directory) / layout) for layout in LAYOUTS | APART}
     GOLDEN.write_text(to_text(rows))
 
 

@@ -63,10 +63,12 @@ def same_command(stage: Stage, begun: int, noticed_s: float, said: str) -> Outco
     return Outcome(noticed_s, stage.again(run, begun), "same command", said)
 
 
-def stopped(rank: int) -> Body:
+def stopped(
+    rank: int, phase: str = "train", step: int = FAULT_AT, overrides: tuple[str, ...] = ()
+) -> Body:
     def body(stage: Stage) -> Outcome:
-        stage.inject("stop", "train", FAULT_AT, rank=rank)
-        run = stage.start("faults.restarts=1")
+        stage.inject("stop", phase, step, rank=rank)
+        run = stage.start("faults.restarts=1", *overrides)
         return restarted(stage, run, rf"rank {rank} \(.*no sign of life", rank)
 
     return body

@@ -24,6 +24,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.faults.apart import APART_CASES  # noqa: E402
 from tests.faults.cases import CASES, Case  # noqa: E402
 from tests.faults.stage import Impossible, Missed, Outcome, Stage  # noqa: E402
 
@@ -97,7 +98,7 @@ def main() -> int:
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument("--keep", action="store_true", help="keep every case's directory")
     options = parser.parse_args()
-    chosen = [case for case in CASES if re.search(options.only, case.name)]
+    chosen = [case for case in [*CASES, *APART_CASES] if re.search(options.only, case.name)]
     if options.list:
         print("\n".join(case.name for case in chosen))
         return 0

@@ -141,6 +141,27 @@ def test_quickstart_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         raise
 
 
+@pytest.mark.study
+def test_training_on_one_node_and_sampling_on_the_other(cluster: Cluster, tmp_path: Path) -> None:
+    job = Submitted(
+        *(cluster, tmp_path, "--grace", "30", "--time", "00:10:00", "train.steps=3"),
+        *("rollout.placement=separate", "rollout.ranks=1", "rollout.lag=1"),
+        *("rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_response_tokens=16"),
+        *("evaluation.every=0", "evaluation.before=false", "evaluation.after=false"),
+    )
+    try:
+        job.until(job.ended, "end of the job")
+        job.show()
+        assert job.fields()["JobState"] == "COMPLETED", job.logs()
+        assert job.fields()["NodeList"] == "n[1-2]"
+        assert "vLLM on 1 ranks of its own" in job.logs()
+        assert [line["step"] for line in job.metrics()] == [1, 2, 3]
+        assert [line["staleness/steps"] for line in job.metrics()] == [0.0, 1.0, 1.0]
+    except BaseException:
+        print(job.logs(), cluster.logs())
+        raise
+
+
 def _assert_no_secret(job: Submitted) -> None:
     """HF_TOKEN was in the submitting shell, and reached the ranks by Slurm alone."""
     assert SECRET not in job.answer.stdout + job.answer.stderr

@@ -38,13 +38,19 @@ def sample(seed: int, scale: float = 2.0) -> Tensor:
 def expected(logits: Tensor, teacher: Tensor, **options: Any) -> Tensor:
     """[ROWS] on explicit probabilities, with torch's gradient."""
     return torch.stack(
-        [_row(z, zt, options) for z, zt in zip(logits[:, :VOCAB], teacher[:, :VOCAB], strict=True)]
+        [
+            divergence_of_row(z, zt, options)
+            for z, zt in zip(logits[:, :VOCAB], teacher[:, :VOCAB], strict=True)
+        ]
     )
 
 
-def _row(z: Tensor, zt: Tensor, options: dict[str, Any]) -> Tensor:
+def divergence_of_row(z: Tensor, zt: Tensor, options: dict[str, Any]) -> Tensor:
+    """Of logits [V] of student and teacher."""
     p = torch.softmax(z / options["temperature"], 0)
     q = torch.softmax(zt / options["teacher_temperature"], 0)
+    if options["kind"] == "reverse_kl":
+        return (p * (p / q).log()).sum()
     if options["kind"] == "entropy_kl":
         reverse, forward = (p * (p / q).log()).sum(), (q * (q / p).log()).sum()
         entropy = -float((q * q.log()).sum())

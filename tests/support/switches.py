@@ -25,6 +25,7 @@ class Response:
     student: list[float]
     teacher: list[float]
     entropy: list[float]
+    reference: list[float]
 
     @property
     def group(self) -> int:
@@ -37,7 +38,7 @@ class Response:
 
 def _response(number: int, rng: random.Random) -> Response:
     verdict, length = VERDICTS[number // GROUP][number % GROUP], rng.randint(1, LIMIT)
-    rows = [[scale * rng.random() for _ in range(length)] for scale in (-1.5, -2.0, 2.0)]
+    rows = [[scale * rng.random() for _ in range(length)] for scale in (-1.5, -2.0, 2.0, -1.7)]
     return Response(number, verdict is not None, verdict == 1, *rows)
 
 
@@ -85,6 +86,7 @@ def made_batch() -> Batch:
         ("student", "student_logprobs"),
         ("teacher", "teacher_logprobs"),
         ("entropy", "teacher_token_entropy"),
+        ("reference", "reference_logprobs"),
     ):
         setattr(batch, into, {r.number: torch.tensor(getattr(r, name)) for r in judged})
     batch.student_mean, batch.teacher_mean = torch.zeros(16), torch.zeros(16)

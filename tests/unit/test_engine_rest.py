@@ -15,6 +15,8 @@ from scope_megatron.train.trainer import Trainer
 class Notes:
     """Stands where the actor does, and notes what it is asked for."""
 
+    waits_in = frozenset[str]()
+
     def __init__(self) -> None:
         self.asked: list[str] = []
 

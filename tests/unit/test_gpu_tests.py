@@ -40,5 +40,5 @@ def test_engine_tests_are_skipped_with_a_vllm_for_gpus(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     last = done.stdout.strip().splitlines()[-1]
-    assert " skipped in " in last and "passed" not in last
+    assert " skipped" in last and "passed" not in last
     assert "vLLM 0.32.0 is no CPU build; see docs/gpu.md" in done.stdout

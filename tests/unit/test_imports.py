@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
 # machine, exits, disk, outputs, family, hub <- config, types <- parallel, plan, report <- model,
-# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn <- train
-# <- commands <- cli;  objective <- learn, train
+# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn,
+# remote <- train <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
@@ -36,6 +36,7 @@ RANK = {
     "doctor": 5,
     "data": 5,
     "rollout": 6,
+    "remote": 7,
     "evaluation": 7,
     "learn": 7,
     "train": 8,

@@ -52,6 +52,24 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+def test_the_teacher_reads_a_privileged_prompt(tmp_path, cache) -> None:
+    rows = write_jsonl(tmp_path / "r.jsonl", *({"prompt": p, "answer": a} for p, a in RIDDLES))
+    told = PromptDataset(rows, Characters(), 20, privileged=" ({answer}!)")
+    texts = [("".join(map(chr, p.token_ids)), "".join(map(chr, p.privileged_ids))) for p in told]
+    assert texts == [("u:one|", "u:one (1!)|"), ("u:two|", "u:two (2!)|")]
+    assert "with teacher.privileged the prompt has 22 tokens" in told.skipped[0]
+    plain = PromptDataset(rows, Characters(), 20)
+    assert [p.privileged_ids for p in plain] == [(), (), ()]
+    assert plain.fingerprint() != told.fingerprint(), "a resumed run needs the same"
+
+
+RIDDLES = [
+    ("one", "1"),
+    ("two", ["2", "zwei"]),
+    ("three", "1234567890"),
+]
+
+
 def write_jsonl(path: Path, *rows: object) -> Path:
     """Rows are objects, or lines as they stand."""
     lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]

@@ -232,17 +232,21 @@ def test_the_preset_is_the_sum_of_its_switches() -> None:
             assert getattr(getattr(default, section), name) != value, f"{section}.{name}"
 
 
-def bfloat16_step(rank: int, world_size: int, states: str) -> dict[str, Any]:
-    """Two updates of one small layer in bfloat16, by the student's own optimizer."""
+def bfloat16_steps(rank: int, world_size: int) -> list[dict[str, Any]]:
     from scope_megatron.parallel import platform
+    from scope_megatron.parallel.topology import create_topology
 
     platform.initialize()
+    create_topology(1, 1, False)
+    return [two_updates(states) for states in ("parameters", "float32")]
+
+
+def two_updates(states: str) -> dict[str, Any]:
+    """Of one small layer in bfloat16, by the student's own optimizer."""
     from megatron.core.transformer import TransformerConfig
 
     from scope_megatron.parallel.optimizer import build_optimizer, state_tensors, wrap_student
-    from scope_megatron.parallel.topology import create_topology
 
-    create_topology(1, 1, False)
     adam = settings("reference_code").optimizer.model_copy(
         update={"lr": 1e-2, "clip_grad": 0.0, "states": states}
     )
@@ -270,9 +274,8 @@ def bfloat16_step(rank: int, world_size: int, states: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_adam_has_the_published_betas_and_states_in_bfloat16() -> None:
     """AdamW with 0.9 and 0.999, in double precision; ours rounds to bfloat16 at each step."""
-    (told,) = run_distributed_test(bfloat16_step, 1, "parameters")
+    ((told, default),) = run_distributed_test(bfloat16_steps, 1)
     assert told["types"] == ["torch.bfloat16"]
-    (default,) = run_distributed_test(bfloat16_step, 1, "float32")
     assert default["types"] == ["torch.float32"]
     w, m, v = told["before"].clone(), 0.0, 0.0
     for t, g in enumerate(told["slopes"], 1):

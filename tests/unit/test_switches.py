@@ -14,6 +14,7 @@ from scope_megatron.config import Config
 from scope_megatron.learn.algorithms import weigh
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.passes import Passes
+from scope_megatron.learn.privileged import extrapolated
 from scope_megatron.objective.loss import Clip, Known, token_losses
 from scope_megatron.objective.packing import build
 from tests.support.switches import GROUP, LIMIT, RESPONSES, Response, made_batch, made_config
@@ -123,6 +124,14 @@ def paced(response: Response, place: int) -> float:
     return weight(response) / mean * scope(response, place)
 
 
+def exopd(response: Response, place: int) -> float:
+    """A_t = l (log pi_T - log pi_ref) - (log pi_S - log pi_ref)."""
+    own, theirs, ref = (
+        getattr(response, name)[place] for name in ("student", "teacher", "reference")
+    )
+    return -(1.25 * (theirs - ref) - (own - ref)) / tokens()
+
+
 # name: (settings, slope of each token)
 SWITCHES: dict[str, tuple[dict[str, Any], Slope]] = {
     "scope": ({}, scope),
@@ -145,6 +154,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Slope]] = {
     "iw-opd": ({"algorithm": {"name": "opd"}, "objective": {"iw_gamma": 0.5}}, iw_opd),
     "prefix": ({"algorithm": {"name": "opd"}, "objective": {"prefix_tokens": 3}}, prefix),
     "prefix-of-scope": ({"objective": {"prefix_tokens": 3}}, prefix_of_scope),
+    "exopd": ({"algorithm": {"name": "opd"}, "objective": {"extrapolation": 1.25}}, exopd),
     "paced": ({"algorithm": {"pass_rate_alpha": 1.0, "pass_rate_beta": 2.0}}, paced),
 }
 
@@ -154,9 +164,11 @@ def slopes(config: Config, batch: Batch) -> tuple[list[list[float]], dict[str, t
     members = list(range(len(RESPONSES)))
     pack = build({r.number: ((1,), [5] * r.length) for r in RESPONSES}, members)
     logp = torch.cat([torch.tensor(r.student).double() for r in RESPONSES]).requires_grad_()
-    known = Known(
-        teacher=torch.cat([torch.tensor(r.teacher).double() for r in RESPONSES]),
-    )
+    theirs = {r.number: torch.tensor(r.teacher).double() for r in RESPONSES}
+    if config.extrapolates:
+        batch.target_logprobs = extrapolated(batch, config.objective.extrapolation)
+        theirs |= batch.target_logprobs
+    known = Known(teacher=torch.cat([theirs[r.number] for r in RESPONSES]))
     clip = Clip(eps=0.2)
     terms = token_losses(logp, weigh(batch, config).streams.lay_out(pack), known, clip)
     sum(term.sum() for term in terms.values()).backward()

@@ -87,3 +87,28 @@ def test_many_are_counted() -> None:
         verdict = world.second(silent=tuple(range(1, 8)))
     assert verdict is not None and verdict.message.count("pid") == 4
     assert " and 3 more gave no sign" in verdict.message
+
+
+def test_a_hang_is_the_fault_of_the_kind_that_waits_for_nobody() -> None:
+    """Two ranks train, two only sample; phases of different kinds are not counted alike."""
+    judge = Judge(SETTINGS, 1.0, training=2)
+    late = SETTINGS.hang_timeout_s + 1
+    hosts = ("node0", 1)
+
+    def beats(count: int, *ranks: tuple[str, int, float, bool]) -> dict[int, Beat]:
+        return {
+            rank: Beat(count, 7, phase, order, seconds, *hosts, waits)
+            for rank, (phase, order, seconds, waits) in enumerate(ranks)
+        }
+
+    waiting, idle = ("rollout", 40, late, True), ("wait", 3, late, True)
+    behind = beats(1, waiting, waiting, ("rollout", 9, late, False), ("verify", 10, late, False))
+    found = judge.look(0.0, behind)
+    assert found is not None and found.message.startswith("rank 2 (node0"), "it samples too long"
+    training = ("train", 40, late, False)
+    found = judge.look(1.0, beats(2, training, ("train", 39, late, False), idle, idle))
+    assert found is not None and found.message.startswith("rank 1 (node0")
+    soon = ("train", 41, 1.0, False)
+    assert judge.look(2.0, beats(3, soon, soon, idle, idle)) is None, "idle engines do not hang"
+    found = judge.look(3.0, beats(4, waiting, waiting, idle, idle))
+    assert found is not None, "all wait for each other"

@@ -6,6 +6,7 @@ data         `data` and its sets
 model        `model` and `model.teachers`
 objective    `objective`
 parallel     `parallel`
+rollout      `rollout` and `rollout.engine`
 teacher      `teacher`
 verifier     `verifier` and `verifier.code`
 faults       `faults`

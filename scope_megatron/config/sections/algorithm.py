@@ -26,8 +26,8 @@ class AlgorithmConfig(Section):
         0.2,
         gt=0,
         lt=1,
-        description="PPO clip of the ratio to the behaviour policy: grpo always, the others "
-        "only when train.updates_per_batch > 1",
+        description="PPO clip of the ratio to the behaviour policy: grpo and the other algorithms "
+        "with rewards always, the rest only when train.updates_per_batch > 1",
     )
     clip_high: float | None = Field(
         None,

@@ -75,7 +75,7 @@ class ModelConfig(Section):
     teacher: ModelPath | None = Field(
         None,
         description="the frozen teacher, a directory or a Hub name, with the student's token map; "
-        "scope and opd need it, grpo and kd ignore it",
+        "grpo and kd ignore it, the other algorithms need it",
     )
     teachers: Annotated[dict[str, TeacherEntry] | None, BeforeValidator(_to_teachers)] = Field(
         None,

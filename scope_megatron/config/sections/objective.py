@@ -79,6 +79,13 @@ class ObjectiveConfig(Section):
     entropy_threshold: float = Field(
         0.8, ge=0, description="kl=entropy_kl: the teacher's entropy, nats"
     )
+    extrapolation: float = Field(
+        1.0,
+        gt=0,
+        description="ExOPD, kl=sampled: l in log pi_ref + l (log pi_T - log pi_ref), which the "
+        "student is pulled to, pi_ref the initial student; 1: the teacher itself, and no "
+        "reference is loaded",
+    )
     iw_gamma: float = Field(
         0.0,
         ge=0,
@@ -117,7 +124,7 @@ class ObjectiveConfig(Section):
         None,
         gt=0,
         description="truncated importance weight min(trainer/engine, tis_clip) per token; "
-        "null: off",
+        "null: off. 2.0 where rollout.lag is 1 and nothing is given",
     )
     moe_aux_loss_coeff: float = Field(
         0.0,

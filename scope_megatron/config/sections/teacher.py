@@ -28,6 +28,17 @@ class TeacherParallel(Section):
 class TeacherConfig(Section):
     """The frozen model on the ranks of the student (grpo: its reference)."""
 
+    source: Literal["model", "student"] = Field(
+        "model",
+        description="model: model.teacher; student: the student's own parameters of the moment, "
+        "on the privileged prompt (self-distillation: no second model is loaded)",
+    )
+    privileged: str | None = Field(
+        None,
+        min_length=1,
+        description="text that ends the prompt for the teacher alone, {answer} standing for the "
+        "row's reference answer; null: teacher and student read the same",
+    )
     offload: Literal["none", "cpu"] = Field(
         "none",
         description="cpu: its parameters are on the device only while they are used, a layer at a "

@@ -15,11 +15,12 @@ from scope_megatron.objective.loss import Streams
 
 def gaps(batch: Batch) -> dict[int, Tensor]:
     """[length] log pi_T - log pi_S of the sampled tokens of the responses held here that both have
-    scored, pi_S the weights that sampled."""
+    scored, pi_S the weights that sampled; an extrapolated teacher's target in place of pi_T."""
+    theirs = batch.target_logprobs or batch.teacher_logprobs
     return {
-        index: batch.teacher_logprobs[index] - batch.student_logprobs[index]
+        index: theirs[index] - batch.student_logprobs[index]
         for index in batch.members(batch.routes.routed)
-        if index in batch.teacher_logprobs and index in batch.student_logprobs
+        if index in theirs and index in batch.student_logprobs
     }
 
 

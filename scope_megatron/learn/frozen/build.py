@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from scope_megatron.config import Config, TeacherEntry
+from scope_megatron.config.sections.model import EVERY_ROW
 from scope_megatron.config.sections.teacher import TeacherParallel
 from scope_megatron.convert.gather import global_parameters
 from scope_megatron.convert.hf import ShardReader, load_hf_weights
@@ -43,6 +44,14 @@ def build_frozen(config: Config, topology: Topology) -> tuple[FrozenModel, ...]:
             own = layouts[entry.parallel]
         found.append(_build(entry, tuple(tags), topology, own, padded, exact))
     return tuple(found)
+
+
+def build_reference(config: Config, topology: Topology) -> FrozenModel | None:
+    """The initial student beside a teacher (objective.extrapolation), None without need."""
+    if not config.extrapolates:
+        return None
+    entry = TeacherEntry(path=config.model.student, dtype=config.model.dtype, offload="none")
+    return _build(entry, (EVERY_ROW,), topology, None, padded_width(config, topology), False)
 
 
 def _topology_of(parallel: TeacherParallel, topology: Topology) -> Topology:

@@ -77,12 +77,11 @@ class Travel:
         trip = self._set_out(rollouts, members)
         mine = trip.list_of(self._away.dp_rank)
         scored = scorer.score(model, trip.rollouts, mine, spec, logprobs=logprobs, hidden=hidden)
-        told = (scored.logprobs, scored.entropy) if self._speaks_away else None
+        told = {name: values for name, values in vars(scored).items() if name != "hidden"}
         back, wanted = type(scored)(), set(members)
-        for part in from_all(told, self._block.group):
-            if part is not None:
-                back.logprobs |= {i: v for i, v in part[0].items() if i in wanted}
-                back.entropy |= {i: v for i, v in part[1].items() if i in wanted}
+        for part in from_all(told if self._speaks_away else None, self._block.group):
+            for name, values in (part or {}).items():
+                getattr(back, name).update({i: v for i, v in values.items() if i in wanted})
         if hidden:
             for position in range(max(len(trip.list_of(r)) for r in self._scorers)):
                 back.hidden |= self._carry(trip, position, scored.hidden)

@@ -63,8 +63,8 @@ def on_enter(fault: Fault, module: ModuleType) -> None:
     """Progress.enter: tells where the rank is; faults of the process happen here."""
     original = module.Progress.enter
 
-    def enter(progress: Any, phase: str) -> None:
-        original(progress, phase)
+    def enter(progress: Any, phase: str, waits: bool = False) -> None:
+        original(progress, phase, waits)
         fault.enter(progress.step, phase)
         if fault.action in PROCESS_ACTIONS and fault.due():
             fault.act()
@@ -100,13 +100,13 @@ def on_scores(fault: Fault, module: ModuleType) -> None:
     """The frozen model's scores of one response become NaN."""
     original = module.Learner._score_frozen
 
-    def score_frozen(learner: Any, batch: Any, frozen: Any) -> None:
+    def score_frozen(learner: Any, batch: Any) -> None:
         scorer = learner.scorer
         if not fault.due():
-            return original(learner, batch, frozen)
+            return original(learner, batch)
         learner.scorer = _Poisoned(scorer)
         try:
-            return original(learner, batch, frozen)
+            return original(learner, batch)
         finally:
             learner.scorer = scorer
 

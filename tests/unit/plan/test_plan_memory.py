@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from scope_megatron.config import load_config
+from scope_megatron.plan.estimate import models_of
 from scope_megatron.plan.facts.shapes import total_parameters
 from scope_megatron.plan.memory import in_flight
 from scope_megatron.plan.remedies import remedies
@@ -106,3 +108,13 @@ def test_what_does_not_fit_is_mended_cheapest_first() -> None:
 
 def test_nothing_mends_what_is_far_too_large() -> None:
     assert remedies(plan_of("Qwen/Qwen2.5-72B", None)) == []
+
+
+def test_the_initial_student_beside_a_teacher_is_counted() -> None:
+    """objective.extrapolation loads a third model."""
+    config = load_config("configs/quickstart.yaml", check_files=False)
+    beyond = load_config(
+        "configs/quickstart.yaml", ["objective.extrapolation=1.25"], check_files=False
+    )
+    (plain, _), (more, _) = models_of(config), models_of(beyond)
+    assert more.teachers == (*plain.teachers, plain.student)

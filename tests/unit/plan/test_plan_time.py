@@ -79,7 +79,8 @@ def test_a_pipeline_waits_and_virtual_stages_wait_less() -> None:
         v: plan_of(pipeline=4, virtual=v, data=2).time.parts["train/pipeline bubble"]
         for v in (1, 7)
     }
-    assert idle[7] == pytest.approx(idle[1] / 7)
+    # chunked, microbatches come in multiples of the stages: at most three more of hundreds
+    assert idle[7] == pytest.approx(idle[1] / 7, rel=0.01)
 
 
 def test_apart_is_no_better_than_perfect() -> None:
@@ -125,3 +126,24 @@ def test_calibration_finds_the_efficiencies_that_a_run_had(tmp_path: Path) -> No
     expected = replace(other, reached=truth).time.total
     assert replace(other, reached=fitted.reached).time.total == pytest.approx(expected, rel=0.02)
     assert not math.isclose(other.time.total, expected, rel_tol=0.05)
+
+
+def test_engines_on_gpus_of_their_own() -> None:
+    """Trainers hold no engine, engines no trainer; one step ahead the longer of the two counts."""
+    layout = {"tensor": 2, "data": 4, "sequence": True, "distributed": True}
+    together = plan_of(**layout)
+    apart = plan_of(**layout, sampling=8, engine_share=0.85)
+    *training, sampling = apart.ranks
+    tenants = {name for rank in training for held in rank.phases.values() for name in held}
+    assert not tenants & {"engine parameters", "kv cache", "engine graphs"}
+    assert {"engine parameters", "kv cache"} <= sampling.phases["rollout"].keys()
+    assert not sampling.phases["train"].keys() & {"student", "optimizer", "teacher", "activations"}
+    assert sampling.cache_tokens > together.ranks[0].cache_tokens
+    assert apart.layout.gpus == 16 and apart.layout.engines == 8
+    phases = apart.time.phases
+    assert phases["train"] == together.time.phases["train"], "as many ranks train"
+    assert apart.time.total == pytest.approx(sum(phases.values()))
+    ahead = plan_of(**layout, sampling=8, engine_share=0.85, lag=1).time
+    rest = sum(phases.values()) - phases["rollout"]
+    assert ahead.total == pytest.approx(max(phases["rollout"], rest))
+    assert ahead.total < apart.time.total

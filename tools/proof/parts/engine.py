@@ -54,11 +54,10 @@ def engine(proof: Proof) -> None:
     start = time.perf_counter()
     trainer = proof.once("trainer", lambda: build_trainer(proof))
     proof.figure("engine and models built", time.perf_counter() - start, "s")
-    actor = trainer.actor
     before: list[Rollout] = []
     for number in range(2):
         round_ = f"round {number + 1}"
-        actor.engine.sleep()
+        trainer.engine.sleep()
         asleep = measure.in_use()
         _move(trainer.learner.student.model, number)
         stale = _gap(trainer, before)[1] if before else 0.0
@@ -72,7 +71,7 @@ def engine(proof: Proof) -> None:
         proof.figure(f"{round_}: log-probabilities, largest difference", largest)
         if number:  # else the limits above could not tell
             proof.check("with the weights of before, over that", stale / mean, at_least=3)
-    refused = actor.engine._direct.refused  # type: ignore[attr-defined]
+    refused = trainer.engine._direct.refused  # type: ignore[attr-defined]
     proof.figure("weights go", f"through vLLM's loaders: {refused}" if refused else "directly")
 
 
@@ -82,7 +81,7 @@ def _generate(proof: Proof, trainer: Trainer, seed: int) -> list[Rollout]:
     prompts = [trainer.data[i] for i in range(proof.size(16, 4))]
     limit = proof.size(256, 12)
     sampling = Sampling(samples=4, max_tokens=limit, temperature=1.0, seed=seed)
-    return trainer.actor.engine.generate(prompts, sampling)
+    return trainer.engine.generate(prompts, sampling)
 
 
 def _gap(trainer: Trainer, rollouts: list[Rollout]) -> tuple[float, float, float]:
@@ -109,7 +108,7 @@ def transfer(proof: Proof) -> None:
 
     trainer = proof.once("trainer", lambda: build_trainer(proof))
     trainer.send_parameters()
-    student, actor = trainer.learner.student, trainer.actor
+    student = trainer.learner.student
     bucket = trainer.config.engine.bucket_mib * 2**20
     parameters = ModelParameters(student.model, student.hf, trainer.topology, bucket)
     source = [p.detach() for p in student.model.parameters()]
@@ -117,7 +116,7 @@ def transfer(proof: Proof) -> None:
     targets = [torch.empty_like(p) for p in source]
     times: dict[str, list[float]] = {"transfer": [], "copy": []}
     for _ in range(proof.size(10, 2)):
-        send = measure.median_seconds(lambda: actor.engine.send_parameters(parameters), 1, warm=0)
+        send = measure.median_seconds(lambda: trainer.engine.send_parameters(parameters), 1, warm=0)
         times["transfer"].append(send)
         times["copy"].append(
             measure.median_seconds(lambda: torch._foreach_copy_(targets, source), 1, warm=0)

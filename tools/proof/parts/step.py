@@ -13,6 +13,7 @@ from tools.proof.trainer import scored_lengths
 
 if TYPE_CHECKING:
     from scope_megatron.rollout.sample import Sampled
+    from scope_megatron.train.acting import Meanwhile
     from scope_megatron.train.trainer import Trainer
 from scope_megatron.types import Prompt
 
@@ -28,8 +29,8 @@ def step(proof: Proof) -> None:
     lengths: list[int] = []
     sample = trainer.actor.sample
 
-    def measured(prompts: list[Prompt], step: int) -> Sampled:
-        sampled = sample(prompts, step)
+    def measured(prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None) -> Sampled:
+        sampled: Sampled = sample(prompts, step, meanwhile)
         lengths.extend(rollout.length for rollout in sampled.rollouts)
         return sampled
 
@@ -83,7 +84,7 @@ def _memory(proof: Proof, trainer: Trainer, metrics: dict[str, float]) -> None:
     tenants["optimizer"] = _state_bytes(student.optimizer)
     if torch.cuda.is_available():
         awake = measure.in_use()
-        trainer.actor.engine.sleep()
+        trainer.engine.sleep()
         tenants["engine, awake"] = awake - measure.in_use()
         trainer.send_parameters()
     for name, nbytes in tenants.items():

@@ -1,0 +1,266 @@
+"""The acting half of a step where engines have ranks of their own: the training ranks' side.
+
+The same methods as ``actor.py``. Rank 0 says what is to be sampled, the sampling ranks
+(``sampler.py``) do it, and every replica's first rank takes in the graded responses that its
+replica will train on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from scope_megatron.config import Config
+from scope_megatron.data.dataset import PromptDataset
+from scope_megatron.engine.source import ModelParameters
+from scope_megatron.learn.models import Student
+from scope_megatron.learn.scorer import Scorer
+from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import from_all, from_first, from_main
+from scope_megatron.parallel.meeting import job_place
+from scope_megatron.parallel.topology import Topology
+from scope_megatron.remote.bridge import Bridge
+from scope_megatron.remote.collect import Inbox
+from scope_megatron.remote.inflight import decode_batch, encode_batch
+from scope_megatron.remote.messages import (
+    EndSampling,
+    EngineScores,
+    Errand,
+    ErrandDone,
+    GradedResponse,
+    SampleErrand,
+    ScoreSequences,
+)
+from scope_megatron.remote.parameters import ParameterSender
+from scope_megatron.remote.post import PeerGone, TrainerPost
+from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.train import setup
+from scope_megatron.train.acting import Evaluated, Meanwhile
+from scope_megatron.train.actor import require_same_scores
+from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
+from scope_megatron.train.identity import require_found_alike
+from scope_megatron.types import Prompt, Rollout
+
+_T = TypeVar("_T")
+
+
+class RemoteActor:
+    """Engines on other ranks. Every method is collective over the training ranks."""
+
+    def __init__(self, config: Config, topology: Topology, found: dict[str, str]) -> None:
+        """Meet the sampling ranks. ``found``: what this rank found on its machine, by setting.
+
+        Raises ValueError when a sampling rank found something else.
+        """
+        self.config, self.topology = config, topology
+        place, timeout_s = job_place(), setup.collective_timeout_s(config.faults)
+        assert place.store is not None
+        self._engines = config.sampling_ranks // config.engine.tensor
+        self._evaluations = 0
+        self._step = 0  # whose responses were taken last
+        self._asked = 0  # the newest step whose responses were asked for
+        self._resumed: Errand | None = None  # its responses come from a checkpoint
+        self._waited_s = 0.0  # of this step, for responses
+        self._scored_s = 0.0  # of scoring groups as they came
+        self._ahead_s = 0.0  # of that, while others were sampled
+        self._told: list[ErrandDone] = []  # of the last step, on the first replica
+        self.signum = 0
+        self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.lag else [])})
+        bridge = Bridge(place, timeout_s)
+        first = topology.tp_rank == topology.cp_rank == topology.pp_rank == 0
+        self._inbox: Inbox | None = None
+        if first:
+            post = TrainerPost(place.store, topology.dp_rank, config.sampling_ranks, timeout_s)
+            self._inbox = Inbox(post)
+        self._parameters = ParameterSender(bridge, self._inbox if topology.is_main else None)
+        self._on_main(lambda inbox: require_found_alike(found, inbox.post.hellos.values()))
+
+    def sample(
+        self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None
+    ) -> list[Rollout]:
+        """A group of graded responses for each prompt, as ``rollout`` says.
+
+        With ``rollout.lag`` 1 they were asked for a step ago, and the next step's are now: with the
+        parameters that the engines have.
+        """
+        settings, steps = self.config.rollout, self.config.train.steps
+        assert settings is not None
+        for ahead in range(step, min(step + settings.lag, steps) + 1):
+            if ahead > self._asked:
+                self._tell(SampleErrand(("train", ahead)))
+                self._asked = ahead
+        self._step = step
+        errand: Errand = ("train", step)
+        ahead_of_all = not settings.lag and self.topology.ep_size == 1
+        if meanwhile is not None and ahead_of_all:  # experts' ranks would have to keep step
+            return self._collect_groups(errand, prompts, settings.group_size, meanwhile)
+        return self._collect(errand, prompts, settings.group_size)
+
+    def grade(self, sampled: list[Rollout]) -> list[Rollout]:
+        """They came with their verdicts."""
+        return sampled
+
+    def _collect(self, errand: Errand, prompts: list[Prompt], samples: int) -> list[Rollout]:
+        """This replica's responses, once they are all here, on each of its ranks."""
+        topology = self.topology
+
+        def take() -> tuple[list[GradedResponse], list[ErrandDone]]:
+            assert self._inbox is not None
+            found = self._inbox.responses(errand, len(prompts) * samples)
+            ends = topology.is_main and errand != self._resumed
+            return found, self._inbox.done(errand, self.config.sampling_ranks) if ends else []
+
+        begun = time.perf_counter()
+        responses, told = from_first(take, topology.mp_group)
+        self._waited_s += time.perf_counter() - begun
+        self._note(told)
+        return [r.rollout(prompts[r.position // topology.dp_size]) for r in responses]
+
+    def _collect_groups(
+        self, errand: Errand, prompts: list[Prompt], samples: int, meanwhile: Meanwhile
+    ) -> list[Rollout]:
+        """As :meth:`_collect`, but groups are handed to ``meanwhile`` as they are complete."""
+        groups: dict[int, list[Rollout]] = {}
+        replicas = self.topology.dp_size
+
+        def take() -> list[GradedResponse]:
+            assert self._inbox is not None
+            return self._inbox.finished_groups(errand, samples, set(groups))
+
+        while len(groups) < len(prompts):
+            begun = time.perf_counter()
+            new: dict[int, list[Rollout]] = {}
+            for response in from_first(take, self.topology.mp_group):
+                rollout = response.rollout(prompts[response.position // replicas])
+                new.setdefault(response.position, []).append(rollout)
+            groups |= new
+            arrived = time.perf_counter()
+            self._waited_s += arrived - begun
+            meanwhile(list(new.values()))
+            scored = time.perf_counter() - arrived
+            self._scored_s += scored
+            if len(groups) < len(prompts):
+                self._ahead_s += scored
+        self._forget(errand)
+        return [rollout for position in sorted(groups) for rollout in groups[position]]
+
+    def _forget(self, errand: Errand) -> None:
+        """The errand is done: rank 0 hears how long it took."""
+
+        def end() -> list[ErrandDone]:
+            assert self._inbox is not None
+            self._inbox.responses(errand, 0)
+            main = self.topology.is_main
+            return self._inbox.done(errand, self.config.sampling_ranks) if main else []
+
+        self._note(from_first(end, self.topology.mp_group))
+
+    def _note(self, told: list[ErrandDone]) -> None:
+        self._told = told
+        self.signum = max([self.signum, *(done.signum for done in told)])
+
+    def _drain(self) -> None:
+        """Take in what was asked for ahead: until then the engines take no parameters."""
+        settings = self.config.rollout
+        if self._inbox is None or settings is None or not settings.lag or not self._asked:
+            return
+        begun = time.perf_counter()
+        mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
+        errand: Errand = ("train", self._asked)
+        if self._asked > self._step:
+            self._inbox.wait(errand, len(mine) * settings.group_size)
+        self._waited_s += time.perf_counter() - begun
+
+    def in_flight(self, done: int) -> dict[str, Any] | None:
+        """The responses of the next step, at ``rollout.lag`` 1; the same on every rank."""
+        if not self.config.lag or self._asked <= done:
+            return None
+        held = self._inbox.held(("train", done + 1)) if self._inbox is not None else []
+        everyone = [r for part in from_all(held) for r in part]
+        return encode_batch(self.config, done + 1, everyone)
+
+    def resume(self, done: int, saved: dict[str, Any]) -> None:
+        """Take the next step's responses from the checkpoint instead of asking for them."""
+        responses = decode_batch(self.config, done + 1, saved) if self.config.lag else []
+        if not responses:
+            return
+        self._asked, self._resumed = done + 1, ("train", done + 1)
+        if self._inbox is not None:
+            place, replicas = self.topology.dp_rank, self.topology.dp_size
+            self._inbox.put([r for r in responses if r.position % replicas == place])
+
+    def observe(self, metrics: StepMetrics) -> None:
+        """The step's times of the sampling ranks."""
+        for done in self._told:
+            metrics.maximum("sampling/engine_s", done.sampling_s)
+            metrics.maximum("sampling/grading_s", done.grading_s)
+            metrics.maximum("sampling/graded_s", done.graded_s)
+        metrics.maximum("sampling/waited_s", self._waited_s)
+        metrics.maximum("sampling/scored_s", self._scored_s)
+        metrics.maximum("sampling/ahead_s", self._ahead_s)
+        metrics.maximum("staleness/steps", float(min(self.config.lag, self._step - 1)))
+        self._told = []
+        self._waited_s = self._scored_s = self._ahead_s = 0.0
+
+    def rest(self) -> None:
+        """Its memory is its own: it need not sleep."""
+
+    def send_parameters(self, student: Student) -> None:
+        """The student's parameters to every engine, from the ranks that hold them."""
+        self._drain()
+        platform.release_cached_memory()
+        bucket = self.config.engine.bucket_mib * 2**20
+        self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))
+
+    def check_parameters(
+        self, student: Student, rollouts: list[Rollout], scorer: Scorer
+    ) -> tuple[float, float]:
+        """As :class:`Acting` says, of responses of the first replica, by every engine."""
+        mine = rollouts if self.topology.dp_rank == 0 else []
+        chosen = [r for r in mine if r.token_ids][: self.config.engine.check_samples]
+        self._tell(ScoreSequences([[*r.prompt.token_ids, *r.token_ids] for r in chosen]))
+        spec = scorer.head.spec.alone().at(1.0)
+        ours = scorer.score(student, dict(enumerate(chosen)), list(range(len(chosen))), spec)
+        theirs = self._on_main(lambda inbox: self._scores(inbox))
+        return require_same_scores(self.config, chosen, ours.logprobs, theirs)
+
+    def _scores(self, inbox: Inbox) -> list[list[list[float]]]:
+        return [inbox.next(EngineScores).logprobs for _ in range(self._engines)]
+
+    def evaluate(self, sets: dict[str, PromptDataset]) -> Evaluated:
+        """See :class:`Acting`."""
+        settings = self.config.evaluation
+        self._evaluations += 1
+        values: dict[str, dict[str, float]] = {}
+        samples: dict[str, list[Rollout]] = {}
+        errands: dict[str, Errand] = {name: ("eval", self._evaluations, name) for name in sets}
+        for errand in errands.values():
+            self._tell(SampleErrand(errand))
+        for name, dataset in sets.items():
+            prompts = share_of_replica(dataset, settings.limit, self.topology)
+            samples[name] = self._collect(errands[name], prompts, settings.samples)
+            values[name] = summarize(samples[name], settings.samples, self.topology)
+        return join_sets(values), samples
+
+    def _tell(self, command: SampleErrand | ScoreSequences | EndSampling) -> None:
+        if self.topology.is_main and self._inbox is not None:
+            self._inbox.post.send(command)
+
+    def _on_main(self, ask: Callable[[Inbox], _T]) -> _T:
+        """The result of what rank 0 asks, on every rank."""
+
+        def asked() -> _T:
+            assert self._inbox is not None
+            return ask(self._inbox)
+
+        return from_main(asked)
+
+    def close(self) -> None:
+        """The sampling ranks end."""
+        try:
+            self._tell(EndSampling())
+        except PeerGone:
+            pass  # the run ends because of it
+        if self._inbox is not None:
+            self._inbox.post.close()

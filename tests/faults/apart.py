@@ -1,0 +1,44 @@
+"""Faults of runs whose engines have ranks of their own: one rank trains, one samples."""
+
+from __future__ import annotations
+
+from tests.faults.cases import ENGINE_AT, Case, killed, restarted, stopped
+from tests.faults.stage import Outcome, Stage
+
+# Rank 0 trains, rank 1 samples a step ahead.
+AHEAD = (
+    *("parallel.tensor=1", "parallel.data=1", "rollout.lag=1"),
+    *("rollout.placement=separate", "rollout.ranks=1"),
+)
+
+
+def sampling_hangs(stage: Stage) -> Outcome:
+    """The rank that trains waits for it all the while, and is not what hangs."""
+    stage.inject("hang", "verify", ENGINE_AT)
+    run = stage.start("faults.restarts=1", "faults.hang_timeout_s=20", *AHEAD)
+    return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
+
+
+APART_CASES = [
+    Case(
+        "kill -9 of a sampling rank, in rollout",
+        killed("rollout", step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "kill -9 of a sampling rank, as parameters come",
+        killed("sync", step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "kill -9 of a training rank beside a sampling one, in train",
+        killed("train", rank=0, step=ENGINE_AT, overrides=AHEAD),
+        engine=True,
+    ),
+    Case(
+        "SIGSTOP of a sampling rank",
+        stopped(1, "rollout", ENGINE_AT, AHEAD),
+        engine=True,
+    ),
+    Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True),
+]
