@@ -215,6 +215,12 @@ def _objective(config: Config, command: Command) -> Problems:
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
         )
+    teachers = {entry.path.resolve() for entry in config.teachers.values()}
+    if objective.weight_group == "batch" and len(teachers) > 1:
+        yield (
+            f"objective.weight_group: is batch but {len(teachers)} teachers are given, whose "
+            "perplexities do not compare; set it to prompt"
+        )
     if objective.weight_group == "batch" and config.algorithm.name != "scope":
         yield (
             "objective.weight_group: is batch but algorithm.name "

@@ -22,6 +22,14 @@ TEACHER_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
             "teacher={source: student, privileged: ' ({answer})'}",
         ],
     ),
+    "teachers_compared_over_the_batch": (
+        leave,
+        [
+            "model.teacher=null",
+            "model.teachers={a: teacher, b: student}",
+            "objective.weight_group=batch",
+        ],
+    ),
     "teachers_empty": (leave, ["model.teacher=null", "model.teachers={}"]),
     "teachers_list": (leave, ["model.teacher=null", "model.teachers=[teacher]"]),
     "teachers_tag": (leave, ["model.teacher=null", "model.teachers={a b: teacher}"]),
