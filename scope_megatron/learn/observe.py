@@ -73,6 +73,8 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "sampling/waited_s",
             "sampling/scored_s",
             "sampling/ahead_s",
+            "sampling/beside_s",
+            "sampling/hidden_s",
             "staleness/steps",
         ],
     )

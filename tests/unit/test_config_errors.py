@@ -101,6 +101,12 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "profile_beyond_the_run": (leave, ["profile.steps=[3,4]"]),
     "profile_of_no_step": (leave, ["profile.steps=[0]"]),
     "profile_of_words": (leave, ["profile.steps=all"]),
+    "trace_of_one_number": (leave, ["logging.trace.steps=[3]"]),
+    "trace_beyond_the_run": (leave, ["logging.trace.steps=[4,9]"]),
+    "trace_backwards": (leave, ["logging.trace.steps=[3,2]"]),
+    "trace_of_step_zero": (leave, ["logging.trace.steps=[0,2]"]),
+    "trace_every_of_nothing": (leave, ["logging.trace.every=10"]),
+    "trace_every_zero": (leave, ["logging.trace={steps: [1, 3], every: 0}"]),
     "transfers_never_checked": (leave, ["rollout.engine.check_every=0"]),
     "old_logprobs_unknown": (leave, ["objective.old_logprobs=engine"]),
     # what must be there
