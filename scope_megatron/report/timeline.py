@@ -26,7 +26,7 @@ from scope_megatron.report.figure import (
     SOFT,
     STYLE,
 )
-from scope_megatron.trace.files import Trace, TracedSpan, merge, read
+from scope_megatron.trace.files import Trace, TracedSpan, merge, read_trace
 from scope_megatron.trace.spans import STEP
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def write_timeline(run_dir: Path, step: int | None = None) -> Path | None:
 
     Raises ValueError where the trace has no such step.
     """
-    trace = read(run_dir)
+    trace = read_trace(run_dir)
     if trace is None:
         if step is not None:
             raise ValueError(f"--step: {run_dir} has no trace; set logging.trace.steps in a run")
@@ -119,7 +119,7 @@ def drawn_step(trace: Trace, step: int, name: str) -> bytes:
         tall = sum(sum(strip.height for strip in row) + 0.5 for row in rows.values())
         figure = Figure(figsize=(14, 1.9 + 0.38 * tall), dpi=100)
         FigureCanvasAgg(figure)
-        draw(figure, trace, step, rows, name)
+        paint_step(figure, trace, step, rows, name)
         figure.savefig(image, format="png")
     return image.getvalue()
 
@@ -139,7 +139,9 @@ def chosen_ranks(trace: Trace, step: int) -> dict[int, list[Strip]]:
     return {rank: strips(inside[rank]) for rank in chosen}
 
 
-def draw(figure: Figure, trace: Trace, step: int, rows: dict[int, list[Strip]], name: str) -> None:
+def paint_step(
+    figure: Figure, trace: Trace, step: int, rows: dict[int, list[Strip]], name: str
+) -> None:
     """Title, a row for each rank, a legend, and a note on ranks that are left out and clocks."""
     begun, ended = trace.window(step)
     tall = figure.get_size_inches()[1]

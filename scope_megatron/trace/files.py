@@ -23,7 +23,7 @@ MERGED = "trace.json"
 LANES = ("step", "grading", "checkpoint", "responses")  # from the top; others follow
 
 
-def begin(output_dir: Path, done: int) -> None:
+def begin_trace(output_dir: Path, done: int) -> None:
     """Before a run's first span, by one rank: a run that starts anew (``done`` 0) sets the trace of
     an earlier attempt aside, one that goes on appends to it."""
     directory = output_dir / outputs.TRACE
@@ -90,8 +90,8 @@ class RankFile:
                 yield _fact("thread_sort_index", self._rank, number, sort_index=number)
 
 
-def _fact(name: str, rank: int, lane: int, **args: Any) -> dict[str, Any]:
-    return {"ph": "M", "name": name, "pid": rank, "tid": lane, "args": args}
+def _fact(kind: str, rank: int, lane: int, **args: Any) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": rank, "tid": lane, "args": args}
 
 
 def _cut_to_lines(path: Path) -> None:
@@ -174,7 +174,7 @@ class Trace:
         return min(s.begun for s in together), max(s.ended for s in together)
 
 
-def read(output_dir: Path) -> Trace | None:
+def read_trace(output_dir: Path) -> Trace | None:
     """What the ranks have written so far; None where there is no trace."""
     trace = Trace([], {}, {})
     for path in rank_files(output_dir):

@@ -41,7 +41,7 @@ def stop() -> None:
         recorder.write()
 
 
-def write() -> None:
+def flush() -> None:
     """Write what has ended so far: before a rank waits, and where it may be the last chance."""
     if _recorder is not None:
         _recorder.write()

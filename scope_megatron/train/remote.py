@@ -203,7 +203,8 @@ class RemoteActor:
         beside = time.perf_counter() - self._begun - self._waited_s, self._waited_s
         asked_in, self._beside = (self._beside if self.config.lag else beside), beside
         if self._told and asked_in is not None:
-            sampled_s = max(done.sampling_s + done.grading_s for done in self._told)
+            sampled_s = max(done.sampling_s for done in self._told)
+            sampled_s += max(done.grading_s for done in self._told)
             metrics.maximum("sampling/beside_s", asked_in[0])
             metrics.maximum("sampling/hidden_s", max(0.0, sampled_s - asked_in[1]))
         for done in self._told:

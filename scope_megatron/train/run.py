@@ -21,7 +21,7 @@ from scope_megatron.report.header import run_facts
 from scope_megatron.report.health import HealthWatch
 from scope_megatron.report.logger import MetricLogger
 from scope_megatron.trace import spans
-from scope_megatron.trace.files import begin as begin_trace
+from scope_megatron.trace.files import begin_trace
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.profile import profiled
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
@@ -191,7 +191,7 @@ class Run:
         return code
 
     def _report(self) -> Path | None:
-        spans.write()
+        spans.flush()
         if not self.trainer.topology.is_main:
             return None
         return draw_report(self.config.output_dir, self.console.message)

@@ -105,7 +105,7 @@ class SamplingRank:
 
     def _next(self) -> SamplingOrder:
         self.progress.enter("wait", waits=True)
-        spans.write()
+        spans.flush()
         with span("wait"):
             command: SamplingOrder = self._post.receive()
         return command

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from scope_megatron.report.timeline import drawn_step
-from scope_megatron.trace.files import read as read_trace
+from scope_megatron.trace.files import read_trace
 from scope_megatron.view.access import LOOPBACK, AccessGuard
 from scope_megatron.view.runs import RunFolder, differences, find_runs
 from scope_megatron.view.search import ORDERS, ResponseQuery

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.trace.files import read as read_trace
+from scope_megatron.trace.files import read_trace
 from tests.support import kd_run
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from scope_megatron.trace import spans
 from scope_megatron.trace.clock import Clock
-from scope_megatron.trace.files import RankFile, Trace, TracedSpan, read
+from scope_megatron.trace.files import RankFile, Trace, TracedSpan, read_trace
 from scope_megatron.trace.spans import Recorder, span, traced_errand, traced_step
 
 PHASES = ("rollout", "verify", "deal", "score", "train", "sync")
@@ -42,7 +42,7 @@ def write_trace(run: Path, steps: Sequence[int]) -> None:
 def require_trace(run: Path, ranks: int, steps: int, samplers: int = 0) -> Trace:
     """Every step of every training rank in full, their phases in order, within the step's time that
     the metrics know; one file of all. Returns the trace."""
-    trace = read(run)
+    trace = read_trace(run)
     assert trace is not None
     assert trace.steps() == list(range(1, steps + 1))
     assert set(trace.names) == set(range(ranks + samplers))

@@ -22,7 +22,7 @@ from scope_megatron.report.overlap import hidden_line, hidden_shares
 from scope_megatron.report.timeline import kind_of, strips, write_timeline
 from scope_megatron.trace import spans
 from scope_megatron.trace.clock import Clock, ClockServer
-from scope_megatron.trace.files import RankFile, begin, merge, read
+from scope_megatron.trace.files import RankFile, begin_trace, merge, read_trace
 from scope_megatron.trace.spans import Recorder, span, traced_errand, traced_step
 from tests.support.traces import write_trace
 from tests.support.viewed_runs import write_metrics
@@ -82,7 +82,7 @@ def test_off_nothing_is_made_and_nothing_written(tmp_path: Path) -> None:
     assert span("a") is span("b", "grading", responses=3)
     make_step(1)
     traced_errand(1, 1)
-    spans.write()
+    spans.flush()
     record(tmp_path, steps=[50, 60])
     make_step(1)
     spans.stop()
@@ -106,7 +106,7 @@ def test_what_goes_on_after_its_step_is_kept(tmp_path: Path) -> None:
     go_on.set()
     thread.join()
     spans.stop()
-    trace = read(tmp_path)
+    trace = read_trace(tmp_path)
     assert trace is not None
     assert [(s.name, s.lane, s.step) for s in trace.spans if s.lane == "checkpoint"] == [
         ("write step_00000001", "checkpoint", 1)
@@ -122,8 +122,8 @@ def test_a_rank_that_samples_shows_both_batches(tmp_path: Path) -> None:
         with span("rollout"):
             pass
     spans.stop()
-    trace = read(tmp_path)
-    assert trace is not None and [s.step for s in trace.spans] == [3, 4, 5]
+    trace = read_trace(tmp_path)
+    assert trace is not None and [s.step for s in trace.spans] == [3, 4]
     assert trace.spans[-1].ended - trace.spans[-1].begun < 1e6
 
 
@@ -132,7 +132,7 @@ def test_an_error_is_named_and_its_step_is_not_whole(tmp_path: Path) -> None:
     make_step(1)
     with pytest.raises(RuntimeError), traced_step(2), span("train"):
         raise RuntimeError("a peer is gone")
-    trace = read(tmp_path)
+    trace = read_trace(tmp_path)
     assert trace is not None and trace.steps() == [1]
     assert [s.name for s in trace.spans if s.facts.get("error") == "RuntimeError"] == [
         "step 2",
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_off_anywhere_is_read_and_gone_on_with(tmp_path: Pat
         path.write_bytes(whole[:cut])
         lines = whole[:cut].splitlines(keepends=True)
         complete = [line for line in lines if line.endswith(b"\n") and b'"ph":"X"' in line]
-        trace = read(tmp_path)
+        trace = read_trace(tmp_path)
         assert len(trace.spans if trace else []) == len(complete)
         merged = merge(tmp_path)
         assert merged is not None
@@ -165,12 +165,12 @@ def test_a_file_that_was_cut_off_anywhere_is_read_and_gone_on_with(tmp_path: Pat
 
 def test_a_new_run_sets_the_trace_of_an_earlier_one_aside(tmp_path: Path) -> None:
     for done in (0, 0, 7):
-        begin(tmp_path, done)
+        begin_trace(tmp_path, done)
         record(tmp_path)
         make_step(done + 1)
         spans.stop()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace", "trace.1"]
-    trace = read(tmp_path)
+    trace = read_trace(tmp_path)
     assert trace is not None and trace.steps() == [1, 8]
 
 
@@ -242,7 +242,7 @@ def test_the_report_shows_a_step(traced: Path) -> None:
 
 
 def test_strips_of_a_rank(traced: Path) -> None:
-    trace = read(traced)
+    trace = read_trace(traced)
     assert trace is not None
     first = strips(s for s in trace.spans if s.rank == 0 and s.step == 1)
     assert [[s.name for s in strip.spans] for strip in first] == [

@@ -11,7 +11,7 @@ const HEADINGS = {
   "training": ["eval", "reward", "loss", "path", "grad_norm", "lr", "update"],
   "signal": ["perplexity", "weight", "entropy"],
   "responses and engine": ["rollout", "tokens", "mismatch", "sync"],
-  "seconds": ["time", "balance"],
+  "seconds": ["time", "overlap", "sampling", "balance"],
   "memory, by tenant": ["memory"],
 };
 const MARKS = { resume: "#0072b2", fail: "#d00", stop: "#d55e00", skip: "#cc00cc", hang: "#d00", start: "#999" };
