@@ -161,7 +161,9 @@ def paint_step(
         for strip in row:
             for one in strip.spans:
                 kinds.add(kind_of(one))
-                _bar(axes, one, (begun, ended), at, strip)
+                other = strip.height == 1.0 and one.step != step and kind_of(one) != WAITING
+                said = f"{one.name} (step {one.step})" if other else one.name
+                _bar(axes, one, (begun, ended), at, strip, said)
             at += strip.height
         at += 0.5
     axes.set_xlim(0, seconds)
@@ -178,18 +180,21 @@ def _label(trace: Trace, rank: int) -> str:
     return said.replace(" (", "\n(", 1)
 
 
-def _bar(axes: Axes, one: TracedSpan, window: tuple[int, int], at: float, strip: Strip) -> None:
+def _bar(
+    axes: Axes, one: TracedSpan, window: tuple[int, int], at: float, strip: Strip, said: str
+) -> None:
+    """A span, clipped to the window, with what is ``said`` of it where there is room."""
     left, right = max(one.begun, window[0]), min(one.ended, window[1])
     start, width = (left - window[0]) / 1e6, (right - left) / 1e6
     kind = kind_of(one)
-    waits = kind == WAITING
     axes.add_patch(_rectangle(start, at + 0.04, width, strip.height - 0.08, kind))
     share = (right - left) / max(1, window[1] - window[0])
     size = 9.5 if strip.height == 1.0 else 8
-    if share * 115 > len(one.name) * size / 9.5 + 1:  # it fits
+    if share * 115 > len(said) * size / 9.5 + 1:
+        ink = {WAITING: SOFT, "training": "white", "checkpoint": "white"}.get(kind, "black")
         axes.text(
-            start + width / 2, at + strip.height / 2, one.name, ha="center", va="center",
-            fontsize=size, color=SOFT if waits else "black", clip_on=True,
+            start + width / 2, at + strip.height / 2, said, ha="center", va="center",
+            fontsize=size, color=ink, clip_on=True,
         )  # fmt: skip
 
 
