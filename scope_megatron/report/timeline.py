@@ -26,7 +26,7 @@ from scope_megatron.report.figure import (
     SOFT,
     STYLE,
 )
-from scope_megatron.trace.files import Trace, TracedSpan, merge, read_trace
+from scope_megatron.trace.files import Trace, TracedSpan, merge, read_trace, traced_steps
 from scope_megatron.trace.spans import STEP
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_RANKS = 16  # in the picture; as many of either kind where there are two
+BEFORE, AFTER = 8, 2  # steps whose spans may reach into one: checkpoints, batches sampled ahead
 WAIT = "#f0f0f0"
 # kind of work: (colour, the spans that are of it)
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -92,26 +93,26 @@ def write_timeline(run_dir: Path, step: int | None = None) -> Path | None:
 
     Raises ValueError where the trace has no such step.
     """
-    trace = read_trace(run_dir)
-    if trace is None:
-        if step is not None:
-            raise ValueError(f"--step: {run_dir} has no trace; set logging.trace.steps in a run")
-        return None
-    merge(run_dir)
-    chosen = step if step is not None else max(trace.steps(), default=None)
-    if chosen is None:
-        return None  # the run ended within the first one
+    steps = traced_steps(run_dir)
+    if step is not None and step not in steps:
+        had = f"the trace has {step_ranges(steps)}" if steps else "the run has no trace"
+        raise ValueError(f"--step: {step} cannot be drawn: {had}; logging.trace.steps says which")
+    if merge(run_dir) is None or not steps:
+        return None  # no trace, or the run ended within its first step
+    chosen = steps[-1] if step is None else step
     path = run_dir / outputs.TIMELINE
-    write_atomically(path, drawn_step(trace, chosen, run_dir.resolve().name))
+    write_atomically(path, drawn_step(run_dir, chosen, run_dir.resolve().name))
     return path
 
 
-def drawn_step(trace: Trace, step: int, name: str) -> bytes:
-    """A step of the run ``name`` as a PNG, 1400 pixels wide. ValueError where it is not there."""
+def drawn_step(run_dir: Path, step: int, name: str) -> bytes:
+    """One of the :func:`traced_steps` of the run ``name`` as a PNG, 1400 pixels wide."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    trace = read_trace(run_dir, range(step - BEFORE, step + AFTER + 1))
+    assert trace is not None
     rows = chosen_ranks(trace, step)
     style: Any = {**matplotlib.rcParamsDefault, **STYLE, "axes.grid": False}
     image = io.BytesIO()
@@ -228,3 +229,15 @@ def _note(trace: Trace, rows: Sequence[int] | dict[int, list[Strip]]) -> str:
     parts += [f"clocks: {', '.join(said)}"] if said != ["rank 0's clock"] else []
     parts.append(f"all steps: {outputs.TRACE}/trace.json, for ui.perfetto.dev or chrome://tracing")
     return ";  ".join(parts)
+
+
+def step_ranges(steps: Sequence[int]) -> str:
+    """`1 to 3, 7`."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and step == parts[-1][-1] + 1:
+            parts[-1].append(step)
+        else:
+            parts.append([step])
+    shown = [f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts]
+    return ", ".join(shown) or "none"

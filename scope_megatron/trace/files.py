@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
 
 MERGED = "trace.json"
+_STEP = re.compile(rb'"args":{"step":(\d+)')
 LANES = ("step", "grading", "checkpoint", "responses")  # from the top; others follow
 
 
@@ -164,24 +166,29 @@ class Trace:
     def window(self, step: int) -> tuple[int, int]:
         """When ``step`` was made: from the first rank's begin to the last one's end. The last time
         it was made, where it was made again after a fault."""
-        whole = [s for s in self.spans if s.name == f"step {step}"]
-        latest = {s.rank: s for s in whole}
-        if not latest:
-            had = _ranges(self.steps())
-            raise ValueError(f"--step: {step} is not in the trace, which has the steps {had}")
+        latest = {s.rank: s for s in self.spans if s.name == f"step {step}"}
         last = max(s.begun for s in latest.values())
         together = [s for s in latest.values() if s.ended >= last]
         return min(s.begun for s in together), max(s.ended for s in together)
 
 
-def read_trace(output_dir: Path) -> Trace | None:
-    """What the ranks have written so far; None where there is no trace."""
+def traced_steps(output_dir: Path) -> list[int]:
+    """The steps of the trace that are whole."""
+    trace = read_trace(output_dir, having=b'"name":"step ')
+    return trace.steps() if trace is not None else []
+
+
+def read_trace(output_dir: Path, steps: range | None = None, having: bytes = b"") -> Trace | None:
+    """What the ranks have written so far, of ``steps`` alone or all; of lines that have these
+    bytes. None where there is no such span."""
     trace = Trace([], {}, {})
     for path in rank_files(output_dir):
         for line in _lines(path):
+            found = _STEP.search(line)
+            if found and (having not in line or (steps and int(found[1]) not in steps)):
+                continue
             try:
-                event = json.loads(line)
-                _take(trace, event)
+                _take(trace, json.loads(line))
             except (ValueError, KeyError, TypeError):
                 continue  # written by no rank
     trace.spans.sort(key=lambda one: (one.begun, -one.ended))
@@ -199,15 +206,3 @@ def _take(trace: Trace, event: dict[str, Any]) -> None:
         ended = begun + int(event["dur"])
         facts = {key: value for key, value in args.items() if key != "step"}
         trace.spans.append(TracedSpan(rank, lane, name, begun, ended, int(args["step"]), facts))
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    """`1 to 3, 7`."""
-    parts: list[list[int]] = []
-    for step in steps:
-        if parts and step == parts[-1][-1] + 1:
-            parts[-1].append(step)
-        else:
-            parts.append([step])
-    shown = [f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts]
-    return ", ".join(shown) or "none"

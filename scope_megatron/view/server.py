@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from scope_megatron.report.timeline import drawn_step
-from scope_megatron.trace.files import read_trace
+from scope_megatron.trace.files import traced_steps
 from scope_megatron.view.access import LOOPBACK, AccessGuard
 from scope_megatron.view.runs import RunFolder, differences, find_runs
 from scope_megatron.view.search import ORDERS, ResponseQuery
@@ -95,17 +95,15 @@ class RunsPage:
 
     def traced(self, request: Request) -> Response:
         """``?run=N``: the steps of its trace."""
-        trace = read_trace(self._run(request).directory)
-        return _json(trace.steps() if trace is not None else [])
+        return _json(traced_steps(self._run(request).directory))
 
     def timeline(self, request: Request) -> Response:
         """``?run=N&step=``: what each rank did in a step of the trace, as a picture."""
         run, step = self._run(request), _whole(request, "step")
-        trace = read_trace(run.directory)
-        if trace is None or step not in trace.steps():
+        if step is None or step not in traced_steps(run.directory):
             raise HTTPException(404, "step: is not in the run's trace")
         with self._drawing:
-            return Response(drawn_step(trace, step, run.name), media_type="image/png")
+            return Response(drawn_step(run.directory, step, run.name), media_type="image/png")
 
     def configs(self, request: Request) -> Response:
         return _json(differences([run.config() for run in self.runs]))
