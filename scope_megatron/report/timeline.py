@@ -188,8 +188,11 @@ def _bar(
     left, right = max(one.begun, window[0]), min(one.ended, window[1])
     start, width = (left - window[0]) / 1e6, (right - left) / 1e6
     kind = kind_of(one)
-    axes.add_patch(_rectangle(start, at + 0.04, width, strip.height - 0.08, kind))
     share = (right - left) / max(1, window[1] - window[0])
+    shape = _rectangle(start, at + 0.04, width, strip.height - 0.08, kind)
+    if share < 0.004 and kind != WAITING:  # an edge would hide it
+        shape.set_edgecolor(shape.get_facecolor())
+    axes.add_patch(shape)
     size = 9.5 if strip.height == 1.0 else 8
     if share * 115 > len(said) * size / 9.5 + 1:
         ink = {WAITING: SOFT, "training": "white", "checkpoint": "white"}.get(kind, "black")

@@ -180,11 +180,12 @@ def test_time_line_health_and_configuration(page: Any) -> None:
     page.click("button[data-tab=timeline]")
     page.wait_for_selector("#timeline table")
     assert "resume" in page.locator("#timeline").inner_text()
-    width = "document.querySelector('.traced img')?.naturalWidth"
-    page.wait_for_function(f"{width} === 1400", timeout=WAIT_MS)
+    picture = page.locator(".traced img")
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert picture.evaluate(width) == 1400, "a step of the trace"
     page.select_option(".traced select", "3")
-    assert page.get_attribute(".traced img", "src") == "/api/timeline?run=1&step=3"
-    page.wait_for_function(f"{width} === 1400", timeout=WAIT_MS)
+    assert picture.get_attribute("src") == "/api/timeline?run=1&step=3"
+    assert picture.evaluate(width) == 1400
     page.click("button[data-tab=health]")
     assert "<b>second" in page.locator("#health").inner_text()
     page.click("button[data-tab=config]")
