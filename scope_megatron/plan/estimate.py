@@ -13,7 +13,7 @@ from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import NamedShape, find_shape
 from scope_megatron.plan.layout import RunLayout
 from scope_megatron.plan.memory import Models, RankMemory, run_memory
-from scope_megatron.plan.timing import StepTime, step_time, tokens_per_second
+from scope_megatron.plan.seconds.timing import StepTime, step_time, tokens_per_second
 from scope_megatron.plan.workload import Workload
 
 

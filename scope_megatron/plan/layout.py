@@ -10,6 +10,7 @@ from scope_megatron.config import Config
 from scope_megatron.family import ModelShape
 
 RecomputeMode = Literal["none", "selective", "full"]
+OptimizerStates = Literal["float32", "parameters"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class RunLayout:
     recompute: RecomputeMode = "none"
     recompute_layers: int | None = None  # full: of each stage; None: all
     distributed: bool = False
+    overlap: bool = False  # gradients are summed beside the backward
     optimizer_offload: bool = False  # between updates
+    optimizer_states: OptimizerStates = "float32"  # parameters: all in the parameters' type
     microbatch: int = 4096  # tokens
     engine_tensor: int = 1
     engine_share: float = 0.45  # of a GPU's memory
@@ -87,6 +90,12 @@ class RunLayout:
         each, theirs = self.ranks // self.pipeline, self.ranks // self.of_teacher.pipeline
         return range(stage * each // theirs, ((stage + 1) * each - 1) // theirs + 1)
 
+    def state(self, element: int) -> int:
+        """Bytes of each of Adam's states for parameters of ``element`` bytes."""
+        return element if self.optimizer_states == "parameters" else 4
+
+    gradient = state  # bytes of a gradient: of the same type
+
     @property
     def expert_replicas(self) -> int:
         """Ranks that hold the same shard of the experts."""
@@ -102,6 +111,7 @@ class RunLayout:
         words += [f"recompute {self.recompute}"] if self.recompute != "none" else []
         words += ["distributed optimizer"] if self.distributed else []
         words += ["optimizer offload"] if self.optimizer_offload else []
+        words += ["states as parameters"] if self.optimizer_states == "parameters" else []
         if self.cuts_teacher_otherwise:
             own = self.of_teacher
             words.append(f"teacher tensor {own.tensor} x pipeline {own.pipeline}")
@@ -123,7 +133,9 @@ _SETTINGS = {
     "recompute": "parallel.recompute",
     "recompute_layers": "parallel.recompute_layers",
     "distributed": "optimizer.distributed",
+    "overlap": "optimizer.overlap",
     "optimizer_offload": "optimizer.offload",
+    "optimizer_states": "optimizer.states",
     "microbatch": "train.microbatch_tokens",
     "engine_tensor": "rollout.engine.tensor",
     "engine_share": "rollout.engine.gpu_memory_utilization",

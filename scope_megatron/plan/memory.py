@@ -184,12 +184,15 @@ def _streamed(
 
 
 def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> tuple[float, float]:
-    """(float32 masters, Adam's two moments), sharded where the optimizer is distributed."""
+    """(float32 masters, Adam's two moments), sharded where the optimizer is distributed.
+
+    With ``optimizer.states: parameters`` there are no masters."""
     shares = (1.0, 1.0)
     if layout.distributed:
         shares = (1 / (layout.data * layout.context), 1 / layout.expert_replicas)
     held = parameters.dense * shares[0] + parameters.experts * shares[1]
-    return (held * FLOAT if element < FLOAT else 0.0), held * 2 * FLOAT
+    state = layout.state(element)
+    return (held * FLOAT if element < state else 0.0), held * 2 * state
 
 
 def head_bytes(
@@ -285,7 +288,11 @@ def rank_memory(
     masters, moments = optimizer_bytes(own, layout, e)
     activations, head = activation_bytes(models, layout, work, stage)
     always: dict[str, float] = {"student": own.total * e}
-    trained = {"gradients": own.total * FLOAT, "masters": masters, "optimizer": moments}
+    trained = {
+        "gradients": own.total * layout.gradient(e),
+        "masters": masters,
+        "optimizer": moments,
+    }
     if not layout.optimizer_offload:
         always |= trained
     kept: dict[str, float] = {}  # while the student trains

@@ -14,7 +14,7 @@ from scope_megatron.plan.layout import RunLayout
 from scope_megatron.plan.memory import MEMORY_PHASES, TENANTS
 from scope_megatron.plan.remedies import Remedy
 from scope_megatron.plan.search import Searched
-from scope_megatron.plan.timing import placed_apart
+from scope_megatron.plan.seconds.timing import placed_apart
 from scope_megatron.plan.warning import shortage
 
 _GIB = 2**30

@@ -26,6 +26,16 @@ class ResponseLengths:
 
     values: tuple[float, ...]
     source: str
+    longest: float = 0.0  # of a step: longer than any quantile where there are many; 0: the last
+
+    @property
+    def most(self) -> float:
+        """The longest response of a step."""
+        return max(self.longest, self.values[-1])
+
+    @property
+    def varied(self) -> bool:
+        return self.most > self.values[0]
 
     @property
     def mean(self) -> float:
@@ -37,8 +47,11 @@ class ResponseLengths:
         return sum(v * v for v in self.values) / len(self.values)
 
     @classmethod
-    def lognormal(cls, mean: float, sigma: float, limit: int, source: str) -> ResponseLengths:
-        """Quantiles of a log-normal cut off at ``limit``, whose mean after the cut is ``mean``."""
+    def lognormal(
+        cls, mean: float, sigma: float, limit: int, source: str, count: int = QUANTILES
+    ) -> ResponseLengths:
+        """Quantiles of a log-normal cut off at ``limit``, whose mean after the cut is ``mean``, and
+        the longest of ``count`` responses: what an engine waits for."""
         normal = NormalDist()
         points = [normal.inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)]
         shapes = [math.exp(sigma * point) for point in points]
@@ -47,7 +60,9 @@ class ResponseLengths:
             middle = (low + high) / 2
             cut = [min(float(limit), max(1.0, middle * shape)) for shape in shapes]
             low, high = (middle, high) if sum(cut) / QUANTILES < mean else (low, middle)
-        return cls(tuple(min(float(limit), max(1.0, high * s)) for s in shapes), source)
+        last = math.exp(sigma * normal.inv_cdf(1 - 0.5 / max(count, QUANTILES)))
+        *values, longest = (min(float(limit), max(1.0, high * s)) for s in (*shapes, last))
+        return cls(tuple(values), source, longest)
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ def workload_of(
         responses=responses,
         prompts=config.prompts_per_step,
         prompt_tokens=prompt,
-        lengths=ResponseLengths.lognormal(mean, spread, limit, source),
+        lengths=ResponseLengths.lognormal(mean, spread, limit, source, responses),
         limit=limit,
         longest=config.max_sequence_tokens,
         incorrect=wrong,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scope_megatron.plan.calibrate import calibrate
-from scope_megatron.plan.decode import StepCost, decode_share
+from scope_megatron.plan.seconds.decode import StepCost, decode_share
 from scope_megatron.plan.facts.figures import Efficiencies
-from scope_megatron.plan.timing import placed_apart
+from scope_megatron.plan.seconds.timing import placed_apart
 from scope_megatron.plan.workload import ResponseLengths
 from tests.unit.plan.cases import plan_of
 
