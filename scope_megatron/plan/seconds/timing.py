@@ -16,12 +16,8 @@ from scope_megatron.plan.activations import FLOAT
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import active_parameters, total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import (
-    Models,
-    cache_bytes_per_token,
-    engine_bytes,
-    parameters_of,
-)
+from scope_megatron.plan.memory import cache_bytes_per_token, engine_bytes
+from scope_megatron.plan.models import Models, parameters_of, placed_teachers
 from scope_megatron.plan.seconds.decode import Decoding, StepCost, decode_share, spread
 from scope_megatron.plan.seconds.passes import (
     Passed,
@@ -172,10 +168,11 @@ def _score(
     models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures, reached: Efficiencies
 ) -> dict[str, float]:
     parts: dict[str, float] = {}
-    frozen = models.teachers
-    each = work.teacher_pass / max(1, len(frozen))
+    frozen = [(teacher.shape, teacher.cut) for teacher in placed_teachers(models, layout)]
+    frozen = frozen or [(models.student, layout)]  # the student teaches itself
+    each = work.teacher_pass / len(frozen)
     passes = [("student", models.student, work.student_pass, layout)]
-    passes += [("teacher", shape, each, layout.of_teacher) for shape in frozen]
+    passes += [("teacher", shape, each, cut) for shape, cut in frozen]
     e, reach = models.build.element, reached.score * _balance(work, reached)
     for name, shape, share, cut in passes:
         if not share:

@@ -10,7 +10,12 @@ from scope_megatron.plan.activations import FLOAT
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import Models, parameters_of, teacher_parameters
+from scope_megatron.plan.models import (
+    Models,
+    parameters_of,
+    placed_teachers,
+    teacher_parameters,
+)
 from scope_megatron.plan.workload import Workload
 
 
@@ -40,19 +45,21 @@ def transfers(models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures
     trained = _Pass(models.student, layout, work.tokens, 2 + again[0], 2 + again[1])
     found = list(_sampling(models, layout, work, gpu))
     found += _of_pass(trained, "train", work, models, gpu)
-    each = work.teacher_pass / max(1, len(models.teachers))
+    placed = placed_teachers(models, layout)
+    frozen = [(one.shape, one.cut) for one in placed] or [(models.student, layout)]
+    each = work.teacher_pass / len(frozen)
     scored = [_Pass(models.student, layout, work.tokens * work.student_pass)]
-    scored += [_Pass(shape, layout.of_teacher, work.tokens * each) for shape in models.teachers]
+    scored += [_Pass(shape, cut, work.tokens * each) for shape, cut in frozen]
     sums: dict[tuple[str, str], float] = {}
     for one in scored:
         for sent in _of_pass(one, "score", work, models, gpu):
             sums[sent.name, sent.link] = sums.get((sent.name, sent.link), 0.0) + sent.sent
     found += [Transfer(name, "score", sent, link) for (name, link), sent in sums.items()]
-    if models.exact and layout.cuts_teacher_otherwise:
-        rows = work.responses * work.teacher_pass * work.lengths.mean / layout.data
-        hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
-        sent = rows * hidden * models.of_teacher / layout.tensor
-        found.append(Transfer("teacher states", "score", sent, _link(layout.ranks, gpu)))
+    rows = work.responses * each * work.lengths.mean / layout.data
+    for teacher in placed if models.exact else ():
+        if teacher.own:
+            states = rows * teacher.shape.hidden * teacher.element / layout.tensor
+            found.append(Transfer("teacher states", "score", states, _link(layout.ranks, gpu)))
     found += _gradients(models, layout, work, gpu)
     found += _host(models, layout, work)
     return [transfer for transfer in found if transfer.sent > 0]
@@ -146,12 +153,14 @@ def _host(models: Models, layout: RunLayout, work: Workload) -> list[Transfer]:
     if layout.optimizer_offload:
         held = optimizer_total(models, layout)
         found.append(Transfer("optimizer offload", "train", 2 * held, "host"))
-    if layout.teacher_offload and models.teacher is not None:
-        # every microbatch brings every layer anew
-        held = teacher_parameters(models, layout, 0).total * models.of_teacher
-        many = work.microbatches(layout.of_teacher) * work.updates
-        passes = max(1.0, many * work.teacher_pass / len(models.teachers))
-        found.append(Transfer("teacher offload", "score", held * passes, "host"))
+    brought = 0.0
+    for teacher in placed_teachers(models, layout):
+        if teacher.offload:  # every microbatch brings every layer anew
+            held = teacher_parameters(models, layout, 0, teacher).total * teacher.element
+            many = work.microbatches(teacher.cut) * work.updates
+            brought += held * max(1.0, many * work.teacher_pass / len(models.teachers))
+    if brought:
+        found.append(Transfer("teacher offload", "score", brought, "host"))
     return found
 
 
