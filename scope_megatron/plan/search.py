@@ -161,7 +161,8 @@ def _homes(base: RunPlan) -> Iterator[dict[str, Any]]:
     if not models.teachers or layout.teachers:
         yield {}
         return
-    as_student = {"teacher_tensor": 0, "teacher_pipeline": 0, "teacher_context": 1}
+    as_student: dict[str, Any] = {"teacher_tensor": 0, "teacher_pipeline": 0}
+    as_student["teacher_context"] = 1
     as_student |= {"teacher_expert": 1, "teacher_sequence": False}
     away = as_student | {"teacher_offload": True}
     for home in ({"teacher_offload": False} | place for place in (as_student, *_own_cuts(base))):

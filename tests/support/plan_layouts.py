@@ -83,7 +83,6 @@ CASES = (
         "tensor 2 x pipeline 2, sequence", {"parallel.tensor": 2, "parallel.pipeline": 2} | SEQUENCE
     ),
     Case("context 2", {"parallel.context": 2}),
-    Case("context 4", {"parallel.context": 4}),
     Case(
         "tensor 2 x context 2, sequence", {"parallel.tensor": 2, "parallel.context": 2} | SEQUENCE
     ),
