@@ -89,6 +89,22 @@ class RunsPage:
             raise HTTPException(404, "no such group; it may have been removed in the meantime")
         return _json(found)
 
+    def alternatives(self, request: Request) -> Response:
+        """``?run=N&kind=&step=&set=&group=&sample=&token=``: the likeliest tokens in the place of
+        one of a response, by model."""
+        run, given = self._run(request), request.query_params
+        numbers = [_whole(request, name) for name in ("step", "group", "sample", "token")]
+        if None in numbers:
+            raise HTTPException(400, "step, group, sample and token: one is missing")
+        step, group, sample, token = (number or 0 for number in numbers)
+        with run.lock:
+            run.responses.refresh()
+            kind, name = given.get("kind", "train"), given.get("set", "")
+            found = run.responses.alternatives(kind, step, name, group, sample, token)
+        if found is None:
+            raise HTTPException(404, "no such token; its file may have been removed meanwhile")
+        return _json(found)
+
     def configs(self, request: Request) -> Response:
         return _json(differences([run.config() for run in self.runs]))
 
@@ -108,6 +124,7 @@ def build_app(runs: list[RunFolder], token: str | None) -> Starlette:
         Route("/api/curves", page.curves),
         Route("/api/responses", page.responses),
         Route("/api/group", page.group),
+        Route("/api/alternatives", page.alternatives),
         Route("/api/config", page.configs),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]

@@ -83,6 +83,11 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "rollouts_every_negative": (leave, ["logging.rollouts.every=-1"]),
     "rollouts_groups_zero": (leave, ["logging.rollouts.groups=0"]),
     "rollouts_no_room": (leave, ["logging.rollouts.max_gib=0"]),
+    "rollouts_many_alternatives": (leave, ["logging.rollouts.alternatives=50"]),
+    "rollouts_alternatives_of_none": (
+        leave,
+        ["logging.rollouts.alternatives=5", "logging.rollouts.every=0"],
+    ),
     "tau_zero": (leave, ["objective.tau=0"]),
     "lr_negative": (leave, ["optimizer.lr=-1e-4"]),
     "lr_nan": (leave, ["optimizer.lr=.nan"]),
