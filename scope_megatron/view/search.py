@@ -50,7 +50,7 @@ ORDERS = {
 }
 MOST_GROUPS = 50  # of an answer
 MODELS = ("student", "teacher")
-BEST = [f"{whose}_top_{what}" for whose in MODELS for what in ("ids", "tokens", "logprobs")]
+TOP_COLUMNS = [f"{whose}_top_{what}" for whose in MODELS for what in ("ids", "tokens", "logprobs")]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Responses:
         found = _of_group(self._present(), key)
         found = found.filter(pc.equal(found["sample"], sample)).select(["file", "row"])
         for place in found.to_pylist()[-1:]:
-            names = ["response_tokens", *BEST]
+            names = ["response_tokens", *TOP_COLUMNS]
             for table in self._tables(place["file"], [place["row"]], names.__contains__):
                 if 0 <= token < table["response_tokens"][0].as_py():
                     return {whose: _best_at(table, whose, token) for whose in MODELS}
@@ -164,7 +164,7 @@ class Responses:
 
     def _read(self, file: str, rows: list[int], most: int | None) -> list[dict[str, Any]]:
         """Some rows of a file, without the likeliest tokens: those are asked for one by one."""
-        tables = self._tables(file, rows, lambda name: name not in BEST)
+        tables = self._tables(file, rows, lambda name: name not in TOP_COLUMNS)
         return [_clean(row) for table in tables for row in _cut(table, most).to_pylist()]
 
     def _tables(

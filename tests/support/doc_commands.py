@@ -124,7 +124,7 @@ def _meant(word: str) -> str:
 
 def _lacks(problem: str) -> bool:
     """Whether arguments are missing, which a sentence may leave out."""
-    return "required" in problem or "Missing" in problem
+    return "required" in problem or "Missing" in problem or "NoArgsIsHelp" in problem
 
 
 def _missing_files(arguments: Sequence[str]) -> list[str]:
@@ -166,21 +166,19 @@ def _scope_megatron(arguments: list[str]) -> list[str]:
 
 def _typer(app: Any, arguments: Sequence[str]) -> list[str]:
     """What click says of the arguments of a typer application, which is not run."""
-    import click
     import typer
 
-    command = typer.main.get_command(app)
-    context = click.Context(command, info_name="program")
-    rest = list(arguments)
+    refused = next(one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException")
+    command: Any = typer.main.get_command(app)
+    context, rest = command.context_class(command, info_name="program"), list(arguments)
     try:
-        while isinstance(command, click.Group) and rest:
+        while rest and hasattr(command, "resolve_command"):
             _, command, rest = command.resolve_command(context, rest)
-            assert command is not None
         command.make_context("program", rest, parent=context)
-    except click.exceptions.Exit:  # --help
+    except typer.Exit:  # --help
         return []
-    except click.ClickException as error:
-        return [f"{type(error).__name__}: {error.format_message()}"]
+    except refused as error:
+        return [f"{type(error).__name__}: {getattr(error, 'message', '') or error}"]
     return []
 
 
@@ -232,7 +230,8 @@ def _python(arguments: list[str]) -> list[str]:
     if "typer.Typer(" in source:
         return _typer(module.app, rest)
     if name == "launch.run":
-        return _argparse(lambda: module.main(rest), rest) or _settings("train", rest)
+        swept = [re.sub(r"^([\w.]+=[^,]*),.*", r"\1", word) for word in rest]  # --sweep KEY=A,B
+        return _argparse(lambda: module.main(rest), rest) or _settings("train", swept)
     if "argparse" in source:
         return _argparse(lambda: module.main(), rest)
     return []

@@ -31,6 +31,7 @@ from tests.support.config_run import (
     write,
     write_tokenizer,
 )
+from tests.unit.logging_error_cases import LOGGING_CASES
 from tests.unit.teacher_error_cases import TEACHER_CASES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
@@ -77,17 +78,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "device_unknown": (leave, ["platform.device=gpu"]),
     "device_without_gpu": (leave, ["platform.device=cuda"]),
     "wandb_missing": (leave, ["logging.wandb_project=mine"]),
-    "rollouts_select_unknown": (leave, ["logging.rollouts.select=many"]),
-    "rollouts_key_unknown": (leave, ["logging.rollouts.evry=5"]),
     # bounds
-    "rollouts_every_negative": (leave, ["logging.rollouts.every=-1"]),
-    "rollouts_groups_zero": (leave, ["logging.rollouts.groups=0"]),
-    "rollouts_no_room": (leave, ["logging.rollouts.max_gib=0"]),
-    "rollouts_many_alternatives": (leave, ["logging.rollouts.alternatives=50"]),
-    "rollouts_alternatives_of_none": (
-        leave,
-        ["logging.rollouts.alternatives=5", "logging.rollouts.every=0"],
-    ),
     "tau_zero": (leave, ["objective.tau=0"]),
     "lr_negative": (leave, ["optimizer.lr=-1e-4"]),
     "lr_nan": (leave, ["optimizer.lr=.nan"]),
@@ -199,6 +190,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
     ),
+    **LOGGING_CASES,
     **TEACHER_CASES,
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "overlap_without_distributed": (leave, ["optimizer.overlap=true"]),

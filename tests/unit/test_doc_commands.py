@@ -31,7 +31,7 @@ def test_a_command_parses(command: DocCommand) -> None:
         ("scope-megatron trian configs/quickstart.yaml", "No such command"),
         ("scope-megatron check configs/quickstart.yaml objective.tua=2.0", "objective.tau?"),
         ("scope-megatron check configs/quickstart.yaml --gpus 8", "NoSuchOption"),
-        ("scope-megatron check", "Missing argument"),
+        ("scope-megatron check", "MissingParameter"),
         ("scope-megatron train configs/quickstrat.yaml", "does not exist"),
         ("python -m tools.prepare_data convret a b", "No such command"),
         ("python -m tools.prepare", "no module"),
