@@ -142,6 +142,7 @@ def serve(paths: list[Path], host: str, port: int, token: str | None) -> None:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # before the address is told: who follows it at once is not refused
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(

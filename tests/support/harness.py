@@ -124,7 +124,8 @@ def _run_rank(
             _write(folder / f"{rank}.joined", b"")
             faulthandler.dump_traceback_later(max(timeout - 1.0, timeout / 2), file=stack)
             _write(folder / f"{rank}.result", pickle.dumps(func(rank, world_size, *args)))
-            dist.destroy_process_group()
+            if dist.is_initialized():  # an engine that is collected ends the world itself
+                dist.destroy_process_group()
         except BaseException:
             _write(folder / f"{rank}.error", traceback.format_exc().encode())
             os._exit(1)  # tearing the groups down could wait for ranks that are gone
