@@ -17,17 +17,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 FLIPS = 20  # per file
-AT_ONCE = 8  # boundaries that are asked for together
 
 
 def test_a_save_that_is_killed_anywhere_leaves_one_whole_step(tmp_path: Path) -> None:
@@ -59,39 +55,29 @@ def run_program(what: str, directory: Path) -> dict[str, Any]:
 
 
 def kill_everywhere(directory: Path) -> dict[str, Any]:
-    """Two boundaries at a time; a save that nobody killed is behind the last one."""
-    in_child(partial(save, directory / "template", 1))
-    boundaries, newest, torn, after = [], [], list[int](), []
-    with ProcessPoolExecutor(2, get_context("fork")) as pool:
-        for start in count(1, AT_ONCE):
-            kills = pool.map(partial(kill_at, directory), range(start, start + AT_ONCE))
-            for number, (status, boundary, steps, wrong) in enumerate(kills, start):
-                newest.append(steps[0])
-                after += steps[1:]
-                torn += [number] if wrong else []
-                if status == 0:
-                    return {
-                        "boundaries": boundaries,
-                        "newest": newest,
-                        "torn": torn,
-                        "saves_after_a_kill": after,
-                    }
-                boundaries.append(boundary)
-    raise AssertionError("the loop ends inside")
-
-
-def kill_at(directory: Path, number: int) -> tuple[int, str, list[int], list[int]]:
-    """(how it ended, where, the newest whole steps: after it, and after another save, torn ones)"""
-    output, torn = directory / f"at_{number}", list[int]()
-    shutil.copytree(directory / "template", output)
-    status = in_child(partial(killed_save, output, number), may_die=True)
-    steps = [content(output, torn, number)]
-    if status != 0 and number % 8 == 0:
-        in_child(partial(save, output, 3))
-        steps.append(content(output, torn, number))
-    boundary = (output / "boundary").read_text() if status else ""
-    shutil.rmtree(output)
-    return status, boundary, steps, torn
+    template = directory / "template"
+    in_child(partial(save, template, 1))
+    boundaries, newest, torn, after = [], [], [], []
+    number = 0
+    while True:
+        number += 1
+        output = directory / f"at_{number}"
+        shutil.copytree(template, output)
+        status = in_child(partial(killed_save, output, number), may_die=True)
+        newest.append(content(output, torn, number))
+        if status == 0:
+            break
+        boundaries.append((output / "boundary").read_text())
+        if number % 8 == 0:
+            in_child(partial(save, output, 3))
+            after.append(content(output, torn, number))
+        shutil.rmtree(output)
+    return {
+        "boundaries": boundaries,
+        "newest": newest,
+        "torn": torn,
+        "saves_after_a_kill": after,
+    }
 
 
 def killed_save(output: Path, number: int) -> None:
@@ -272,9 +258,8 @@ def program() -> None:
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    import torch.distributed.checkpoint  # noqa: F401  before the forks
-
-    import tests.support.training_state  # noqa: F401
+    # all that a save imports, before the forks: it would be most of what each of them does
+    import tests.support.preload  # noqa: F401
 
     what, directory = sys.argv[1], Path(sys.argv[2])
     result = kill_everywhere(directory) if what == "kill" else damage_everything(directory)
