@@ -36,6 +36,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _evaluation,
         _profile,
         _responses,
+        _trace,
         _parallel,
         _placement,
         _lengths,
@@ -112,6 +113,26 @@ def _responses(config: Config, command: Command) -> Problems:
         yield (
             f"logging.rollouts.alternatives: is {written.alternatives} but logging.rollouts.every "
             "is 0, which writes no response; set logging.rollouts.every > 0, or alternatives=0"
+        )
+
+
+def _trace(config: Config, command: Command) -> Problems:
+    given, last = config.logging.trace, config.train.steps
+    if given.steps is None:
+        if given.every > 1:
+            yield (
+                f"logging.trace.every: is {given.every} but logging.trace.steps names no step; "
+                f"set logging.trace.steps=[1,{last}]"
+            )
+    elif len(given.steps) != 2:
+        yield (
+            f"logging.trace.steps: has {len(given.steps)} numbers; give the first and the last "
+            f"step, as [1,{last}]"
+        )
+    elif not 1 <= given.steps[0] <= min(given.steps[1], last):
+        yield (
+            f"logging.trace.steps: is {given.steps} but the run has the steps 1 to {last}; give "
+            "the first and the last step, or raise train.steps"
         )
 
 
