@@ -167,7 +167,7 @@ class Learner:
         if not count:
             return
         spec = replace(self.head.spec.alone(), entropy=False, best=count)
-        with span("student alternatives", responses=len(members)):
+        with span("student scores", responses=len(members)):
             batch.student_best = self.scorer.score(self.student, batch.rollouts, members, spec).best
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
