@@ -26,6 +26,7 @@ from scope_megatron.plan.models import (
     placed_teachers,
     streamed_teachers,
     teacher_bytes,
+    teacher_parameters,
 )
 from scope_megatron.plan.workload import Workload
 
@@ -95,6 +96,21 @@ def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> 
     held = parameters.dense * shares[0] + parameters.experts * shares[1]
     state = layout.state(element)
     return (held * FLOAT if element < state else 0.0), held * 2 * state
+
+
+def optimizer_total(models: Models, layout: RunLayout) -> float:
+    """Bytes of masters and moments on a rank of the first stage."""
+    return sum(optimizer_bytes(parameters_of(models, layout, 0), layout, models.build.element))
+
+
+def host_bytes(models: Models, layout: RunLayout) -> float:
+    """Bytes of what a rank of the first stage has offloaded to host memory; gradients are freed."""
+    away = optimizer_total(models, layout) if layout.optimizer_offload else 0.0
+    return away + sum(
+        teacher_parameters(models, layout, 0, teacher).total * teacher.element
+        for teacher in placed_teachers(models, layout)
+        if teacher.offload
+    )
 
 
 def head_bytes(
