@@ -13,6 +13,7 @@ from scope_megatron.plan.activations import (
     FLOAT,
     forward_only,
     layer_kept,
+    norm_kept,
     stage_kept,
     working,
 )
@@ -121,7 +122,7 @@ def head_bytes(
     columns, e = models.vocab(layout.tensor) / layout.tensor, build.element
     cut = layout.tensor if layout.sequence else 1
     states = e * student.hidden * tokens
-    norm = (1 if build.fused_norms else 2) * states / cut
+    norm = norm_kept(student.hidden, build) * tokens / cut
     output = states / cut + (states if cut > 1 else 0.0)  # gathered over the tensor ranks
     if layout.pipeline > 1:
         output += 2 * states / cut  # received: the next microbatch, and this one's gradient to send
