@@ -131,11 +131,11 @@ def _adapt_clipping() -> None:
 
     plain = megatron.clip_grad_by_total_norm_fp32
 
-    def clip(parameters: Any, max_norm: float, total_norm: float, **more: Any) -> None:
+    def clip(parameters: Any, max_norm: float, total_norm: float, *more: Any, **named: Any) -> None:
         own = [parameters] if isinstance(parameters, torch.Tensor) else parameters
         halves = [p.grad for p in own if p.grad is not None and p.grad.dtype != torch.float32]
         if not halves:
-            plain(parameters, max_norm, total_norm, **more)
+            plain(parameters, max_norm, total_norm, *more, **named)
         elif (factor := max_norm / (total_norm + 1e-6)) < 1:
             torch._foreach_mul_(halves, factor)
 
