@@ -35,6 +35,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _verifier,
         _evaluation,
         _profile,
+        _trace,
         _parallel,
         _placement,
         _lengths,
@@ -102,6 +103,26 @@ def _profile(config: Config, command: Command) -> Problems:
         yield (
             f"profile.steps: has {wrong[0]} but the run has the steps 1 to {last}; "
             "name some of them, or raise train.steps"
+        )
+
+
+def _trace(config: Config, command: Command) -> Problems:
+    given, last = config.logging.trace, config.train.steps
+    if given.steps is None:
+        if given.every > 1:
+            yield (
+                f"logging.trace.every: is {given.every} but logging.trace.steps names no step; "
+                f"set logging.trace.steps=[1,{last}]"
+            )
+    elif len(given.steps) != 2:
+        yield (
+            f"logging.trace.steps: has {len(given.steps)} numbers; give the first and the last "
+            f"step, as [1,{last}]"
+        )
+    elif not 1 <= given.steps[0] <= min(given.steps[1], last):
+        yield (
+            f"logging.trace.steps: is {given.steps} but the run has the steps 1 to {last}; give "
+            "the first and the last step, or raise train.steps"
         )
 
 

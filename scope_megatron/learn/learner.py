@@ -33,6 +33,7 @@ from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.trace.spans import span
 from scope_megatron.types import PackedBatch, Rollout
 
 
@@ -105,7 +106,8 @@ class Learner:
             scored = Scored(logprobs=engine)
         else:
             spec = self.head.spec.alone()
-            scored = self.scorer.score(self.student, batch.rollouts, members, spec)
+            with span("student scores", responses=len(members)):
+                scored = self.scorer.score(self.student, batch.rollouts, members, spec)
         batch.student_mean = self._means(batch, scored.logprobs)
         batch.student_entropy |= scored.entropy
         batch.student_logprobs = scored.logprobs
@@ -129,11 +131,12 @@ class Learner:
             together = self.topology.ep_size > 1 or frozen.travel is not None
             if (ahead and frozen.travel is not None) or not (its or together):
                 continue
-            frozen.enter()  # for a divergence also where all was scored ahead
             new = [i for i in its if batch.rollouts[i].taught is None]
-            scored |= self._pass_of(frozen, batch, new, spec)
-            if len(self.frozen) > 1:  # one at a time is on the device
-                frozen.rest(keep_head=bool(self.head.teachers))
+            with span("teacher scores", responses=len(new)):
+                frozen.enter()  # for a divergence also where all was scored ahead
+                scored |= self._pass_of(frozen, batch, new, spec)
+                if len(self.frozen) > 1:  # one at a time is on the device
+                    frozen.rest(keep_head=bool(self.head.teachers))
         for index in members:
             if (known := batch.rollouts[index].taught) is not None:
                 scored.put(index, known)
@@ -167,9 +170,10 @@ class Learner:
 
     def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
         """What the teacher has scored, by the initial student; from both, what kl pulls to."""
-        scored = self.scorer.score(
-            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
-        )
+        members = sorted(batch.teacher_logprobs)
+        with span("reference scores", responses=len(members)):
+            spec = self.head.spec.alone()
+            scored = self.scorer.score(reference, batch.rollouts, members, spec)
         batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
         batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
@@ -212,9 +216,10 @@ class Learner:
             for pack in packs
         ]
         self.balance.begin(packs)
-        told = pipeline.forward_backward(
-            self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
-        )
+        with span("forward and backward", update=name[1], packs=len(packs)):
+            told = pipeline.forward_backward(
+                self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
+            )
         metrics.mean("balance/experts", *self.balance.measured())
         metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
@@ -225,7 +230,8 @@ class Learner:
             metrics.maximum("update/skipped", 1.0)
             self._record_skipped(batch, *name, sorted({*members, *batch.unscored}))
             return
-        _, grad_norm, _ = self.student.optimizer.step()
+        with span("optimizer", update=name[1]):
+            _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
 

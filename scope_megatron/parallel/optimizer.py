@@ -22,6 +22,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import OptimizerConfig
+from scope_megatron.trace.spans import span
 
 
 class Waiting:
@@ -41,7 +42,8 @@ class Waiting:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        dist.barrier(group=group)
+        with span("wait for replicas"):
+            dist.barrier(group=group)
         self._seconds += time.perf_counter() - begun
 
     def pop(self) -> float:

@@ -17,6 +17,7 @@ import pytest
 
 from scope_megatron.report.rollouts import RolloutWriter
 from tests.support.browser import browser, chromium, opened, served
+from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("first", "<b>second</b>")):
         write_metrics(folder / name.replace("/", "∕"), 80, seed=number)
     write_responses(folder / "first", [5, 10], groups=3, samples=4)
+    write_trace(folder / "first", [3, 4])
     writer, draw = RolloutWriter(folder / "first", Letters(), (0, 1), 2**30), random.Random(3)
     for step, (name, text) in enumerate(HOSTILE.items(), 20):
         prompt = f"{name}: {text[:2000]}"
@@ -176,7 +178,14 @@ def test_hostile_text_is_text(page: Any, step: int, name: str) -> None:
 
 def test_time_line_health_and_configuration(page: Any) -> None:
     page.click("button[data-tab=timeline]")
+    page.wait_for_selector("#timeline table")
     assert "resume" in page.locator("#timeline").inner_text()
+    picture = page.locator(".traced img")
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert picture.evaluate(width) == 1400, "a step of the trace"
+    page.select_option(".traced select", "3")
+    assert picture.get_attribute("src") == "/api/timeline?run=1&step=3"
+    assert picture.evaluate(width) == 1400
     page.click("button[data-tab=health]")
     assert "<b>second" in page.locator("#health").inner_text()
     page.click("button[data-tab=config]")

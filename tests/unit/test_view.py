@@ -18,6 +18,7 @@ from scope_megatron.view.curves import MOST_POINTS, Curves
 from scope_megatron.view.runs import differences, find_runs
 from scope_megatron.view.search import ResponseQuery, Responses
 from scope_megatron.view.server import STATIC, build_app
+from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
 TOKEN = "a-long-token"
@@ -71,6 +72,18 @@ def test_it_finds_responses(run: Path) -> None:
         assert row["teacher_logprobs"] == (whole["teacher_logprobs"] or [None])[:3] or (
             row["teacher_logprobs"] is whole["teacher_logprobs"] is None
         )
+
+
+def test_it_shows_a_step_of_the_trace(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 3)
+    ask = client(tmp_path)
+    assert ask.get("/api/traced?run=0").json() == []
+    write_trace(tmp_path, [2, 3])
+    assert ask.get("/api/traced?run=0").json() == [2, 3]
+    picture = ask.get("/api/timeline?run=0&step=2")
+    assert picture.headers["content-type"] == "image/png" and len(picture.content) > 5000
+    assert ask.get("/api/timeline?run=0&step=9").status_code == 404
+    assert ask.get("/api/timeline?run=0").status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,23 @@ class ResponsesConfig(Section):
     )
 
 
+class TraceConfig(Section):
+    """What each rank did when, as a trace for Perfetto or chrome://tracing (docs/timeline.md)."""
+
+    steps: list[int] | None = Field(
+        None,
+        description="[first, last] of the steps that are traced, to output_dir/trace; null: off",
+    )
+    every: int = Field(1, ge=1, description="of those steps, every n-th from the first on")
+
+    def covers(self, step: int) -> bool:
+        """Whether ``step`` (from 1) is traced."""
+        if self.steps is None:
+            return False
+        first, last = self.steps
+        return first <= step <= last and (step - first) % self.every == 0
+
+
 class LoggingConfig(Section):
     """Where metrics and responses go; metrics.jsonl is always written."""
 
@@ -48,3 +65,4 @@ class LoggingConfig(Section):
         "the student's on incorrect responses only with objective.old_logprobs=recompute",
     )
     rollouts: ResponsesConfig = ResponsesConfig()
+    trace: TraceConfig = TraceConfig()
