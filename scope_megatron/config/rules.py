@@ -35,6 +35,7 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _verifier,
         _evaluation,
         _profile,
+        _responses,
         _trace,
         _parallel,
         _placement,
@@ -103,6 +104,15 @@ def _profile(config: Config, command: Command) -> Problems:
         yield (
             f"profile.steps: has {wrong[0]} but the run has the steps 1 to {last}; "
             "name some of them, or raise train.steps"
+        )
+
+
+def _responses(config: Config, command: Command) -> Problems:
+    written = config.logging.rollouts
+    if written.alternatives and not written.every:
+        yield (
+            f"logging.rollouts.alternatives: is {written.alternatives} but logging.rollouts.every "
+            "is 0, which writes no response; set logging.rollouts.every > 0, or alternatives=0"
         )
 
 

@@ -26,6 +26,9 @@ class Scored:
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], likewise
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
+    # float32 [length, 2, k] on the CPU, where asked for: the likeliest tokens' numbers, falling,
+    # and their log-probabilities
+    best: dict[int, Tensor] = field(default_factory=dict)
 
     def __ior__(self, other: Scored) -> Scored:
         for name, values in vars(self).items():
@@ -106,14 +109,17 @@ class Scorer:
                 return torch.empty(packs[index].num_rows, 0, device=output.device)
             return self.head.scores(output, packs[index], model, spec)
 
-        columns = 1 + spec.with_entropy if logprobs else 0
+        best = spec.best_columns(model.vocab_size) if logprobs else 0
+        columns = 1 + spec.with_entropy + best if logprobs else 0
         with using(self.topology):
             passes = pipeline.score(model.model, packs, rows, self.topology, columns=columns)
         for values, packed in zip(passes, packs, strict=True):
             for index, part in scatter_to_sequences(values.cpu(), packed).items():
                 if logprobs:
                     scored.logprobs[index] = part[:, 0].contiguous()
-                if columns > 1 and len(part):
+                if logprobs and spec.with_entropy and len(part):
                     scored.entropy[index] = float(part[:, 1].mean())
                     scored.token_entropy[index] = part[:, 1].contiguous()
+                if best:
+                    scored.best[index] = part[:, -best:].unflatten(1, (2, best // 2)).contiguous()
         return scored

@@ -155,8 +155,29 @@ def test_json_has_what_the_tables_say(folder: Path) -> None:
 
 
 def test_the_picture_is_drawn(folder: Path) -> None:
-    assert run([*EIGHT, "--picture", "plan.png"]).exit_code == 0
-    assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
+    apart = ["rollout.placement=separate", "rollout.ranks=4", "rollout.lag=1"]
+    for more in ([], apart):
+        result = run([*EIGHT, "--picture", "plan.svg", *more])
+        assert result.exit_code == 0, result.output
+        words = Path("plan.svg").read_text()
+        assert "<svg" in words and ("sampling rank" in words) == bool(more)
+
+
+def test_ranks_that_train_and_ranks_that_sample_have_a_table_each(folder: Path) -> None:
+    apart = ["rollout.placement=separate", "rollout.ranks=4"]
+    told = run([*EIGHT, *apart]).stdout
+    assert "GiB on a rank of pipeline stage 0" in told
+    assert "GiB on a rank that only samples" in told and told.count("kv cache") == 1
+
+
+def test_what_is_offloaded_is_told_in_host_memory(folder: Path) -> None:
+    assert "in host memory" not in run(EIGHT).stdout
+    away = ["teacher.offload=cpu", "optimizer.offload=rollout"]
+    assert "in host memory" in run([*EIGHT, *away]).stdout
+    told = json.loads(run([*EIGHT, "--json", *away]).stdout)
+    plain = json.loads(run([*EIGHT, "--json"]).stdout)["memory"][0]["phases"]["train"]
+    held = sum(plain[name] for name in ("masters", "optimizer", "teacher"))
+    assert told["host_bytes"] == pytest.approx(held, rel=1e-6)
 
 
 def test_check_accepts_what_a_search_writes(folder: Path) -> None:
