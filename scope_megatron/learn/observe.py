@@ -58,6 +58,8 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "mismatch/tis_clipped",
             *(f"{name}/{what}" for name in by_teacher for what in ("perplexity", "kl")),
             "staleness/ratio_ess",
+            "staleness/share",
+            "sampling/left",
         ],
         maxima=[
             "sync/max_abs_logprob_diff",
@@ -71,6 +73,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "sampling/grading_s",
             "sampling/graded_s",
             "sampling/waited_s",
+            "sampling/tail_s",
             "sampling/scored_s",
             "sampling/ahead_s",
             "staleness/steps",
@@ -230,7 +233,7 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
         "mismatch/mean_abs_prob", float((old.exp() - engine.exp()).abs().sum()), gap.numel()
     )
     metrics.mean("mismatch/k3_kl", float((gap.expm1() - gap).sum()), gap.numel())
-    if config.lag:
+    if config.stale:
         ratio = gap.double().exp()
         size = float(ratio.sum() ** 2 / ratio.square().sum())
         metrics.mean("staleness/ratio_ess", size, gap.numel())

@@ -7,7 +7,8 @@ The lines are in tests/golden/config_errors.txt. After a change of wording:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.family import FAMILIES
+from scope_megatron.machine import validating_for
 from tests.support.config_run import (
     append,
     index_of,
@@ -38,6 +40,8 @@ UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
 GEMMA2 |= {"query_pre_attn_scalar": 32, "sliding_window": 64}
+
+APART = ("rollout.placement=separate", "rollout.ranks=1")
 
 # name: (change of the files, overrides). The message is in the golden file under the name.
 CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
@@ -216,6 +220,21 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
     ),
+    "ranks_of_both_kinds": (leave, [*APART, "parallel.data=2"]),
+    "engine_on_two_nodes": (leave, [*APART, "rollout.ranks=2", "rollout.engine.tensor=2"]),
+    "carry_over_colocated": (leave, ["rollout.carry_over=0.25"]),
+    "carry_over_ahead": (leave, [*APART, "rollout.carry_over=0.25", "rollout.lag=1"]),
+    "carry_over_of_all": (leave, [*APART, "rollout.carry_over=1"]),
+    "carry_over_of_no_group": (leave, [*APART, "rollout.carry_over=0.2"]),
+    "carry_over_of_the_only_group": (
+        leave,
+        [*APART, "rollout.carry_over=0.5", "rollout.prompts_per_step=1"],
+    ),
+    "carry_over_below_the_updates": (
+        leave,
+        [*APART, "rollout.carry_over=0.75", "train.updates_per_batch=2"],
+    ),
+    "carry_over_with_top_k": (leave, [*APART, "rollout.carry_over=0.25", "rollout.top_k=9"]),
     "separate_engine_cuts_heads": (
         leave,
         ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],
@@ -363,6 +382,20 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
 }
 
 
+@contextmanager
+def started(ranks: int) -> Iterator[None]:
+    """As torchrun starts so many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(ranks))
+        yield
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "ranks_of_both_kinds": lambda: started(4),
+    "engine_on_two_nodes": lambda: validating_for(gpus=2, nodes=2),
+}
+
+
 def read_golden() -> dict[str, str]:
     lines = GOLDEN.read_text(encoding="utf-8").splitlines() if GOLDEN.exists() else []
     return dict(line.split("\t", 1) for line in lines)
@@ -384,7 +417,8 @@ def test_bad_setting(name: str, run: Path) -> None:
     change, overrides = CASES[name]
     change()
     before = sorted(run.rglob("*"))
-    result = CliRunner().invoke(cli.app, ["train", "run.yaml", *overrides])
+    with SURROUNDINGS.get(name, nullcontext)():
+        result = CliRunner().invoke(cli.app, ["train", "run.yaml", *overrides])
     assert result.exit_code == 2, result.exception
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n")
     assert result.stdout == ""
