@@ -15,6 +15,17 @@ from scope_megatron.learn.passes import samples_everything
 from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
 
+# of engines and verifiers on other ranks, and of waiting for them
+SAMPLING_SECONDS = (
+    "sampling/engine_s",
+    "sampling/grading_s",
+    "sampling/graded_s",
+    "sampling/waited_s",
+    "sampling/tail_s",
+    "sampling/scored_s",
+    "sampling/ahead_s",
+)
+
 
 def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
     """Every name a training step may record, with how it is reduced over the data ranks.
@@ -69,13 +80,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
-            "sampling/engine_s",
-            "sampling/grading_s",
-            "sampling/graded_s",
-            "sampling/waited_s",
-            "sampling/tail_s",
-            "sampling/scored_s",
-            "sampling/ahead_s",
+            *SAMPLING_SECONDS,
             "staleness/steps",
         ],
     )

@@ -102,16 +102,15 @@ class RemoteActor:
         assert settings is not None
         for ahead in range(step, min(step + settings.lag, steps) + 1):
             if ahead > self._asked:
-                self._tell(SampleErrand(("train", ahead)))
+                self._tell(SampleErrand(_errand(ahead)))
                 self._asked, self._versions[ahead] = ahead, step - 1
         self._step = step
-        errand: Errand = ("train", step)
         if self.topology.ep_size > 1:  # experts' ranks would have to keep step
             meanwhile = None
         if self._carry.most or (meanwhile is not None and not settings.lag):
             sampled = self._collect_groups(step, prompts, settings.group_size, meanwhile)
         else:
-            sampled = self._collect(errand, prompts, settings.group_size)
+            sampled = self._collect(_errand(step), prompts, settings.group_size)
         ages = [step - 1 - r.version for r in sampled if r.version is not None]
         self._stale = sum(age > 0 for age in ages), len(ages), max(ages, default=0)
         return sampled
@@ -142,7 +141,7 @@ class RemoteActor:
     ) -> list[Rollout]:
         """As :meth:`_collect`, but groups are handed to ``meanwhile`` as they are complete; those
         that the step before left come first."""
-        topology, errand = self.topology, ("train", step)
+        topology, errand = self.topology, _errand(step)
         groups: dict[int, list[Rollout]] = {}
         carried = self._left_before(samples)
         self._score_meanwhile(carried, meanwhile, last=False)
@@ -185,11 +184,11 @@ class RemoteActor:
         step, positions = self._left
         if not positions:
             return []
-        errand, size = ("train", step), len(positions) * samples
+        size = len(positions) * samples
 
         def take() -> list[GradedResponse]:
             assert self._inbox is not None
-            return self._inbox.responses(errand, size)
+            return self._inbox.responses(_errand(step), size)
 
         prompts, version = self._prompts(step), self._versions.pop(step)
         groups: dict[int, list[Rollout]] = {}
@@ -203,11 +202,11 @@ class RemoteActor:
         self._left = step, left
         self._carry.note(step, left)
         if self._inbox is not None:
-            self._inbox.keep(("train", step), left)
+            self._inbox.keep(_errand(step), left)
         if not left:
             self._versions.pop(step)
         if not self._carry.most:
-            self._end(("train", step), 0)
+            self._end(_errand(step), 0)
 
     def _end(self, errand: Errand, responses: int) -> None:
         """So many more of this replica's are waited for, then rank 0 hears how long all took."""
@@ -234,7 +233,7 @@ class RemoteActor:
             return
         begun = time.perf_counter()
         mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
-        errand: Errand = ("train", self._asked)
+        errand = _errand(self._asked)
         if self._asked > self._step:
             self._inbox.wait(errand, len(mine) * settings.group_size)
         self._waited_s += time.perf_counter() - begun
@@ -244,7 +243,7 @@ class RemoteActor:
         step, positions = self._left
         settings, begun = self.config.rollout, time.perf_counter()
         assert settings is not None
-        self._end(("train", step), len(positions) * settings.group_size)
+        self._end(_errand(step), len(positions) * settings.group_size)
         self._tail_s = time.perf_counter() - begun
         self._waited_s += self._tail_s
 
@@ -254,7 +253,7 @@ class RemoteActor:
         step = done + 1 if self.config.lag else done
         if not self.config.stale or (self.config.lag and self._asked <= done):
             return None
-        held = self._inbox.held(("train", step)) if self._inbox is not None else []
+        held = self._inbox.held(_errand(step)) if self._inbox is not None else []
         everyone = [r for part in from_all(held) for r in part]
         return encode_batch(self.config, step, everyone, done - 1) if everyone else None
 
@@ -268,7 +267,7 @@ class RemoteActor:
         mine = [r for r in responses if r.position % replicas == place]
         self._versions[step] = int(saved.get("version", done - 1))
         if self.config.lag:
-            self._asked, self._resumed = step, ("train", step)
+            self._asked, self._resumed = step, _errand(step)
         else:
             self._left = step, sorted({r.position for r in mine})
         if self._inbox is not None:
@@ -355,3 +354,8 @@ class RemoteActor:
             pass  # the run ends because of it
         if self._inbox is not None:
             self._inbox.post.close()
+
+
+def _errand(step: int) -> Errand:
+    """To sample a training step's responses."""
+    return "train", step

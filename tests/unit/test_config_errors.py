@@ -7,8 +7,8 @@ The lines are in tests/golden/config_errors.txt. After a change of wording:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.family import FAMILIES
-from scope_megatron.machine import validating_for
 from tests.support.config_run import (
     append,
     index_of,
@@ -33,6 +32,7 @@ from tests.support.config_run import (
     write,
     write_tokenizer,
 )
+from tests.unit.placement_error_cases import PLACEMENT_CASES, SURROUNDINGS
 from tests.unit.teacher_error_cases import TEACHER_CASES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
@@ -40,8 +40,6 @@ UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
 
 GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
 GEMMA2 |= {"query_pre_attn_scalar": 32, "sliding_window": 64}
-
-APART = ("rollout.placement=separate", "rollout.ranks=1")
 
 # name: (change of the files, overrides). The message is in the golden file under the name.
 CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
@@ -203,42 +201,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "moe_aux_loss_without_experts": (leave, ["objective.moe_aux_loss_coeff=0.01"]),
     "moe_aux_loss_negative": (leave, ["objective.moe_aux_loss_coeff=-1"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
-    "sampling_ranks_colocated": (leave, ["rollout.ranks=2"]),
-    "sampling_ranks_missing": (leave, ["rollout.placement=separate"]),
-    "sampling_ranks_and_engine": (
-        leave,
-        ["rollout.placement=separate", "rollout.ranks=3", "rollout.engine.tensor=2"],
-    ),
-    "more_engines_than_prompts": (leave, ["rollout.placement=separate", "rollout.ranks=5"]),
-    "separate_without_sampling": (
-        append("algorithm: {name: kd}\n"),
-        ["rollout.placement=separate", "rollout.ranks=1", "train.batch_sequences=4"],
-    ),
-    "lag_colocated": (leave, ["rollout.lag=1"]),
-    "lag_of_two": (leave, ["rollout.lag=2", "rollout.placement=separate", "rollout.ranks=1"]),
-    "lag_with_top_p": (
-        leave,
-        ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
-    ),
-    "ranks_of_both_kinds": (leave, [*APART, "parallel.data=2"]),
-    "engine_on_two_nodes": (leave, [*APART, "rollout.ranks=2", "rollout.engine.tensor=2"]),
-    "carry_over_colocated": (leave, ["rollout.carry_over=0.25"]),
-    "carry_over_ahead": (leave, [*APART, "rollout.carry_over=0.25", "rollout.lag=1"]),
-    "carry_over_of_all": (leave, [*APART, "rollout.carry_over=1"]),
-    "carry_over_of_no_group": (leave, [*APART, "rollout.carry_over=0.2"]),
-    "carry_over_of_the_only_group": (
-        leave,
-        [*APART, "rollout.carry_over=0.5", "rollout.prompts_per_step=1"],
-    ),
-    "carry_over_below_the_updates": (
-        leave,
-        [*APART, "rollout.carry_over=0.75", "train.updates_per_batch=2"],
-    ),
-    "carry_over_with_top_k": (leave, [*APART, "rollout.carry_over=0.25", "rollout.top_k=9"]),
-    "separate_engine_cuts_heads": (
-        leave,
-        ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],
-    ),
+    **PLACEMENT_CASES,
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
     "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),
     "model_len_below_evaluation": (
@@ -379,20 +342,6 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "resume_missing": (leave, ["resume=run/checkpoints/step_3"]),
     "resume_typo": (leave, ["resume=atuo"]),
-}
-
-
-@contextmanager
-def started(ranks: int) -> Iterator[None]:
-    """As torchrun starts so many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORLD_SIZE", str(ranks))
-        yield
-
-
-SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "ranks_of_both_kinds": lambda: started(4),
-    "engine_on_two_nodes": lambda: validating_for(gpus=2, nodes=2),
 }
 
 
