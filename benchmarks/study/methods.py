@@ -54,6 +54,7 @@ EXACT = (
     ),
 )
 OTHERS = (
+    _scope("batch", "weights over the batch", weight_group="batch"),
     _scope("reference", "reference code's preset", preset="reference_code"),
     _scope("constant", "no teacher: a constant on incorrect responses", incorrect="constant"),
 )

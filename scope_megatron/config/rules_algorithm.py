@@ -210,6 +210,11 @@ def _objective(config: Config, command: Command) -> Problems:
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
         )
+    if objective.weight_group == "batch" and config.algorithm.name != "scope":
+        yield (
+            "objective.weight_group: is batch but algorithm.name "
+            f"{config.algorithm.name} has no perplexity weights; remove it"
+        )
     if objective.incorrect == "constant" and config.algorithm.name != "scope":
         yield (
             "objective.incorrect: is constant but algorithm.name "

@@ -114,9 +114,10 @@ def observe_batch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
 def observe_update(
     metrics: StepMetrics, batch: Batch, weighed: Weighed, terms: dict[str, float]
 ) -> None:
-    """Losses; and of the weights in a group's path, as geometric means over groups of two or more:
-    their spread, largest over smallest, and their effective sample size over their number,
-    (sum w)^2 / (n sum w^2): 1 when all are equal, 1/n when one is everything."""
+    """Losses; and of a path's weights among the responses they compare, a group's or the batch's,
+    as geometric means over paths of two or more: their spread, largest over smallest, and their
+    effective sample size over their number, (sum w)^2 / (n sum w^2): 1 when all are equal, 1/n
+    when one is everything."""
     for name, value in terms.items():
         metrics.sum(f"loss/{name}", value)
         metrics.sum("loss/total", value)
@@ -125,7 +126,8 @@ def observe_update(
         ("student", weighed.student_weight),
         ("teacher", weighed.teacher_weight),
     ):
-        spreads, sizes = _log_spreads(weights, batch.group) if weights is not None else ([], [])
+        labels = batch.group if weighed.compared is None else weighed.compared
+        spreads, sizes = _log_spreads(weights, labels) if weights is not None else ([], [])
         metrics.mean(f"weight/{side}_spread", sum(spreads), len(spreads))
         metrics.mean(f"weight/{side}_ess", sum(sizes), len(sizes))
 
@@ -206,7 +208,7 @@ def _entropies(metrics: StepMetrics, batch: Batch) -> None:
 
 
 def _log_spreads(weights: Tensor, group: Tensor) -> tuple[list[float], list[float]]:
-    """Logarithms of each group's spread, and of its effective sample size over its number."""
+    """Logarithms of each label's spread, and of its effective sample size over its number."""
     spreads, sizes = [], []
     for label in group.unique():
         inside = weights[(group == label) & (weights > 0)]

@@ -31,6 +31,7 @@ from scope_megatron.objective.normalize import (
     Normalization,
     Totals,
     local_totals,
+    per_group,
     sequence_token_weights,
 )
 from scope_megatron.objective.packing import (
@@ -64,6 +65,7 @@ __all__ = [
     "gather_from_sequences",
     "local_totals",
     "pack",
+    "per_group",
     "route",
     "scatter_to_sequences",
     "sequence_token_weights",

@@ -106,6 +106,23 @@ def sequence_token_weights(
     return factor.to(weights.dtype)
 
 
+def per_group(weights: Tensor, routes: Routes, group: Tensor, compared: Tensor) -> Tensor:
+    """Weights that sum to 1 over a path among all responses that were ``compared``, as
+    :func:`sequence_token_weights` reads them: their mean over a path of what was compared is what
+    the mean over a path of a group is otherwise.
+
+    Args:
+        weights: [B] that sum to 1 over the responses of a path that share a label of ``compared``.
+        routes: the paths.
+        group: [B] integer label of each response's prompt.
+        compared: [B] integer label; equal to ``group``, and the weights are returned.
+    """
+    if compared is group:
+        return weights
+    ratio = _path_size(routes, compared) / _path_size(routes, group).clamp_min(1)
+    return (weights * ratio).to(weights.dtype)
+
+
 def microbatch_scales(
     lengths: Sequence[int], correct: Sequence[bool], sequences: int
 ) -> dict[str, float]:

@@ -125,6 +125,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["objective={preset: reference_code, student_weight: perplexity}"],
     ),
+    "batch_weights_of_opd": (leave, ["objective.weight_group=batch", "algorithm.name=opd"]),
     "constant_without_a_path": (leave, ["objective.incorrect=constant", "algorithm.name=opd"]),
     "constant_below_without_constant": (leave, ["objective.constant_below=0.1"]),
     "constant_below_one": (leave, ["objective={incorrect: constant, constant_below: 1.5}"]),

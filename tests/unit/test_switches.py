@@ -59,6 +59,18 @@ def scope(response: Response, place: int) -> float:
     return scope_weight(response) * (-1.0 if response.right else -gap(response, place)) / tokens()
 
 
+def scope_of_the_batch(response: Response, place: int) -> float:
+    """n softmax of perplexities over all responses of a path, whatever their prompts."""
+    sign, scores = (-1.0, "student") if response.right else (1.0, "teacher")
+    mass = {
+        r.number: math.exp(sign * sum(getattr(r, scores)) / r.length)
+        for r in RESPONSES
+        if r.judged and r.right == response.right
+    }
+    weight = len(mass) * mass[response.number] / sum(mass.values())
+    return weight * (-1.0 if response.right else -gap(response, place)) / tokens()
+
+
 def kdrl(response: Response, place: int) -> float:
     return (-advantage(response) - 0.3 * gap(response, place)) / tokens()
 
@@ -155,6 +167,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], Slope]] = {
     "prefix": ({"algorithm": {"name": "opd"}, "objective": {"prefix_tokens": 3}}, prefix),
     "prefix-of-scope": ({"objective": {"prefix_tokens": 3}}, prefix_of_scope),
     "exopd": ({"algorithm": {"name": "opd"}, "objective": {"extrapolation": 1.25}}, exopd),
+    "over-the-batch": ({"objective": {"weight_group": "batch"}}, scope_of_the_batch),
     "paced": ({"algorithm": {"pass_rate_alpha": 1.0, "pass_rate_beta": 2.0}}, paced),
 }
 
@@ -198,6 +211,16 @@ def test_it_does_something(name: str) -> None:
         slopes(made_config(**settings), made_batch())[0]
         != (slopes(made_config(**plain), made_batch())[0])
     )
+
+
+def test_equal_weights_are_equal_over_a_prompt_or_a_batch() -> None:
+    equal = {"student_weight": "uniform", "teacher_weight": "uniform"}
+    prompt, batch = (
+        slopes(made_config(objective={**equal, "weight_group": over}), made_batch())[0]
+        for over in ("prompt", "batch")
+    )
+    for ours, theirs in zip(batch, prompt, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def test_the_value_of_the_gated_pull() -> None:

@@ -33,6 +33,12 @@ class ObjectiveConfig(Section):
         description="weights of a group's incorrect responses. perplexity: the teacher's lower "
         "perplexity weighs more; reversed: less; uniform: all alike",
     )
+    weight_group: Literal["prompt", "batch"] = Field(
+        "prompt",
+        description="scope: which responses the weights compare. prompt: those of one prompt (eq. "
+        "4, 5); batch: all of the update's batch, so that whole prompts weigh less where the "
+        "teacher is unsure",
+    )
     likelihood: Literal["ratio", "log"] = Field(
         "ratio",
         description="scope: the correct path's loss per token. ratio: minus the ratio to the "

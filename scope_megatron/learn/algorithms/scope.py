@@ -9,6 +9,7 @@ from scope_megatron.config import Config
 from scope_megatron.learn.algorithms.weighed import Weighed, factors
 from scope_megatron.learn.batch import Batch
 from scope_megatron.objective.loss import Streams
+from scope_megatron.objective.normalize import per_group
 from scope_megatron.objective.perplexity import student_weights, teacher_weights
 
 
@@ -19,27 +20,29 @@ def scope(batch: Batch, config: Config) -> Weighed:
     """
     objective = config.objective
     taught = config.needs_teacher
+    compared = batch.group if objective.weight_group == "prompt" else torch.zeros_like(batch.group)
     student = student_weights(
         _mean(batch.student_mean, batch),
-        batch.group,
+        compared,
         batch.routes.correct,
         objective.tau,
         mode=objective.student_weight,
     )
     teacher = teacher_weights(
         _mean(batch.teacher_mean, batch),
-        batch.group,
+        compared,
         batch.routes.incorrect,
         objective.tau,
         mode=objective.teacher_weight if taught else "uniform",
     )
-    factor = factors(student + teacher, batch.routes, batch, config)
+    weights = per_group(student + teacher, batch.routes, batch.group, compared)
+    factor = factors(weights, batch.routes, batch, config)
     correct = torch.where(batch.routes.correct, factor, 0.0)
     incorrect = torch.where(batch.routes.incorrect, factor, 0.0)
     likelihood = "mle" if objective.likelihood == "ratio" else "nll"
     terms = {likelihood: correct, **({"kl": incorrect} if taught else {})}
     streams = Streams(**terms) if taught else _constant(incorrect, terms, batch, config)
-    return Weighed(streams, student_weight=student, teacher_weight=teacher if taught else None)
+    return Weighed(streams, student, teacher if taught else None, compared)
 
 
 def _mean(known: Tensor | None, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ class Weighed:
     streams: Streams  # [B] float32 factors
     student_weight: Tensor | None = None  # [B] w_i of eq. 4 and 5, for the metrics
     teacher_weight: Tensor | None = None
+    compared: Tensor | None = None  # [B] label of what they sum to 1 over; None: the prompt's group
 
 
 @dataclass(frozen=True)
