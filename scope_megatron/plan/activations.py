@@ -11,6 +11,7 @@ queries and of all keys, f an MLP's, a layer keeps per token, in elements of the
     norms of q and k    q       (2 q + k where a norm is no single kernel), cut by tensor
     MLP                 3 f     (5 f where SwiGLU is no single kernel), cut by tensor
     experts             h + 4 f (h + 6 f) for each expert that a token goes to
+    context parallelism 2 k of every token that a rank's tokens see, of all ranks, for its own
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def attention_kept(shape: ModelShape, layout: RunLayout, build: Build) -> float:
     wide = (2 if build.fused_norms else 3) * hidden / cut
     inner = (q + 2 * k) + (q + k if build.rotary else 0.0)
     inner += q if build.whole_attention else 2 * q
+    if layout.context > 1:  # in the place of a rank's own rotated keys
+        inner += gathered(shape, layout, build) / e - k
     if shape.family.qk_norms:
         inner += q if build.fused_norms else 2 * q + k
     if shape.family.norms.after_attention:
@@ -72,6 +75,15 @@ def attention_kept(shape: ModelShape, layout: RunLayout, build: Build) -> float:
     if shape.family.qk_norms:
         small += FLOAT * (shape.heads + shape.query_groups) / tensor
     return e * (wide + inner) + small + (hidden if build.dropout else 0)
+
+
+def gathered(shape: ModelShape, layout: RunLayout, build: Build) -> float:
+    """Bytes per token of a rank's part: keys and values that context parallelism gathers. The last
+    of its two pieces sees all before it, in one launch the first one's once more."""
+    if layout.context == 1:
+        return 0.0
+    seen = layout.context + (0.5 if build.whole_attention else 0.0)
+    return 2 * key_width(shape) / layout.tensor * seen * build.element
 
 
 def mlp_kept(shape: ModelShape, layout: RunLayout, build: Build) -> float:
@@ -118,6 +130,9 @@ def stage_kept(shape: ModelShape, layout: RunLayout, build: Build, layers: float
         saved += FLOAT * shape.heads / layout.tensor
         if not build.whole_attention:
             saved += build.element * query_width(shape) / layout.tensor
+        if layout.context > 1:
+            saved += gathered(shape, layout, build)
+            saved -= key_width(shape) / layout.tensor * build.element
         return layers * (whole - saved)
     again = layers if layout.recompute_layers is None else min(layers, layout.recompute_layers)
     return again * inputs + (layers - again) * whole

@@ -14,7 +14,7 @@ from scope_megatron.plan.layout import RunLayout
 from scope_megatron.plan.memory import MEMORY_PHASES, TENANTS
 from scope_megatron.plan.remedies import Remedy
 from scope_megatron.plan.search import Searched
-from scope_megatron.plan.timing import placed_apart
+from scope_megatron.plan.seconds.timing import placed_apart
 from scope_megatron.plan.warning import shortage
 
 _GIB = 2**30
@@ -35,6 +35,7 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
         "work": {
             "responses": plan.work.responses,
             "mean_response_tokens": plan.work.lengths.mean,
+            "longest_response_tokens": plan.work.lengths.most,
             "mean_prompt_tokens": plan.work.prompt_tokens,
             "lengths": plan.work.lengths.source,
             "incorrect": plan.work.incorrect,
@@ -60,8 +61,8 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
             asdict(t) | {"seconds": t.seconds(plan.gpu, plan.reached)} for t in time.transfers
         ],
         "tokens_per_second_and_gpu": plan.speed,
-        "placement": "together",
-        "lag_steps": 0,
+        "placement": "separate" if plan.layout.sampling else "colocated",
+        "lag_steps": plan.layout.lag,
         "apart": None if apart is None else asdict(apart),
         "efficiencies": asdict(plan.reached),
     }
