@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import golden_losses
-from tests.e2e.golden_losses import COLUMNS, LAYOUTS
+from tests.e2e.golden_losses import APART, COLUMNS, LAYOUTS
 
 # On the processor that wrote the file only a sum taken in another order may differ: float32 keeps
 # 7 digits, and over ten updates with Adam the layouts' gradient norms drift apart by 4e-6. Another
@@ -18,7 +18,9 @@ SAME_PROCESSOR, OTHER_PROCESSOR, OTHER_RESPONSES = 1e-5, 1e-4, 0.25
 
 
 @pytest.mark.timeout(270)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.study) for name in APART)]
+)
 def test_ten_steps_of_the_quickstart(layout: str, tmp_path: Path) -> None:
     written_on, golden = golden_losses.read()
     rows = golden_losses.run(layout, tmp_path / "run")
