@@ -145,8 +145,14 @@ def stage_kept(shape: ModelShape, layout: RunLayout, build: Build, layers: float
             saved += gathered(shape, layout, build)
             saved -= key_width(shape) / layout.tensor * build.element
         return layers * (whole - saved)
-    again = layers if layout.recompute_layers is None else min(layers, layout.recompute_layers)
+    again = min(layers, recomputed_layers(layout, layers))
     return again * inputs + (layers - again) * whole
+
+
+def recomputed_layers(layout: RunLayout, layers: float) -> float:
+    """Of a stage's ``layers``, those that recompute full makes again; each chunk counts its own."""
+    some = layout.recompute_layers
+    return layers if some is None else some * layout.virtual
 
 
 def working(shape: ModelShape, layout: RunLayout, build: Build, tokens: float) -> float:

@@ -14,6 +14,7 @@ from scope_megatron.plan.activations import (
     forward_only,
     layer_kept,
     norm_kept,
+    recomputed_layers,
     stage_kept,
     working,
 )
@@ -174,7 +175,7 @@ def activation_bytes(
         head, needed = head_bytes(models, layout, tokens * work.response_share, tokens)
     most = kept + max(head + needed, extra)
     if layout.recompute == "full":  # a layer is made again, the head's gradients are gone
-        again = layers if layout.recompute_layers is None else layout.recompute_layers
+        again = recomputed_layers(layout, layers)
         whole = layer_kept(student, layout, build) * tokens
         most = max(most, kept - max(0.0, layers - again) * whole + whole + extra)
     return most - head - needed, head + needed

@@ -13,7 +13,7 @@ from typing import Any
 from scope_megatron.family import ModelShape
 from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.facts.shapes import total_parameters
-from scope_megatron.plan.layout import RunLayout, has_virtual, layout_problems
+from scope_megatron.plan.layout import RunLayout, layout_problems
 from scope_megatron.plan.memory import host_bytes
 from scope_megatron.plan.models import Models
 from scope_megatron.plan.remedies import HEADROOM, SHORTEST_PART, best_share
@@ -260,7 +260,7 @@ def _with_virtual(plan: RunPlan) -> RunPlan:
     """With virtual stages where a pipeline waits and they fit."""
     best, layout = plan, plan.layout
     waits = plan.time.parts["train/pipeline bubble"]
-    if waits < _WAITS * plan.time.total or not has_virtual():
+    if waits < _WAITS * plan.time.total:
         return plan
     each = plan.models.student.layers // layout.pipeline
     for virtual in (v for v in (2, 4) if each % v == 0):

@@ -194,6 +194,8 @@ def _train(
 ) -> dict[str, float]:
     student, build = models.student, models.build
     many = work.microbatches(layout)
+    if layout.virtual > 1:  # they come in groups of as many as there are stages
+        many += -many % layout.pipeline
     gradient = layout.gradient(build.element)
     passed = _passed(
         layout, work, 1.0, microbatches=many * work.updates, trains=True, gradient=gradient
