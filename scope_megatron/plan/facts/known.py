@@ -69,7 +69,7 @@ def _mixtral(
 
 
 def _gemma3(hidden: int, ffn: int, layers: int, heads: int, groups: int) -> dict[str, Any]:
-    rest = {"head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768}
+    rest: dict[str, Any] = {"head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768}
     rest |= {"query_pre_attn_scalar": 256, "sliding_window": 512, "sliding_window_pattern": 6}
     rest |= {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True}
     rest |= {"hidden_activation": "gelu_pytorch_tanh"}
