@@ -22,7 +22,8 @@ TABLES = {
     "train.microbatch_tokens=140000 model.student=meta-llama/Llama-3.1-8B "
     "model.teacher=meta-llama/Llama-3.1-70B",
     "30B-A3B with 235B-A22B, 256 GPUs": f"{MEAN} --gpus 256 --gpu h100 "
-    "rollout.prompts_per_step=512 model.student=Qwen/Qwen3-30B-A3B model.teacher=Qwen/Qwen3-235B-A22B",
+    "rollout.prompts_per_step=512 model.student=Qwen/Qwen3-30B-A3B "
+    "model.teacher=Qwen/Qwen3-235B-A22B",
     "235B-A22B with a trillion parameters, 2,048 GPUs": f"{MEAN} --gpus 2048 --gpu gb200 "
     "rollout.prompts_per_step=2048 model.student=Qwen/Qwen3-235B-A22B "
     "model.teacher=example/moe-1T",
