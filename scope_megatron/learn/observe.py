@@ -15,16 +15,8 @@ from scope_megatron.learn.passes import samples_everything
 from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
 
-# of engines and verifiers on other ranks, and of waiting for them
-SAMPLING_SECONDS = (
-    "sampling/engine_s",
-    "sampling/grading_s",
-    "sampling/graded_s",
-    "sampling/waited_s",
-    "sampling/tail_s",
-    "sampling/scored_s",
-    "sampling/ahead_s",
-)
+# Seconds that report/overlap.py reads (docs/metrics.md).
+SAMPLING = ("engine", "grading", "graded", "waited", "tail", "scored", "ahead", "beside", "hidden")
 
 
 def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
@@ -80,7 +72,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
-            *SAMPLING_SECONDS,
+            *(f"sampling/{name}_s" for name in SAMPLING),
             "staleness/steps",
         ],
     )

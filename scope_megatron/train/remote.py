@@ -36,6 +36,7 @@ from scope_megatron.remote.messages import (
 from scope_megatron.remote.parameters import ParameterSender
 from scope_megatron.remote.post import PeerGone, TrainerPost
 from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.trace.spans import span
 from scope_megatron.train import setup
 from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.actor import require_same_scores
@@ -73,6 +74,9 @@ class RemoteActor:
         self._carry = CarryOver(config, topology.is_main)
         self._left: tuple[int, list[int]] = 0, []  # a step, and its groups that the next one takes
         self._stale = 0, 0, 0  # of this step's responses: those of older parameters, all; most age
+        self._begun = 0.0  # when this step asked for responses
+        # of the step before: seconds of work, and of waiting for what it had asked for
+        self._beside: tuple[float, float] | None = None
         self._waited_s = 0.0  # of this step, for responses
         self._tail_s = 0.0  # of that, for groups that the step did not train on
         self._scored_s = 0.0  # of scoring groups as they came
@@ -104,7 +108,7 @@ class RemoteActor:
             if ahead > self._asked:
                 self._tell(SampleErrand(_errand(ahead)))
                 self._asked, self._versions[ahead] = ahead, step - 1
-        self._step = step
+        self._step, self._begun = step, time.perf_counter()
         if self.topology.ep_size > 1:  # experts' ranks would have to keep step
             meanwhile = None
         if self._carry.most or (meanwhile is not None and not settings.lag):
@@ -130,7 +134,8 @@ class RemoteActor:
             return found, self._inbox.done(errand, self.config.sampling_ranks) if ends else []
 
         begun = time.perf_counter()
-        responses, told = from_first(take, topology.mp_group)
+        with span("wait for responses"):
+            responses, told = from_first(take, topology.mp_group)
         self._waited_s += time.perf_counter() - begun
         self._note(told)
         version = self._versions.pop(int(errand[1]), None) if errand[0] == "train" else None
@@ -155,7 +160,9 @@ class RemoteActor:
         while len(groups) < len(wanted) - spared:
             begun = time.perf_counter()
             new: dict[int, list[Rollout]] = {}
-            for response in from_first(take, topology.mp_group):
+            with span("wait for responses"):
+                arrived = from_first(take, topology.mp_group)
+            for response in arrived:
                 prompt = prompts[response.position // topology.dp_size]
                 new.setdefault(response.position, []).append(response.rollout(prompt, step - 1))
             groups |= new
@@ -235,7 +242,8 @@ class RemoteActor:
         mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
         errand = _errand(self._asked)
         if self._asked > self._step:
-            self._inbox.wait(errand, len(mine) * settings.group_size)
+            with span("wait for sampling"):
+                self._inbox.wait(errand, len(mine) * settings.group_size)
         self._waited_s += time.perf_counter() - begun
 
     def _await_left(self) -> None:
@@ -275,6 +283,13 @@ class RemoteActor:
 
     def observe(self, metrics: StepMetrics) -> None:
         """The step's times of the sampling ranks."""
+        beside = time.perf_counter() - self._begun - self._waited_s, self._waited_s
+        asked_in, self._beside = (self._beside if self.config.lag else beside), beside
+        if self._told and asked_in is not None:
+            sampled_s = max(done.sampling_s for done in self._told)
+            sampled_s += max(done.grading_s for done in self._told)
+            metrics.maximum("sampling/beside_s", asked_in[0])
+            metrics.maximum("sampling/hidden_s", max(0.0, sampled_s - asked_in[1]))
         for done in self._told:
             metrics.maximum("sampling/engine_s", done.sampling_s)
             metrics.maximum("sampling/grading_s", done.grading_s)
@@ -301,7 +316,8 @@ class RemoteActor:
         self._drain()
         platform.release_cached_memory()
         bucket = self.config.engine.bucket_mib * 2**20
-        self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))
+        with span("send parameters"):
+            self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))
 
     def check_parameters(
         self, student: Student, rollouts: list[Rollout], scorer: Scorer
