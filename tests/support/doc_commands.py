@@ -119,7 +119,8 @@ def problems(command: DocCommand) -> list[str]:
 
 def _meant(word: str) -> str:
     """A word with what stands for the reader's own replaced; brackets mark what may be left out."""
-    return PLACEHOLDERS.get(word, word if word.endswith("...") else word.strip("[]"))
+    kept = word.endswith("...") or "=" in word
+    return PLACEHOLDERS.get(word, word if kept else word.strip("[]"))
 
 
 def _lacks(problem: str) -> bool:
