@@ -144,6 +144,11 @@ def _parallel(config: Config, command: Command) -> Problems:
             "parallel.sequence: is true but parallel.tensor is 1; "
             "set parallel.tensor > 1 or parallel.sequence=false"
         )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield (
+            f"parallel.virtual_pipeline: is {parallel.virtual_pipeline} but parallel.pipeline is "
+            "1; set parallel.pipeline > 1, or it to 1"
+        )
     if parallel.recompute_layers is not None and parallel.recompute != "full":
         yield (
             f"parallel.recompute_layers: is {parallel.recompute_layers} but parallel.recompute is "

@@ -48,9 +48,14 @@ class Learner:
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
-        self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
-        coefficient, its = config.objective.moe_aux_loss_coeff, self.student.model.config
-        self.balance = ExpertBalance(coefficient, its, topology)
+        self.scorer = Scorer(
+            topology,
+            config.train.microbatch_tokens,
+            self.head,
+            together=topology.pp_size if config.parallel.virtual_pipeline > 1 else 1,
+        )
+        coefficient = config.objective.moe_aux_loss_coeff
+        self.balance = ExpertBalance(coefficient, self.student.model, topology)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
         clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
@@ -202,7 +207,7 @@ class Learner:
         if not isinstance(model, FrozenModel) or model.travel is None:
             return self.scorer.score(model, rollouts, members, spec, **wanted)
         head = replace(self.head, topology=model.topology)
-        scorer = replace(self.scorer, topology=model.topology, head=head)
+        scorer = replace(self.scorer, topology=model.topology, head=head, together=1)
         return model.travel.score(scorer, model, rollouts, members, spec, **wanted)
 
     def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
@@ -236,7 +241,7 @@ class Learner:
         self.student.ddp.zero_grad_buffer()
         self.student.optimizer.zero_grad()
         members = batch.members(weighed.streams.active())
-        packs = self.scorer.pack(batch.rollouts, members) or [self._idle()]
+        packs = self.scorer.pack(batch.rollouts, members) or self._idle()
         padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
@@ -280,9 +285,9 @@ class Learner:
         sequences = int(batch.routes.routed.sum())
         return weighed.streams.scaled(microbatch_scales(pack.counts, correct, sequences))
 
-    def _idle(self) -> PackedBatch:
+    def _idle(self) -> list[PackedBatch]:
         """For a replica without a response: the graph runs on every rank."""
-        return filler(self.topology.pack_multiple).to(platform.device())
+        return [filler(self.topology.pack_multiple).to(platform.device())] * self.scorer.together
 
     def _learn_of_pass(
         self, batch: Batch, packs: list[PackedBatch], told: list[tuple[dict[str, Tensor], Tensor]]

@@ -64,6 +64,7 @@ class Scorer:
     topology: Topology
     microbatch_tokens: int
     head: Head
+    together: int = 1  # microbatches come in groups of so many: a virtual pipeline's stages
 
     def pack(self, rollouts: Mapping[int, Rollout], members: Sequence[int]) -> list[PackedBatch]:
         """The chosen responses in microbatches of bounded size, on this rank's device.
@@ -73,11 +74,13 @@ class Scorer:
         """
         multiple = self.topology.pack_multiple
         sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
-        bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
+        budget = self.microbatch_tokens - multiple + 1
+        bins = pack([rollouts[i].length for i in members], budget, self.together)
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
         if self.topology.ep_size > 1:
             (most,) = all_max([len(packs)], self.topology.dp_group)
             packs += [filler(multiple)] * (int(most) - len(packs))
+        packs += [filler(multiple)] * (-len(packs) % self.together)
         return [packed.to(platform.device()) for packed in packs]
 
     def score(
