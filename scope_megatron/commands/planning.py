@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from scope_megatron.plan.warning import shortage
 from scope_megatron.plan.workload import workload_of
 
 MOST_GPUS = 2**20
+_FILE_WIDTH = 160
 _RESET = ("parallel={}", "rollout.engine.tensor=1")  # what a search chooses itself
 
 
@@ -238,10 +238,12 @@ def _tell(
             ]
         print(json.dumps(data, indent=1))
         return
-    with nullcontext(Console(soft_wrap=True, highlight=False)) as console:
-        if found is not None:
-            console.print(search_table(found))
-        show_plan(console, base, named, ways)
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # a file has no width: layouts on one line
+        console = Console(soft_wrap=True, highlight=False, width=max(console.width, _FILE_WIDTH))
+    if found is not None:
+        console.print(search_table(found))
+    show_plan(console, base, named, ways)
 
 
 def _tell_calibration(fitted: Calibration, out: Path | None, as_json: bool) -> None:
