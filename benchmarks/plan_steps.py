@@ -117,6 +117,7 @@ VERL = Step(
     rest={"engine_share": 0.7, "max_num_seqs": 256},
 )
 PAPER = {"rollout": 247.7, "student": 31.4, "teacher": 200.0, "train": 154.1}
+PAPER_WHOLE = {"all": 641.9, "all of GRPO's": 459.0}  # GRPO's has no teacher
 PAPER_GPUS = (("h100", 8), ("a100", 8), ("a100", 16))  # what agrees with its passes at any length
 
 
@@ -204,9 +205,12 @@ def step_rows() -> Iterator[str]:
             return paper_step(gpu, gpus, mean, reached)
 
         mean = implied(lambda mean: paper(mean)["student"], PAPER["student"], 12000)
-        for phase in ("rollout", "teacher", "train"):
-            planned = paper(mean)[phase]
-            yield (
-                f"| the paper, were it {gpus} {gpu}, mean {mean:,.0f} | {phase} | "
-                f"{beside(planned, PAPER[phase], '.1f')} |"
-            )
+        planned = paper(mean)
+        whole = sum(planned.values()) + reached.step_s
+        planned |= {"all": whole, "all of GRPO's": whole - planned["teacher"]}
+        for phase, told in (PAPER | PAPER_WHOLE).items():
+            if phase != "student":
+                yield (
+                    f"| the paper, were it {gpus} {gpu}, mean {mean:,.0f} | {phase} | "
+                    f"{beside(planned[phase], told, '.1f')} |"
+                )

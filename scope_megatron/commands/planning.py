@@ -151,7 +151,8 @@ def _settings(
     with validating_for(per_node, nodes, packages=False):
         if search:
             kept = [text for text in overrides if not text.startswith("parallel.")]
-            return load_config(config, [*kept, *_reset(kept)], check_files=False)
+            reset = _reset(read_values(config, kept))
+            return load_config(config, [*kept, *reset], check_files=False)
         more = _replicas(read_values(config, overrides), gpus)
         return load_config(config, [*overrides, *more], check_files=False)
 
@@ -173,12 +174,9 @@ def _replicas(values: dict[str, Any], gpus: int) -> list[str]:
     return [f"parallel.data={training // cut}"] if fills else []
 
 
-def _reset(overrides: list[str]) -> list[str]:
-    return (
-        list(_RESET)
-        if not any(t.startswith("algorithm.name=kd") for t in overrides)
-        else [_RESET[0]]
-    )
+def _reset(values: dict[str, Any]) -> list[str]:
+    """Overrides of what a search chooses itself."""
+    return [*_RESET[:1], *(_RESET[1:] if values.get("rollout") else ())]
 
 
 def _placed(base: RunPlan, gpus: int) -> RunPlan:

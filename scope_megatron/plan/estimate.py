@@ -38,6 +38,12 @@ class RunPlan:
         return max(self.ranks, key=lambda rank: rank.peak)
 
     @property
+    def shown(self) -> list[RankMemory]:
+        """The fullest rank of those that train, and one that only samples, where there are any."""
+        training = [rank for rank in self.ranks if not rank.samples]
+        return [max(training, key=lambda rank: rank.peak)] + [r for r in self.ranks if r.samples]
+
+    @property
     def over(self) -> int:
         """Bytes that are missing; 0: it fits, the engine's cache included."""
         missing = max(0, self.fullest.peak - self.gpu.memory)

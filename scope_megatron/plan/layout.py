@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scope_megatron.config import Config, TeacherEntry
-from scope_megatron.config.sections.parallel import ParallelConfig
 from scope_megatron.family import ModelShape
 
 RecomputeMode = Literal["none", "selective", "full"]
@@ -207,18 +206,11 @@ def _teacher_cut(entry: TeacherEntry) -> TeacherCut:
     return TeacherCut(**(own.model_dump() if own is not None else {}), offload=offload)
 
 
-def has_virtual() -> bool:
-    """Whether this release has virtual stages."""
-    return "virtual_pipeline" in ParallelConfig.model_fields
-
-
 def as_settings(layout: RunLayout, config: Config) -> dict[str, Any]:
     """``key -> value`` of the layout."""
     values: dict[str, Any] = {}
     for field, key in _SETTINGS.items():
         if key.startswith("rollout.") and config.rollout is None:
-            continue
-        if field == "virtual" and not has_virtual():
             continue
         value = getattr(layout, field)
         if field == "optimizer_offload":
@@ -247,7 +239,7 @@ def layout_problems(
     layout: RunLayout, student: ModelShape, teachers: Iterable[ModelShape]
 ) -> Iterator[str]:
     """Why a model cannot be cut so, each `setting: what; fix`."""
-    yield from _uncut(layout, student, "model.student", "parallel.", layout.virtual)
+    yield from _uncut(layout, student, "model.student", "parallel.")
     for number, teacher in enumerate(teachers):
         told = layout.for_teacher(number)
         cut, own = told.of_teacher, told.cuts_teacher_otherwise
@@ -268,8 +260,17 @@ def layout_problems(
     stage = layout.tensor * layout.context * layout.data
     if stage % layout.expert:
         yield f"parallel.expert: is {layout.expert}, not a divisor of {stage}; set it to a divisor"
+    layers = student.layers // layout.pipeline
     if layout.virtual > 1 and layout.pipeline == 1:
-        yield "virtual: needs a pipeline; set parallel.pipeline above 1"
+        yield (
+            f"parallel.virtual_pipeline: is {layout.virtual} but parallel.pipeline is 1; set "
+            "parallel.pipeline above 1"
+        )
+    elif layers % layout.virtual:
+        yield (
+            f"parallel.virtual_pipeline: is {layout.virtual}, not a divisor of the {layers} layers "
+            "of a stage; set it to a divisor"
+        )
     if layout.tensor % layout.engine_tensor and not layout.sampling:
         yield (
             f"rollout.engine.tensor: is {layout.engine_tensor}, not a divisor of parallel.tensor "
@@ -277,14 +278,12 @@ def layout_problems(
         )
 
 
-def _uncut(
-    cut: RunLayout, shape: ModelShape, key: str, place: str, virtual: int = 1
-) -> Iterator[str]:
+def _uncut(cut: RunLayout, shape: ModelShape, key: str, place: str) -> Iterator[str]:
     """Sizes of a model that its cut does not divide."""
     for name, size in shape.divided().items():
         ways, by = (cut.tensor, "tensor")
         if name == "num_hidden_layers":
-            ways, by = (cut.pipeline * virtual, "pipeline")
+            ways, by = (cut.pipeline, "pipeline")
         elif name == shape.family.ffn_key and shape.experts and cut.expert > 1:
             continue
         if size % ways:

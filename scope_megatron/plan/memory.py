@@ -13,6 +13,8 @@ from scope_megatron.plan.activations import (
     FLOAT,
     forward_only,
     layer_kept,
+    norm_kept,
+    recomputed_layers,
     stage_kept,
     working,
 )
@@ -26,6 +28,7 @@ from scope_megatron.plan.models import (
     placed_teachers,
     streamed_teachers,
     teacher_bytes,
+    teacher_parameters,
 )
 from scope_megatron.plan.workload import Workload
 
@@ -97,6 +100,21 @@ def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> 
     return (held * FLOAT if element < state else 0.0), held * 2 * state
 
 
+def optimizer_total(models: Models, layout: RunLayout) -> float:
+    """Bytes of masters and moments on a rank of the first stage."""
+    return sum(optimizer_bytes(parameters_of(models, layout, 0), layout, models.build.element))
+
+
+def host_bytes(models: Models, layout: RunLayout) -> float:
+    """Bytes of what a rank of the first stage has offloaded to host memory; gradients are freed."""
+    away = optimizer_total(models, layout) if layout.optimizer_offload else 0.0
+    return away + sum(
+        teacher_parameters(models, layout, 0, teacher).total * teacher.element
+        for teacher in placed_teachers(models, layout)
+        if teacher.offload
+    )
+
+
 def head_bytes(
     models: Models, layout: RunLayout, rows: float, tokens: float
 ) -> tuple[float, float]:
@@ -105,7 +123,7 @@ def head_bytes(
     columns, e = models.vocab(layout.tensor) / layout.tensor, build.element
     cut = layout.tensor if layout.sequence else 1
     states = e * student.hidden * tokens
-    norm = (1 if build.fused_norms else 2) * states / cut
+    norm = norm_kept(student.hidden, build) * tokens / cut
     output = states / cut + (states if cut > 1 else 0.0)  # gathered over the tensor ranks
     if layout.pipeline > 1:
         output += 2 * states / cut  # received: the next microbatch, and this one's gradient to send
@@ -157,7 +175,7 @@ def activation_bytes(
         head, needed = head_bytes(models, layout, tokens * work.response_share, tokens)
     most = kept + max(head + needed, extra)
     if layout.recompute == "full":  # a layer is made again, the head's gradients are gone
-        again = layers if layout.recompute_layers is None else layout.recompute_layers
+        again = recomputed_layers(layout, layers)
         whole = layer_kept(student, layout, build) * tokens
         most = max(most, kept - max(0.0, layers - again) * whole + whole + extra)
     return most - head - needed, head + needed

@@ -58,21 +58,24 @@ def write_picture(plan: RunPlan, path: Path) -> None:
 
 
 def _draw_memory(axes: Axes, plan: RunPlan) -> None:
-    rank = plan.fullest
-    places = range(len(MEMORY_PHASES))
-    left = [0.0] * len(MEMORY_PHASES)
+    training, *sampling = plan.shown
+    rows = [(phase, training.phases[phase]) for phase in MEMORY_PHASES]
+    rows += [("sampling rank", rank.phases[rank.moment]) for rank in sampling]
+    places = range(len(rows))
+    left = [0.0] * len(rows)
     for tenant in TENANTS:
-        sizes = [rank.phases[phase].get(tenant, 0) / _GIB for phase in MEMORY_PHASES]
+        sizes = [held.get(tenant, 0) / _GIB for _, held in rows]
         if any(sizes):
             axes.barh(places, sizes, left=left, color=_COLORS[tenant], label=tenant, height=0.66)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     capacity = plan.gpu.memory / _GIB
     axes.axvline(capacity, color=_INK, linestyle="--", linewidth=1)
     axes.text(capacity, -0.52, f" {capacity:.0f} GiB", va="center", color=_INK, fontsize=8)
-    axes.set_yticks(list(places), [f"{p}\n{rank.total(p) / _GIB:.1f} GiB" for p in MEMORY_PHASES])
+    axes.set_yticks(
+        list(places), [f"{name}\n{sum(held.values()) / _GIB:.1f} GiB" for name, held in rows]
+    )
     axes.invert_yaxis()
-    where = "that only samples" if rank.samples else f"of pipeline stage {rank.stage}"
-    axes.set_xlabel(f"GiB on a rank {where}")
+    axes.set_xlabel(f"GiB on a rank of pipeline stage {training.stage}")
     axes.set_xlim(0, max(*left, capacity) * 1.1)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     for side in ("top", "right"):

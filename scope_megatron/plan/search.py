@@ -13,7 +13,8 @@ from typing import Any
 from scope_megatron.family import ModelShape
 from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.facts.shapes import total_parameters
-from scope_megatron.plan.layout import RunLayout, has_virtual, layout_problems
+from scope_megatron.plan.layout import RunLayout, layout_problems
+from scope_megatron.plan.memory import host_bytes
 from scope_megatron.plan.models import Models
 from scope_megatron.plan.remedies import HEADROOM, SHORTEST_PART, best_share
 
@@ -132,7 +133,10 @@ def _settled(base: RunPlan) -> tuple[RunPlan | None, RunPlan | None]:
     for microbatch in _microbatches(base):
         for offload, home in product(offloads, homes):
             change = {"microbatch": microbatch, "optimizer_offload": offload} | home
-            plan, missing = _with_engine(replace(base, layout=replace(base.layout, **change)))
+            tried = replace(base, layout=replace(base.layout, **change))
+            if not _in_host(tried):
+                continue
+            plan, missing = _with_engine(tried)
             if plan is None:
                 if missing is not None and (nearest is None or missing.over < nearest.over):
                     nearest = missing
@@ -174,6 +178,11 @@ def _homes(base: RunPlan) -> Iterator[dict[str, Any]]:
 
 def _can_be(layout: RunLayout, models: Models) -> bool:
     return next(layout_problems(layout, models.student, models.teachers), None) is None
+
+
+def _in_host(plan: RunPlan) -> bool:
+    """Whether the host has room for what is offloaded, with as much left for itself."""
+    return host_bytes(plan.models, plan.layout) <= plan.gpu.host_memory / 2
 
 
 def _own_cuts(base: RunPlan) -> Iterator[dict[str, Any]]:
@@ -251,7 +260,7 @@ def _with_virtual(plan: RunPlan) -> RunPlan:
     """With virtual stages where a pipeline waits and they fit."""
     best, layout = plan, plan.layout
     waits = plan.time.parts["train/pipeline bubble"]
-    if waits < _WAITS * plan.time.total or not has_virtual():
+    if waits < _WAITS * plan.time.total:
         return plan
     each = plan.models.student.layers // layout.pipeline
     for virtual in (v for v in (2, 4) if each % v == 0):

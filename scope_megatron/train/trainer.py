@@ -121,6 +121,7 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
+            self.learner.note_alternatives(batch, *self.responses.alternatives(batch, step))
         self.learner.rest_frozen(updates_to_come=True)
         with self.timer("train"), self.optimizer_place.resident():
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):

@@ -93,6 +93,22 @@ class RunsPage:
             raise HTTPException(404, "no such group; it may have been removed in the meantime")
         return _json(found)
 
+    def alternatives(self, request: Request) -> Response:
+        """``?run=N&kind=&step=&set=&group=&sample=&token=``: the likeliest tokens in the place of
+        one of a response, by model."""
+        run, given = self._run(request), request.query_params
+        numbers = [_whole(request, name) for name in ("step", "group", "sample", "token")]
+        if None in numbers:
+            raise HTTPException(400, "step, group, sample and token: one is missing")
+        step, group, sample, token = (number or 0 for number in numbers)
+        with run.lock:
+            run.responses.refresh()
+            kind, name = given.get("kind", "train"), given.get("set", "")
+            found = run.responses.alternatives(kind, step, name, group, sample, token)
+        if found is None:
+            raise HTTPException(404, "no such token; its file may have been removed meanwhile")
+        return _json(found)
+
     def traced(self, request: Request) -> Response:
         """``?run=N``: the steps of its trace."""
         return _json(traced_steps(self._run(request).directory))
@@ -124,6 +140,7 @@ def build_app(runs: list[RunFolder], token: str | None) -> Starlette:
         Route("/api/curves", page.curves),
         Route("/api/responses", page.responses),
         Route("/api/group", page.group),
+        Route("/api/alternatives", page.alternatives),
         Route("/api/traced", page.traced),
         Route("/api/timeline", page.timeline),
         Route("/api/config", page.configs),
@@ -143,6 +160,7 @@ def serve(paths: list[Path], host: str, port: int, token: str | None) -> None:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # before the address is told: who follows it at once is not refused
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(

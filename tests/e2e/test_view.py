@@ -51,6 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "checkpoint.every=0",
         "logging.tensorboard=false",
         "logging.rollouts.every=1",
+        "logging.rollouts.alternatives=3",
     ]
     command = [sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml"]
     process = subprocess.Popen(
@@ -133,6 +134,12 @@ def test_filters(page: Any) -> None:
     page.locator(".response.incorrect .token").nth(2).click()
     detail = page.locator("#detail").inner_text()
     assert "teacher − student" in detail and "p = " in detail
+    page.wait_for_selector(".alternatives table[data-of=teacher]")
+    student = page.locator(".alternatives table[data-of=student] td:first-child")
+    assert student.all_inner_texts()[1] == '" "'
+    assert page.locator(".alternatives tr.chosen").count() == 1, "the token that was sampled"
+    theirs = page.locator(".alternatives table[data-of=teacher] td:first-child").first
+    assert theirs.inner_text() == '"\\u001b"', "text of a model is data here too"
     shades = page.locator(".response.incorrect .token").evaluate_all(
         "spans => spans.map(span => span.style.backgroundColor).filter(Boolean).length"
     )
@@ -214,5 +221,8 @@ def test_a_run_is_followed_while_it_trains(trained: Path, chrome: Any) -> None:
         page.click("#groups .entry:first-child")
         page.wait_for_selector(".response")
         assert page.locator(".response").count() == 4
+        page.locator(".response .token").first.click()
+        for whose in ("student", "teacher"):
+            page.wait_for_selector(f".alternatives table[data-of={whose}] tr:nth-child(4)")
         page.close()
     assert said == []

@@ -61,6 +61,7 @@ class Case:
 
 
 SEQUENCE = {"parallel.sequence": True}
+VIRTUAL = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 EXACT = {"objective.kl": "reverse_kl"}
 TWO = {"model.teacher": None, "model.teachers": ("teacher", "student")}  # by parity of the prompt
 EACH = {  # the first over both ranks, the second brought while it scores
@@ -79,6 +80,12 @@ CASES = (
     Case("tensor 4, sequence", {"parallel.tensor": 4, **SEQUENCE}),
     Case("pipeline 2", {"parallel.pipeline": 2}),
     Case("pipeline 4", {"parallel.pipeline": 4}),
+    Case("pipeline 2, virtual 2", VIRTUAL),
+    Case("pipeline 4, virtual 2", VIRTUAL | {"parallel.pipeline": 4}, microbatches=8),
+    Case(
+        "pipeline 2, virtual 2, recompute full, 1 layer",
+        VIRTUAL | {"parallel.recompute": "full", "parallel.recompute_layers": 1},
+    ),
     Case(
         "tensor 2 x pipeline 2, sequence", {"parallel.tensor": 2, "parallel.pipeline": 2} | SEQUENCE
     ),
@@ -293,13 +300,21 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
     return Measured(
         student=_held(student.model.parameters()),
         gradients=gradients,
-        optimizer=_held(states),
+        optimizer=_held([*states, *_masters(chain, student.model)]),
         teacher=teacher,
         activations=peaks[-1][0],
         states=peaks[-1][1] + _held(batch.teacher_hidden.values()),
         gradients_between=_held(b.grad_data for b in buffers),
         scoring=scoring,
     )
+
+
+def _masters(chain: list[Any], model: torch.nn.Module) -> list[torch.Tensor]:
+    """What the optimizers step that is no parameter of the model: float32 copies."""
+    groups = [group for part in chain for group in part.optimizer.param_groups]
+    stepped = [tensor for group in groups for tensor in group["params"]]
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    return [tensor for tensor in stepped if tensor.untyped_storage()._cdata not in own]
 
 
 def _one_step(learner: Any, rollouts: list[Any]) -> tuple[Any, int]:

@@ -19,6 +19,11 @@ LOGGING_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "rollouts_every_negative": (leave, ["logging.rollouts.every=-1"]),
     "rollouts_groups_zero": (leave, ["logging.rollouts.groups=0"]),
     "rollouts_no_room": (leave, ["logging.rollouts.max_gib=0"]),
+    "rollouts_many_alternatives": (leave, ["logging.rollouts.alternatives=50"]),
+    "rollouts_alternatives_of_none": (
+        leave,
+        ["logging.rollouts.alternatives=5", "logging.rollouts.every=0"],
+    ),
     "profile_beyond_the_run": (leave, ["profile.steps=[3,4]"]),
     "profile_of_no_step": (leave, ["profile.steps=[0]"]),
     "profile_of_words": (leave, ["profile.steps=all"]),

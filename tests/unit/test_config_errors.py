@@ -142,11 +142,6 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "privileged_without_answer": (leave, ["teacher.privileged=think"]),
     "privileged_without_teacher": (leave, ["algorithm.name=grpo", "teacher.privileged='{answer}'"]),
-    "self_without_privilege": (leave, ["teacher.source=student"]),
-    "self_exact": (
-        leave,
-        ["teacher={source: student, privileged: ' ({answer})'}", "objective.kl=jsd"],
-    ),
     "overlong_unknown": (leave, ["data.overlong=truncate"]),
     "kernel_triton_on_cpu": (leave, ["objective.kernel=triton"]),
     "kernel_unknown": (leave, ["objective.kernel=cuda"]),
@@ -172,6 +167,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["parallel.context=2", "parallel.expert=3", "train.microbatch_tokens=500"],
     ),
+    "virtual_without_pipeline": (leave, ["parallel.virtual_pipeline=2"]),
+    "virtual_over_layers": (leave, ["parallel.virtual_pipeline=3", "parallel.pipeline=2"]),
     "recompute_unknown": (leave, ["parallel.recompute=ful"]),
     "recompute_layers_without_full": (leave, ["parallel.recompute_layers=1"]),
     "recompute_layers_above_stage": (

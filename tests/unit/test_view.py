@@ -66,6 +66,17 @@ def test_it_finds_responses(run: Path) -> None:
     rows = ask.get("/api/group?kind=train&step=10&set=&group=1").json()
     assert [row["sample"] for row in rows] == [0, 1, 2, 3]
     assert all(len(row["tokens"]) == len(row["student_logprobs"]) for row in rows)
+    assert not any("_top_" in name for row in rows for name in row), "asked for one by one"
+    wrong = next(row for row in rows if row["path"] == "incorrect")
+    where = f"kind=train&step=10&set=&group=1&sample={wrong['sample']}"
+    best = ask.get(f"/api/alternatives?{where}&token=2").json()
+    first, second = best["student"]
+    assert (first["id"], first["token"]) == (wrong["token_ids"][2], wrong["tokens"][2])
+    assert first["logprob"] == pytest.approx(wrong["student_logprobs"][2])
+    assert second["id"] == 32 and best["teacher"][0]["token"] == "\x1b"
+    right = next(row for row in rows if row["path"] == "correct")
+    where = where.rpartition("=")[0] + f"={right['sample']}"
+    assert ask.get(f"/api/alternatives?{where}&token=0").json()["teacher"] is None
     few = ask.get("/api/group?kind=train&step=10&set=&group=1&most=3").json()
     for row, whole in zip(few, rows, strict=True):
         assert row["tokens"] == whole["tokens"][:3] and row["entropy"] == whole["entropy"][:3]
@@ -94,6 +105,9 @@ def test_it_shows_a_step_of_the_trace(tmp_path: Path) -> None:
         ("/api/curves?run=7", 404),
         ("/api/group?kind=train", 400),
         ("/api/group?kind=train&step=999&group=0", 404),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=0", 400),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=0&token=9999", 404),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=9&token=0", 404),
         ("/static/../server.py", 404),
         ("/static/%2e%2e/server.py", 404),
     ],

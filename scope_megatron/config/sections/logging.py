@@ -23,6 +23,13 @@ class ResponsesConfig(Section):
         ge=1,
         description="with select=some: groups of a step, and problems of each evaluation set",
     )
+    alternatives: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="likeliest tokens written beside each one, of student and teacher: a forward "
+        "pass more of both over the responses that are written; 0: none",
+    )
     max_gib: float = Field(
         2.0,
         gt=0,

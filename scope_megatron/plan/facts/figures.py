@@ -31,6 +31,7 @@ class GpuFigures:
     host: float  # bytes/s to the host's memory, one direction
     per_node: int
     source: str
+    host_memory: int = 0  # bytes of the host's for each GPU
     matmul: float = 0.8  # share of the arithmetic that the best matrix products reach
     # of what programs reach on an A100 and an H100, where software is younger
     programs: float = 1.0
@@ -46,16 +47,21 @@ def _gpu(
     per_node: int = 8,
     matmul: float = 0.8,
     programs: float = 1.0,
+    host_gb: float = 250,
 ) -> GpuFigures:
     """GiB; TFLOP/s in bfloat16 and float32; TB/s; GB/s to neighbours, other nodes, host."""
     link, network, host = (rate * GB for rate in links)
     bf16, fp32 = (rate * 1e12 for rate in tflops)
     memory = int(gib * 2**30)
     rates = (bf16, fp32, bandwidth * 1e12, link, network, host)
-    return GpuFigures(name, memory, *rates, per_node, source, matmul, programs)
+    place = (per_node, source, int(host_gb * GB))
+    return GpuFigures(name, memory, *rates, *place, matmul, programs)
 
 
-_NETWORK = "network: one 400 Gb/s adapter for each GPU, as in NVIDIA's DGX of that generation"
+_NETWORK = (
+    "network and host memory: one 400 Gb/s adapter and 250 GB for each GPU, as in NVIDIA's DGX of "
+    "that generation"
+)
 # S. Bekman, Machine Learning Engineering, "Maximum Achievable Matmul FLOPS comparison table", BF16
 _BLACKWELL = 0.56  # Megatron-LM's gpt3_7b_*_memory_speed on GB200, planned 0.46 s of 0.85 without
 _MATMUL = "matrix products: maximum achievable ones as measured by S. Bekman"
@@ -66,7 +72,8 @@ GPUS: dict[str, GpuFigures] = {
         (312, 19.5),
         2.039,
         (300, 25, 25),
-        f"NVIDIA A100 data sheet; {_MATMUL}; network: one 200 Gb/s adapter for each GPU (DGX A100)",
+        f"NVIDIA A100 data sheet; {_MATMUL}; network and host memory: one 200 Gb/s adapter and "
+        "250 GB for each GPU (DGX A100)",
         matmul=0.869,
     ),
     "h100": _gpu(
@@ -116,7 +123,8 @@ GPUS: dict[str, GpuFigures] = {
         (900, 50, 200),
         "NVIDIA GB200 NVL72 data sheet, a 72nd of the rack's; 72 GPUs share NVLink; host by "
         f"NVLink-C2C; {_MATMUL}; programs: Megatron-LM's golden values beside an H100's; network: "
-        "one 400 Gb/s adapter for each GPU",
+        "one 400 Gb/s adapter for each GPU; host memory: half of a Grace's 480 GB",
+        host_gb=240,
         per_node=72,
         matmul=0.729,
         programs=_BLACKWELL,
@@ -128,7 +136,9 @@ GPUS: dict[str, GpuFigures] = {
         0.864,
         (26, 12.5, 25),
         "NVIDIA L40S data sheet (sparse figures halved); no NVLink, PCIe 4 x16 between GPUs; "
-        "matrix products and network (one 100 Gb/s adapter for each GPU) are assumptions",
+        "matrix products, network (one 100 Gb/s adapter for each GPU) and host memory (128 GB) "
+        "are assumptions",
+        host_gb=128,
     ),
 }
 

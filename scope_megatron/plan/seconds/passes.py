@@ -17,7 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.activations import FLOAT, Build, attention_kept, mlp_kept
+from scope_megatron.plan.activations import (
+    FLOAT,
+    Build,
+    attention_kept,
+    mlp_kept,
+    recomputed_layers,
+)
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import key_width, layer_parameters, query_width
 from scope_megatron.plan.layout import RunLayout
@@ -153,7 +159,7 @@ def _again(layout: RunLayout, layers: float) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     if layout.recompute == "selective":
         return 0.0, 1.0, 1.0
-    share = 1.0 if layout.recompute_layers is None else min(1.0, layout.recompute_layers / layers)
+    share = min(1.0, recomputed_layers(layout, layers) / layers)
     return share, share, share
 
 

@@ -16,7 +16,7 @@ from scope_megatron.plan.activations import FLOAT
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import active_parameters, total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import cache_bytes_per_token, engine_bytes
+from scope_megatron.plan.memory import cache_bytes_per_token, engine_bytes, optimizer_total
 from scope_megatron.plan.models import Models, parameters_of, placed_teachers
 from scope_megatron.plan.seconds.decode import Decoding, StepCost, decode_share, spread
 from scope_megatron.plan.seconds.passes import (
@@ -25,7 +25,7 @@ from scope_megatron.plan.seconds.passes import (
     head_work,
     layers_work,
 )
-from scope_megatron.plan.seconds.traffic import Transfer, optimizer_total, transfers
+from scope_megatron.plan.seconds.traffic import Transfer, transfers
 from scope_megatron.plan.workload import Workload
 
 STEP_PHASES = ("rollout", "score", "train", "sync", "other")
@@ -194,6 +194,8 @@ def _train(
 ) -> dict[str, float]:
     student, build = models.student, models.build
     many = work.microbatches(layout)
+    if layout.virtual > 1:  # they come in groups of as many as there are stages
+        many += -many % layout.pipeline
     gradient = layout.gradient(build.element)
     passed = _passed(
         layout, work, 1.0, microbatches=many * work.updates, trains=True, gradient=gradient

@@ -10,6 +10,7 @@ from scope_megatron.plan.activations import FLOAT
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import total_parameters
 from scope_megatron.plan.layout import RunLayout
+from scope_megatron.plan.memory import optimizer_total
 from scope_megatron.plan.models import (
     Models,
     parameters_of,
@@ -162,11 +163,3 @@ def _host(models: Models, layout: RunLayout, work: Workload) -> list[Transfer]:
     if brought:
         found.append(Transfer("teacher offload", "score", brought, "host"))
     return found
-
-
-def optimizer_total(models: Models, layout: RunLayout) -> float:
-    """Bytes of masters and moments on a rank of the first stage."""
-    from scope_megatron.plan.memory import optimizer_bytes
-
-    own = parameters_of(models, layout, 0)
-    return sum(optimizer_bytes(own, layout, models.build.element))

@@ -155,8 +155,29 @@ def test_json_has_what_the_tables_say(folder: Path) -> None:
 
 
 def test_the_picture_is_drawn(folder: Path) -> None:
-    assert run([*EIGHT, "--picture", "plan.png"]).exit_code == 0
-    assert Path("plan.png").read_bytes().startswith(b"\x89PNG")
+    apart = ["rollout.placement=separate", "rollout.ranks=4", "rollout.lag=1"]
+    for more in ([], apart):
+        result = run([*EIGHT, "--picture", "plan.svg", *more])
+        assert result.exit_code == 0, result.output
+        words = Path("plan.svg").read_text()
+        assert "<svg" in words and ("sampling rank" in words) == bool(more)
+
+
+def test_ranks_that_train_and_ranks_that_sample_have_a_table_each(folder: Path) -> None:
+    apart = ["rollout.placement=separate", "rollout.ranks=4"]
+    told = run([*EIGHT, *apart]).stdout
+    assert "GiB on a rank of pipeline stage 0" in told
+    assert "GiB on a rank that only samples" in told and told.count("kv cache") == 1
+
+
+def test_what_is_offloaded_is_told_in_host_memory(folder: Path) -> None:
+    assert "in host memory" not in run(EIGHT).stdout
+    away = ["teacher.offload=cpu", "optimizer.offload=rollout"]
+    assert "in host memory" in run([*EIGHT, *away]).stdout
+    told = json.loads(run([*EIGHT, "--json", *away]).stdout)
+    plain = json.loads(run([*EIGHT, "--json"]).stdout)["memory"][0]["phases"]["train"]
+    held = sum(plain[name] for name in ("masters", "optimizer", "teacher"))
+    assert told["host_bytes"] == pytest.approx(held, rel=1e-6)
 
 
 def test_check_accepts_what_a_search_writes(folder: Path) -> None:
@@ -245,6 +266,24 @@ def test_every_built_in_model_can_be_planned(name: str, folder: Path) -> None:
     large = [*student, "rollout.prompts_per_step=64"]
     result = run(["plan", "run.yaml", "--gpu", "gb200", "--gpus", "256", "--search", *large])
     assert result.exit_code == 0 or "no layout of 256 fits" in result.stderr, result.output
+
+
+SHIPPED = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if path.name != "smollm2.yaml"  # its models are made on the spot
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_be_planned(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for more in ([], ["--search"]):
+        result = run(["plan", str(path), "--gpus", "64", *more])
+        assert result.exit_code == 0, result.output
+        assert ("placement: " in result.stdout) == ("kv cache" in result.stdout)
 
 
 def test_planning_imports_no_torch(folder: Path) -> None:

@@ -113,7 +113,8 @@ def test_a_pipeline_waits_and_virtual_stages_wait_less() -> None:
         v: plan_of(pipeline=4, virtual=v, data=2).time.parts["train/pipeline bubble"]
         for v in (1, 7)
     }
-    assert idle[7] == pytest.approx(idle[1] / 7)
+    # chunked, microbatches come in multiples of the stages: at most three more of hundreds
+    assert idle[7] == pytest.approx(idle[1] / 7, rel=0.01)
 
 
 def test_apart_is_no_better_than_perfect() -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from scope_megatron.plan.layout import layout_problems
+from scope_megatron.plan.memory import host_bytes
 from scope_megatron.plan.search import search_layouts
 from scope_megatron.plan.workload import ResponseLengths
 from tests.unit.plan.cases import plan_of
@@ -31,6 +32,7 @@ def test_the_best_layouts_run_and_fit(student: str, teacher: str, gpu: str, gpus
         assert plan.layout.gpus == gpus and plan.fits
         assert list(layout_problems(plan.layout, plan.models.student, plan.models.teachers)) == []
         assert plan.work.prompts % plan.layout.data == 0
+        assert host_bytes(plan.models, plan.layout) <= plan.gpu.host_memory
     seconds = [plan.time.total for plan in found.plans]
     assert seconds == sorted(seconds)
 
