@@ -53,6 +53,7 @@ class Step:
     engine: int  # its tensor size
     seconds: dict[str, float]
     updates: int = 1
+    scored: int = 1  # longest sequences of a pack of the scoring passes; of training: one
     rest: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,13 +75,22 @@ def _nemo(
     lag = "one step ahead" if rest.get("sampling") else "in turn"
     name = f"{model.rpartition('/')[2]}, {gpus} {gpu}, {lag} ({version})"
     told = seconds if isinstance(seconds, dict) else {"all": float(seconds)}
-    return Step(
-        name, model, gpu, gpus, prompts, 32, *lengths, limit, cut, engine, told, updates, rest
-    )
+    numbers = (limit, cut, engine, told, updates, SCORED.get((version, model, gpu), 1))
+    return Step(name, model, gpu, gpus, prompts, 32, *lengths, *numbers, rest)
 
 
-PHASES_8B = {"rollout": 58.0, "score": 18.0, "train": 28.0}
-PHASES_70B = {"rollout": 84.0, "score": 18.0, "train": 28.0}
+# their logprob_batch_size, where it is not train_micro_batch_size
+SCORED = {
+    ("0.3", LLAMA, "h100"): 4,
+    ("0.3", LLAMA_70B, "h100"): 4,
+    ("0.5", LLAMA, "h100"): 2,
+    ("0.5", LLAMA, "gb200"): 2,
+    ("0.6", QWEN_30B, "h100"): 4,
+    ("0.6", QWEN_30B, "gb200"): 2,
+}
+LOW = {"engine_share": 0.4}
+PHASES_8B = {"rollout": 58.0, "score": 18.0, "train": 28.0, "sync": 5.0}
+PHASES_70B = {"rollout": 84.0, "score": 18.0, "train": 28.0, "sync": 14.0}
 AHEAD = {"engine_share": 0.8, "lag": 1}
 NEMO = (
     _nemo("0.3", LLAMA, "h100", 8, (795, 127), (1, 1, 1, 2), 1, PHASES_8B, recompute="none"),
@@ -97,7 +107,7 @@ NEMO = (
     _nemo("0.6", QWEN_235B, "h100", 128, (5698, 118), (2, 2, 16, 8), 16, 395),
     _nemo("0.6", QWEN_235B, "h100", 256, (5713, 118), (2, 2, 16, 8), 16, 312),
     _nemo("0.6", QWEN_235B, "h100", 256, (5721, 118), (4, 1, 16, 8), 8, 231, sampling=128, **AHEAD),
-    _nemo("0.6", QWEN_235B, "gb200", 64, (5709, 118), (2, 2, 16, 4), 8, 286),
+    _nemo("0.6", QWEN_235B, "gb200", 64, (5709, 118), (2, 2, 16, 4), 8, 286, **LOW),
     _nemo("0.6", QWEN_235B, "gb200", 128, (5693, 118), (2, 2, 16, 4), 8, 345),
 )
 VERL = Step(
@@ -140,6 +150,15 @@ def planned_step(step: Step, reached: Efficiencies) -> RunPlan:
     models = Models(shape, shape, build_for(True, True, shape))
     work = _work(step.prompts, step.group, step.mean, step.prompt, step.limit, step.updates)
     return RunPlan(models, layout, work, find_gpu(step.gpu), reached)
+
+
+def planned_phases(step: Step, reached: Efficiencies) -> dict[str, float]:
+    """Seconds by phase and of all, the scoring passes in packs of their own size."""
+    plan = planned_step(step, reached)
+    packs = replace(plan.layout, microbatch=step.scored * step.limit)
+    phases = dict(plan.time.phases) | {"score": replace(plan, layout=packs).time.phases["score"]}
+    whole, sampling = sum(phases.values()), phases["rollout"]
+    return phases | {"all": max(sampling, whole - sampling) if plan.time.ahead else whole}
 
 
 def _work(
@@ -185,10 +204,9 @@ def step_rows() -> Iterator[str]:
     reached = Efficiencies()
     yield "| NeMo-RL | phase | seconds | error |\n|---|---|---|---|"
     for step in NEMO:
-        time = planned_step(step, reached).time
+        planned = planned_phases(step, reached)
         for phase, seconds in step.seconds.items():
-            planned = time.phases.get(phase, time.total)
-            yield f"| {step.name} | {phase} | {beside(planned, seconds, '.1f')} |"
+            yield f"| {step.name} | {phase} | {beside(planned[phase], seconds, '.1f')} |"
     yield "\n| lengths implied by a scoring pass | phase | seconds | error |\n|---|---|---|---|"
     scored = VERL.seconds["score"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +29,7 @@ from scope_megatron.plan.warning import shortage
 from scope_megatron.plan.workload import workload_of
 
 MOST_GPUS = 2**20
+_FILE_WIDTH = 160
 _RESET = ("parallel={}", "rollout.engine.tensor=1")  # what a search chooses itself
 
 
@@ -151,7 +151,8 @@ def _settings(
     with validating_for(per_node, nodes, packages=False):
         if search:
             kept = [text for text in overrides if not text.startswith("parallel.")]
-            return load_config(config, [*kept, *_reset(kept)], check_files=False)
+            reset = _reset(read_values(config, kept))
+            return load_config(config, [*kept, *reset], check_files=False)
         more = _replicas(read_values(config, overrides), gpus)
         return load_config(config, [*overrides, *more], check_files=False)
 
@@ -173,12 +174,9 @@ def _replicas(values: dict[str, Any], gpus: int) -> list[str]:
     return [f"parallel.data={training // cut}"] if fills else []
 
 
-def _reset(overrides: list[str]) -> list[str]:
-    return (
-        list(_RESET)
-        if not any(t.startswith("algorithm.name=kd") for t in overrides)
-        else [_RESET[0]]
-    )
+def _reset(values: dict[str, Any]) -> list[str]:
+    """Overrides of what a search chooses itself."""
+    return [*_RESET[:1], *(_RESET[1:] if values.get("rollout") else ())]
 
 
 def _placed(base: RunPlan, gpus: int) -> RunPlan:
@@ -240,10 +238,12 @@ def _tell(
             ]
         print(json.dumps(data, indent=1))
         return
-    with nullcontext(Console(soft_wrap=True, highlight=False)) as console:
-        if found is not None:
-            console.print(search_table(found))
-        show_plan(console, base, named, ways)
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # a file has no width: layouts on one line
+        console = Console(soft_wrap=True, highlight=False, width=max(console.width, _FILE_WIDTH))
+    if found is not None:
+        console.print(search_table(found))
+    show_plan(console, base, named, ways)
 
 
 def _tell_calibration(fitted: Calibration, out: Path | None, as_json: bool) -> None:

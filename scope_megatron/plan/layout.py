@@ -28,10 +28,7 @@ class TeacherCut:
 
 @dataclass(frozen=True)
 class RunLayout:
-    """Sizes and placements of a run, this project's settings by their meaning.
-
-    ``virtual`` is planned by formula.
-    """
+    """Sizes and placements of a run, this project's settings by their meaning."""
 
     tensor: int = 1
     pipeline: int = 1

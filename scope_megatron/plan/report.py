@@ -23,7 +23,8 @@ _GIB = 2**30
 def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[str, Any]:
     """Everything of a plan, in bytes and seconds."""
     time = plan.time
-    apart = None if plan.layout.sampling else placed_apart(time, plan.layout.ranks)
+    together = plan.work.samples and not plan.layout.sampling
+    apart = placed_apart(time, plan.layout.ranks) if together else None
     return {
         "models": [
             {"name": n.name, "parameters": total_parameters(n.shape), "source": n.source}
@@ -180,6 +181,8 @@ def _show_pace(console: Console, plan: RunPlan) -> None:
             f"{decoding.tail_seconds / decoding.seconds:.0%} of its time with less than half of "
             "the most"
         )
+    if not plan.work.samples:
+        return
     if (ranks := plan.layout.sampling) > 0:
         pace = "one step ahead" if plan.layout.lag else "one after the other"
         console.print(f"placement: engines on {ranks} GPUs of their own, {pace}")

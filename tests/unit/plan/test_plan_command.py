@@ -268,6 +268,24 @@ def test_every_built_in_model_can_be_planned(name: str, folder: Path) -> None:
     assert result.exit_code == 0 or "no layout of 256 fits" in result.stderr, result.output
 
 
+SHIPPED = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if path.name != "smollm2.yaml"  # its models are made on the spot
+]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_be_planned(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for more in ([], ["--search"]):
+        result = run(["plan", str(path), "--gpus", "64", *more])
+        assert result.exit_code == 0, result.output
+        assert ("placement: " in result.stdout) == ("kv cache" in result.stdout)
+
+
 def test_planning_imports_no_torch(folder: Path) -> None:
     code = (
         "import sys; from scope_megatron import cli\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -78,3 +79,11 @@ def test_the_search_changes_placement_not_what_is_learned() -> None:
     ahead = search_layouts(plan_of(lag=1, sampling=2), 8, most=100)
     assert all(plan.layout.sampling and plan.layout.lag == 1 for plan in ahead.plans)
     assert ahead.plans[0].layout.gpus == 8
+
+
+def test_a_pipeline_that_waits_is_given_virtual_stages() -> None:
+    work = {"prompts": 64, "responses": 64, "teacher_pass": 0.0}
+    found = search_layouts(plan_of("Qwen/Qwen2.5-72B", None, work=work), 64, most=100)
+    virtual = next(plan for plan in found.plans if plan.layout.virtual > 1)
+    plain = replace(virtual, layout=replace(virtual.layout, virtual=1))
+    assert virtual.layout.pipeline > 1 and virtual.time.total < plain.time.total
