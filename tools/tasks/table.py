@@ -1,4 +1,4 @@
-"""The tasks by name; of two there is one more with a teacher that knows something of everything."""
+"""The tasks by name; walk also with a teacher that knows something of everything."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from tools.tasks.countdown import COUNTDOWN
 from tools.tasks.family import Task
 from tools.tasks.walk import WALK
 
-GLIMPSES = 0.1
-STRONG = tuple(
-    replace(
-        task,
-        name=f"{task.name}_strong",
-        left_out=f"nine tenths of {task.left_out}",
-        glimpses=GLIMPSES,
-    )
-    for task in (COUNTDOWN, WALK)
+WALK_STRONG = replace(
+    WALK, name="walk_strong", left_out=f"nine tenths of {WALK.left_out}", glimpses=0.1
 )
-TASKS: dict[str, Task] = {task.name: task for task in (COUNTDOWN, WALK, CHAINS, *STRONG)}
+TASKS: dict[str, Task] = {task.name: task for task in (COUNTDOWN, WALK, WALK_STRONG, CHAINS)}
 
 
 def task_named(name: str) -> Task:
