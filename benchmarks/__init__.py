@@ -18,8 +18,11 @@ bench_products      training over its bare matrix products
 bench_balance       the deal's balance over replicas, padding of packs
 bench_start         time and memory from the command to the first step
 bench_async         engines on ranks of their own, a step ahead or not
-bench_plan          the planner beside published steps
+bench_plan          the planner beside measured memory and published rows
 bench_verify        gradings a minute
+plan_published      pre-training that others measured, beside its plan
+plan_steps          steps of reinforcement learning that others measured
+plan_tables         the layouts of docs/planning.md
 rounds              contestants that take turns; worker_scope and worker_trl are theirs
 products            the matrix products of a training step
 lengths, models     prescribed lengths, random models

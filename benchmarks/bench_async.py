@@ -6,8 +6,7 @@ On two cores with one rank each: colocated, two replicas that train and sample b
 rank that trains and one that samples. They take turns in one run; medians. Then a SIMULATION: the
 same phases, fitted to what was measured, on 8 to 1,024 GPUs as fast as a core of this machine.
 
-hidden, lag 1: (sampling + the rest - the step) over the shorter of the two.
-hidden, lag 0: seconds of teacher and verifier that passed while responses were sampled, of all.
+Hidden shares are the metrics ``overlap/``, as ``scope_megatron/report/overlap.py`` defines them.
 """
 
 from __future__ import annotations
@@ -70,20 +69,6 @@ def measure(options: argparse.Namespace, lengths: Lengths) -> dict[str, Figures]
             for name, placement in PLACEMENTS.items()
         ]
         return compete(contestants, options.rounds, options.warm, log)
-
-
-def hidden_ahead(found: Figures) -> float:
-    """At lag 1, of the shorter of sampling and all else."""
-    step, sampling = found["time/step"], found["sampling/engine_s"] + found["sampling/grading_s"]
-    rest = step - found["sampling/waited_s"]
-    return (sampling + rest - step) / min(sampling, rest)
-
-
-def hidden_streamed(found: Figures) -> tuple[float, float]:
-    """At lag 0, of the teacher's seconds and of the verifiers'."""
-    teacher = found["sampling/ahead_s"] / max(found["sampling/scored_s"], 1e-9)
-    graded = max(found["sampling/graded_s"], 1e-9)
-    return teacher, 1 - min(1.0, found["sampling/grading_s"] / graded)
 
 
 @dataclass(frozen=True)
@@ -183,12 +168,13 @@ def main() -> None:
         print(f"--- {kind} lengths, up to {options.limit} tokens")
         measured[kind] = measure(options, kind)
         step = {name: found["time/step"] for name, found in measured[kind].items()}
-        teacher, verifier = hidden_streamed(measured[kind]["lag 0"])
+        ahead, streamed = measured[kind]["lag 1"], measured[kind]["lag 0"]
         print(
             f"colocated {step['colocated']:.3f} s, lag 0 {step['lag 0']:.3f}, "
             f"lag 1 {step['lag 1']:.3f}; hidden at lag 1 "
-            f"{hidden_ahead(measured[kind]['lag 1']):.0%} of the shorter phase; at lag 0 "
-            f"{teacher:.0%} of the teacher, {verifier:.0%} of the verifiers"
+            f"{ahead['overlap/sampling_hidden']:.0%} of the shorter phase; at lag 0 "
+            f"{streamed['overlap/teacher_hidden']:.0%} of the teacher, "
+            f"{streamed['overlap/grading_hidden']:.0%} of the verifiers"
         )
     costs = fit(measured["equal"]["lag 0"], measured["long"]["lag 0"], options)
     print_simulation(costs, options)

@@ -1,6 +1,6 @@
 """What writing responses costs a step: steps with and without, alternating in one run.
 
-    python -m benchmarks.bench_rollouts [--steps 160] [--select all]
+    python -m benchmarks.bench_rollouts [--steps 160] [--select all] [--alternatives 5]
 
 Trains the quickstart with ``logging.rollouts.every=4``. The step that hands its responses over and
 the next one, beside which they are compressed and written, count as "with"; the other two of every
@@ -20,7 +20,7 @@ from pathlib import Path
 EVERY, WARM = 4, 12
 
 
-def train(output: Path, steps: int, select: str) -> list[dict[str, float]]:
+def train(output: Path, steps: int, select: str, alternatives: int) -> list[dict[str, float]]:
     """Rows of metrics.jsonl."""
     settings = [
         f"output_dir={output}",
@@ -33,6 +33,7 @@ def train(output: Path, steps: int, select: str) -> list[dict[str, float]]:
         "checkpoint.export_hf=false",
         f"logging.rollouts.every={EVERY}",
         f"logging.rollouts.select={select}",
+        f"logging.rollouts.alternatives={alternatives}",
     ]
     command = [sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml"]
     subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
@@ -44,10 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--select", default="some", choices=("some", "all"))
+    parser.add_argument("--alternatives", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "run"
-        rows = train(output, options.steps, options.select)
+        rows = train(output, options.steps, options.select, options.alternatives)
         files = list((output / "rollouts").glob("*.parquet"))
         size = sum(path.stat().st_size for path in files) / len(files) / 2**10
     timed = [(int(row["step"]), row["time/step"]) for row in rows if row["step"] > WARM]

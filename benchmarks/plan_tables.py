@@ -10,18 +10,24 @@ from collections.abc import Iterator
 
 from scope_megatron import cli
 
-BASE = "plan configs/paper_1p5b.yaml --search --top 4 --mean-response 5000"
+BASE = "plan configs/paper_1p5b.yaml --search --top 4"
+MEAN = "--mean-response 5000"
 TABLES = {
-    "1.5B with a teacher of 7B, 8 GPUs": "--gpus 8 --gpu h100",
-    "1.5B with a teacher of 7B, 16 GPUs": "--gpus 16 --gpu h100",
-    "8B with 70B, 64 GPUs": "--gpus 64 --gpu h100 model.student=meta-llama/Llama-3.1-8B "
+    "1.5B with a teacher of 7B, 8 GPUs": f"{MEAN} --gpus 8 --gpu h100",
+    "1.5B with a teacher of 7B, 16 GPUs": f"{MEAN} --gpus 16 --gpu h100",
+    "8B with 70B, 64 GPUs": f"{MEAN} --gpus 64 --gpu h100 model.student=meta-llama/Llama-3.1-8B "
     "model.teacher=meta-llama/Llama-3.1-70B",
-    "30B-A3B with 235B-A22B, 256 GPUs": "--gpus 256 --gpu h100 rollout.prompts_per_step=512 "
-    "model.student=Qwen/Qwen3-30B-A3B model.teacher=Qwen/Qwen3-235B-A22B",
-    "235B-A22B with a trillion parameters, 2,048 GPUs": "--gpus 2048 --gpu gb200 "
+    "8B with 70B, 64 GPUs, responses of up to 131,072 tokens": "--mean-response 60000 --gpus 64 "
+    "--gpu h100 rollout.max_response_tokens=131072 evaluation.max_response_tokens=131072 "
+    "train.microbatch_tokens=140000 model.student=meta-llama/Llama-3.1-8B "
+    "model.teacher=meta-llama/Llama-3.1-70B",
+    "30B-A3B with 235B-A22B, 256 GPUs": f"{MEAN} --gpus 256 --gpu h100 "
+    "rollout.prompts_per_step=512 model.student=Qwen/Qwen3-30B-A3B "
+    "model.teacher=Qwen/Qwen3-235B-A22B",
+    "235B-A22B with a trillion parameters, 2,048 GPUs": f"{MEAN} --gpus 2048 --gpu gb200 "
     "rollout.prompts_per_step=2048 model.student=Qwen/Qwen3-235B-A22B "
     "model.teacher=example/moe-1T",
-    "235B-A22B with a trillion parameters, 16,384 GPUs": "--gpus 16384 --gpu gb200 "
+    "235B-A22B with a trillion parameters, 16,384 GPUs": f"{MEAN} --gpus 16384 --gpu gb200 "
     "rollout.prompts_per_step=16384 model.student=Qwen/Qwen3-235B-A22B "
     "model.teacher=example/moe-1T",
 }

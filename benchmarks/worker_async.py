@@ -19,7 +19,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.rounds import Figures, serve
 from benchmarks.worker_scope import prescribe
 
-WANTED = ("time/", "sampling/", "tokens/response")
+WANTED = ("time/", "sampling/", "overlap/", "tokens/response")
 
 
 def main() -> None:

@@ -124,18 +124,26 @@ def data(
 @app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="output_dir of a run")],
+    step: Annotated[
+        int | None,
+        typer.Option(help="the step to draw as a time line; else the last one of the trace"),
+    ] = None,
 ) -> None:
-    """Draw the run's curves into RUN_DIR/report.png; write RUN_DIR/report.html, one file to send
-    to someone: curves, advice, settings, some responses. Print the advice, and what `diagnose`
-    says."""
+    """Draw the run's curves into RUN_DIR/report.png; where logging.trace wrote a trace, gather it
+    in RUN_DIR/trace/trace.json and draw a step of it into RUN_DIR/timeline.png; write
+    RUN_DIR/report.html, one file to send to someone: these, advice, settings, some responses.
+    Print the advice, and what `diagnose` says."""
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
         from scope_megatron.report.figure import write_report
         from scope_megatron.report.fit import fit_lines
+        from scope_megatron.report.timeline import write_timeline
         from scope_megatron.report.webpage import write_html
 
         write_report(run_dir)
+        if drawn := write_timeline(run_dir, step):
+            print(f"time line: {drawn}")
         for advice in write_html(run_dir):
             print(advice.line())
         for line in fit_lines(run_dir):

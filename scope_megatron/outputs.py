@@ -11,7 +11,10 @@ hf/                              the trained student as a Hugging Face directory
 tensorboard/, wandb_run_id       what the two loggers keep
 evaluations/                     of `scope-megatron evaluate` with the run's configuration
 nonfinite/                       responses of updates with a loss that is not finite
-profile/                         traces of the steps in profile.steps
+profile/                         torch profiler's traces of the steps in profile.steps
+trace/, trace.N/                 what each rank did when (logging.trace), and all in trace.json; of
+                                 earlier attempts
+timeline.png                     one step of that, drawn
 stacks/                          stacks of all threads of a rank, where a rank hung
 run.lock                         names the process of the live run
 """
@@ -34,6 +37,8 @@ TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_run_id"
 NONFINITE_DIR = "nonfinite"
 PROFILE_DIR = "profile"
+TRACE = "trace"
+TIMELINE = "timeline.png"
 STACKS = "stacks"
 EVALUATIONS = "evaluations"
 LOCK = "run.lock"

@@ -25,6 +25,7 @@ from scope_megatron.checkpoint.state import SHARDING, TrainingState, state_to_sa
 from scope_megatron.config import CheckpointConfig
 from scope_megatron.outputs import checkpoint_dir, checkpoints_dir
 from scope_megatron.parallel.agree import from_all, from_main
+from scope_megatron.trace.spans import span
 
 ABANDON_S = 10.0  # an ending run waits so long for a save that it has given up
 
@@ -82,7 +83,8 @@ class Saver:
         final = checkpoint_dir(self._output, step)
         temporary = final.with_name(f".tmp_{final.name}")
         state = state_to_save(self._state, step, progress)
-        pending = self._snapshots.take(state, temporary, SHARDING, copied=background)
+        with span("snapshot"):
+            pending = self._snapshots.take(state, temporary, SHARDING, copied=background)
         if background:
             self._thread = threading.Thread(
                 target=self._write, args=(pending, final, step, rating), daemon=True
@@ -134,7 +136,8 @@ class Saver:
     def _write(self, pending: PendingWrite, final: Path, step: int, rating: float | None) -> None:
         """Write, and commit when every rank has written; leaves the outcome, on all ranks."""
         try:
-            error = self._write_together(pending, final, rating)
+            with span(f"write {final.name}", "checkpoint"):
+                error = self._write_together(pending, final, rating)
         except Exception as broken:  # a rank is gone: nothing can be agreed on any more
             error = f"{type(broken).__name__}: {broken}"
         self._outcome = (step, error)

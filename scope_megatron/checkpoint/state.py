@@ -21,6 +21,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from scope_megatron.checkpoint.folder import newest_whole
 from scope_megatron.checkpoint.manifest import find_damage
 from scope_megatron.parallel.agree import from_main
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.optimizer import after_loading, before_loading, translate
 from scope_megatron.parallel.topology import Topology
 
@@ -81,7 +82,10 @@ def load_checkpoint(state: TrainingState, directory: Path) -> dict[str, Any]:
     same_layout = progress["layout"] == _layout(state.topology)
     sharded = _sharded_state(state, is_loading=True, with_rng=same_layout)
     loaded = dist_checkpointing.load(sharded, str(directory))
-    state.model.load_state_dict(loaded["model"], strict=False)
+    chunks = model_chunks(state.model)
+    for number, chunk in enumerate(chunks):
+        its = loaded["model"] if len(chunks) == 1 else loaded["model"][str(number)]
+        chunk.load_state_dict(its, strict=False)
     translate(state.optimizer, loaded["optimizer"])
     state.optimizer.load_state_dict(loaded["optimizer"])
     after_loading(state.optimizer)
@@ -102,7 +106,9 @@ def _layout(topology: Topology) -> list[int]:
 
 
 def _sharded_state(state: TrainingState, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
-    model = _without_extra_state(state.model.sharded_state_dict())
+    parts = [_without_extra_state(c.sharded_state_dict()) for c in model_chunks(state.model)]
+    # names are local to a chunk; what is saved is named by the layers of the whole model
+    model = parts[0] if len(parts) == 1 else {str(n): part for n, part in enumerate(parts)}
     sharded = {
         "model": model,
         "optimizer": state.optimizer.sharded_state_dict(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ import typer
 
 from scope_megatron.commands.common import user_errors
 from scope_megatron.config import Config, ConfigError, load_config, validating_for
+from scope_megatron.config.load import read_values
 from scope_megatron.plan.calibrate import Calibration, calibrate
 from scope_megatron.plan.estimate import RunPlan, models_of
 from scope_megatron.plan.facts.figures import (
@@ -25,11 +24,12 @@ from scope_megatron.plan.facts.figures import (
 )
 from scope_megatron.plan.layout import RunLayout, as_settings, layout_of, layout_problems
 from scope_megatron.plan.remedies import remedies
-from scope_megatron.plan.search import Offers, Searched, search_layouts
+from scope_megatron.plan.search import Searched, search_layouts
 from scope_megatron.plan.warning import shortage
 from scope_megatron.plan.workload import workload_of
 
 MOST_GPUS = 2**20
+_FILE_WIDTH = 160
 _RESET = ("parallel={}", "rollout.engine.tensor=1")  # what a search chooses itself
 
 
@@ -44,9 +44,6 @@ GpuName = Annotated[
 ]
 Search = Annotated[bool, typer.Option("--search", help="find the best layouts")]
 Top = Annotated[int, typer.Option(min=1, max=100, help="layouts to show of them")]
-Everything = Annotated[
-    bool, typer.Option("--all", help="search also what is planned by formula and cannot run yet")
-]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -59,6 +56,10 @@ MeanResponse = Annotated[
 MeanPrompt = Annotated[float | None, typer.Option(metavar="TOKENS", help="mean length of a prompt")]
 Sigma = Annotated[
     float | None, typer.Option(help="of the lengths' logarithm: how long the tail is")
+]
+LengthsFile = Annotated[
+    Path | None,
+    typer.Option("--lengths", metavar="FILE", help="lengths of responses, a number a line"),
 ]
 Incorrect = Annotated[
     float | None, typer.Option(metavar="SHARE", help="responses that are incorrect")
@@ -73,13 +74,6 @@ CalibrateTo = Annotated[
 EfficienciesFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="what --calibrate wrote")
 ]
-Assume = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="plan by formula: context, virtual, teacher_tensor, teacher_pipeline, teacher_offload",
-    ),
-]
 Online = Annotated[bool, typer.Option("--online", help="ask the hub for config.json")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 PictureFile = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="draw it")]
@@ -92,16 +86,15 @@ def plan(
     gpu: GpuName = "h100",
     search: Search = False,
     top: Top = 5,
-    everything: Everything = False,
     out: Out = None,
     mean_response: MeanResponse = None,
     mean_prompt: MeanPrompt = None,
     sigma: Sigma = None,
+    lengths_file: LengthsFile = None,
     incorrect: Incorrect = None,
     from_run: FromRun = None,
     calibrate_to: CalibrateTo = None,
     efficiencies: EfficienciesFile = None,
-    assume: Assume = None,
     online: Online = False,
     as_json: AsJson = False,
     picture: PictureFile = None,
@@ -114,18 +107,16 @@ def plan(
         models, named = models_of(settings, online)
         lengths = (mean_response, sigma, mean_prompt, incorrect)
         run = ("--calibrate", calibrate_to) if calibrate_to else ("--from-run", from_run)
-        work = workload_of(settings, *lengths, *run)
-        layout = _assumed(layout_of(settings), assume or [])
+        work = workload_of(settings, *lengths, *run, lengths_file)
+        layout = layout_of(settings)
         base = RunPlan(models, layout, work, chosen, reached)
         if calibrate_to is not None:
             _tell_calibration(calibrate(base, calibrate_to), out, as_json)
             return
         found: Searched | None = None
         if search:
-            offers = Offers(everything, everything, everything)
-            training = max(1, gpus - layout.sampling)
-            found = search_layouts(base, training, offers, top)
-            base = _best(found, training)
+            found = search_layouts(base, gpus, top)
+            base = _best(found, gpus)
         else:
             problems = list(layout_problems(layout, models.student, models.teachers))
             if problems:
@@ -160,26 +151,36 @@ def _settings(
     with validating_for(per_node, nodes, packages=False):
         if search:
             kept = [text for text in overrides if not text.startswith("parallel.")]
-            return load_config(config, [*kept, *_reset(kept)], check_files=False)
-        settings = load_config(config, overrides, check_files=False)
-        training = gpus - settings.sampling_ranks
-        cut = settings.training_ranks // settings.parallel.data
-        if settings.training_ranks < training and training % cut == 0:
-            more = f"parallel.data={training // cut}"
-            settings = load_config(config, [*overrides, more], check_files=False)
-        return settings
+            reset = _reset(read_values(config, kept))
+            return load_config(config, [*kept, *reset], check_files=False)
+        more = _replicas(read_values(config, overrides), gpus)
+        return load_config(config, [*overrides, *more], check_files=False)
 
 
-def _reset(overrides: list[str]) -> list[str]:
-    return (
-        list(_RESET)
-        if not any(t.startswith("algorithm.name=kd") for t in overrides)
-        else [_RESET[0]]
-    )
+def _replicas(values: dict[str, Any], gpus: int) -> list[str]:
+    """The override that fills the GPUs, where the sizes that are given leave some."""
+    parallel, rollout = values.get("parallel") or {}, values.get("rollout") or {}
+    if not isinstance(parallel, dict) or not isinstance(rollout, dict):
+        return []  # refused when it is loaded
+    names = ("tensor", "pipeline", "context")
+    sizes = [parallel.get(name, 1) for name in names]
+    own = rollout.get("ranks", 0) if rollout.get("placement") == "separate" else 0
+    data = parallel.get("data", 1)
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or not isinstance(own, int):
+        return []
+    cut, training = math.prod(sizes), gpus - own
+    given = data if isinstance(data, int) else 1
+    fills = cut * given < training and training % cut == 0
+    return [f"parallel.data={training // cut}"] if fills else []
+
+
+def _reset(values: dict[str, Any]) -> list[str]:
+    """Overrides of what a search chooses itself."""
+    return [*_RESET[:1], *(_RESET[1:] if values.get("rollout") else ())]
 
 
 def _placed(base: RunPlan, gpus: int) -> RunPlan:
-    """With context parallelism, replicas become fewer."""
+    """With as many replicas as the GPUs are."""
     layout = base.layout
     cut, own = layout.tensor * layout.pipeline * layout.context, layout.sampling
     if (gpus - own) % cut or gpus <= own:
@@ -189,28 +190,6 @@ def _placed(base: RunPlan, gpus: int) -> RunPlan:
             f"give {max(1, (gpus - own) // cut) * cut + own}, or --search"
         )
     return replace(base, layout=replace(layout, data=(gpus - own) // cut))
-
-
-_ASSUMED = ("context", "virtual", "teacher_tensor", "teacher_pipeline", "teacher_offload")
-
-
-def _assumed(layout: RunLayout, texts: list[str]) -> RunLayout:
-    changes: dict[str, Any] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if name not in _ASSUMED or not re.fullmatch(r"[1-9]\d{0,5}|true|false", value):
-            raise ConfigError(
-                f"--assume: {text!r} is not NAME=VALUE; give {', '.join(_ASSUMED)} with a whole "
-                "number (teacher_offload with true)"
-            )
-        if (name == "teacher_offload") != (value in ("true", "false")):
-            raise ConfigError(f"--assume: {name} cannot be {value}; give {_kind(name)}")
-        changes[name] = value == "true" if value in ("true", "false") else int(value)
-    return replace(layout, **changes)
-
-
-def _kind(name: str) -> str:
-    return "true or false" if name == "teacher_offload" else "a whole number"
 
 
 def _best(found: Searched, gpus: int) -> RunPlan:
@@ -259,10 +238,12 @@ def _tell(
             ]
         print(json.dumps(data, indent=1))
         return
-    with nullcontext(Console(soft_wrap=True, highlight=False)) as console:
-        if found is not None:
-            console.print(search_table(found))
-        show_plan(console, base, named, ways)
+    console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:  # a file has no width: layouts on one line
+        console = Console(soft_wrap=True, highlight=False, width=max(console.width, _FILE_WIDTH))
+    if found is not None:
+        console.print(search_table(found))
+    show_plan(console, base, named, ways)
 
 
 def _tell_calibration(fitted: Calibration, out: Path | None, as_json: bool) -> None:

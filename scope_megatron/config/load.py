@@ -91,10 +91,7 @@ def load_config(
     can be checked without them is right; see :mod:`scope_megatron.config.names`.
     Raises ConfigError.
     """
-    values = _read(Path(path))
-    for override in overrides:
-        _apply(values, override)
-    values = _fill_empty_sections(values, Config)
+    values = _fill_empty_sections(read_values(path, overrides), Config)
     config = _validate(_for_this_machine(values))
     problems = setting_problems(config, command)
     if check_files and names.has_names(config, command):
@@ -107,6 +104,14 @@ def load_config(
     if problems:
         raise ConfigError(*problems)
     return config
+
+
+def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The file's nested values with the overrides, as they are given. Raises ConfigError."""
+    values = _read(Path(path))
+    for override in overrides:
+        _apply(values, override)
+    return values
 
 
 def _resized(config: Config, values: dict[str, Any]) -> Config:

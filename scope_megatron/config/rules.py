@@ -35,6 +35,8 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _verifier,
         _evaluation,
         _profile,
+        _responses,
+        _trace,
         _parallel,
         _placement,
         _lengths,
@@ -105,6 +107,35 @@ def _profile(config: Config, command: Command) -> Problems:
         )
 
 
+def _responses(config: Config, command: Command) -> Problems:
+    written = config.logging.rollouts
+    if written.alternatives and not written.every:
+        yield (
+            f"logging.rollouts.alternatives: is {written.alternatives} but logging.rollouts.every "
+            "is 0, which writes no response; set logging.rollouts.every > 0, or alternatives=0"
+        )
+
+
+def _trace(config: Config, command: Command) -> Problems:
+    given, last = config.logging.trace, config.train.steps
+    if given.steps is None:
+        if given.every > 1:
+            yield (
+                f"logging.trace.every: is {given.every} but logging.trace.steps names no step; "
+                f"set logging.trace.steps=[1,{last}]"
+            )
+    elif len(given.steps) != 2:
+        yield (
+            f"logging.trace.steps: has {len(given.steps)} numbers; give the first and the last "
+            f"step, as [1,{last}]"
+        )
+    elif not 1 <= given.steps[0] <= min(given.steps[1], last):
+        yield (
+            f"logging.trace.steps: is {given.steps} but the run has the steps 1 to {last}; give "
+            "the first and the last step, or raise train.steps"
+        )
+
+
 def _parallel(config: Config, command: Command) -> Problems:
     parallel, rollout = config.parallel, config.rollout
     tensor, data = parallel.tensor, parallel.data
@@ -112,6 +143,11 @@ def _parallel(config: Config, command: Command) -> Problems:
         yield (
             "parallel.sequence: is true but parallel.tensor is 1; "
             "set parallel.tensor > 1 or parallel.sequence=false"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        yield (
+            f"parallel.virtual_pipeline: is {parallel.virtual_pipeline} but parallel.pipeline is "
+            "1; set parallel.pipeline > 1, or it to 1"
         )
     if parallel.recompute_layers is not None and parallel.recompute != "full":
         yield (

@@ -190,6 +190,11 @@ def _privileged(config: Config, command: Command) -> Problems:
             "words; write {answer} where the row's reference answer belongs"
         )
     if teacher.source == "student":
+        if config.model.teachers is not None:
+            yield (
+                "model.teachers: is given but teacher.source is student, which teaches every row; "
+                "remove one of the two"
+            )
         if teacher.privileged is None:
             yield (
                 "teacher.source: is student, but without a privileged prompt it would teach what "
@@ -209,6 +214,12 @@ def _objective(config: Config, command: Command) -> Problems:
         yield (
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
+        )
+    teachers = {entry.path.resolve() for entry in config.teachers.values()}
+    if objective.weight_group == "batch" and len(teachers) > 1:
+        yield (
+            f"objective.weight_group: is batch but {len(teachers)} teachers are given, whose "
+            "perplexities do not compare; set it to prompt"
         )
     if objective.weight_group == "batch" and config.algorithm.name != "scope":
         yield (

@@ -62,6 +62,8 @@ def _too_few_gpus(config: Config, machine: Machine) -> Iterator[str]:
         most = free * size // math.prod(sizes.values())
         sizes[name] = max(n for n in range(1, size + 1) if size % n == 0 and n <= max(1, most))
     changed = [f"parallel.{n}={size}" for n, size in sizes.items() if size != getattr(parallel, n)]
+    if not changed:  # what trains is one rank already
+        changed = [f"rollout.ranks={max(1, machine.gpus * machine.nodes - config.training_ranks)}"]
     more = ", or give more with --nodes or --gpus-per-node" if not machine.here else ""
     yield (
         f"parallel: {sizes_of(config)} "

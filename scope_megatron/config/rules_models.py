@@ -51,6 +51,7 @@ def model_problems(config: Config, command: Command) -> Problems:
     yield from _cut(config, cut_alike)
     if command == "train":
         yield from _cut_otherwise(config, shapes)
+    yield from _virtual(config, shapes)
     yield from _recomputed(config, shapes)
     yield from _experts(config, cut_alike, command)
     for key, shape in shapes.items():
@@ -121,6 +122,19 @@ def layout_setting(config: Config, tag: str) -> str:
     return "teacher.parallel" if alone else f"{teacher_setting(tag)}.parallel"
 
 
+def _virtual(config: Config, shapes: dict[str, ModelShape]) -> Problems:
+    student, parallel = shapes.get("model.student"), config.parallel
+    if student is None or student.layers % parallel.pipeline or parallel.virtual_pipeline == 1:
+        return
+    stage = student.layers // parallel.pipeline
+    if stage % parallel.virtual_pipeline:
+        yield (
+            f"parallel.virtual_pipeline: is {parallel.virtual_pipeline} but a pipeline stage of "
+            f"model.student has {stage} layers; set it to "
+            f"{divisors(stage, min(parallel.virtual_pipeline, stage + 1))}"
+        )
+
+
 def _engine_cut(config: Config, shape: ModelShape) -> Problems:
     """An engine on ranks of its own is cut as it likes, but into whole heads."""
     tensor, sizes = config.engine.tensor, shape.divided()
@@ -138,11 +152,13 @@ def _recomputed(config: Config, shapes: dict[str, ModelShape]) -> Problems:
     layers, student = config.parallel.recompute_layers, shapes.get("model.student")
     if layers is None or student is None:
         return
-    stage = max(1, student.layers // config.parallel.pipeline)
-    if layers > stage:
+    parallel = config.parallel
+    chunk = max(1, student.layers // parallel.pipeline // parallel.virtual_pipeline)
+    if layers > chunk:
+        what = "chunk" if parallel.virtual_pipeline > 1 else "pipeline stage"
         yield (
-            f"parallel.recompute_layers: is {layers} but a pipeline stage of model.student has "
-            f"{stage} layers; set it to {stage} or less, or to null"
+            f"parallel.recompute_layers: is {layers} but a {what} of model.student has "
+            f"{chunk} layers; set it to {chunk} or less, or to null"
         )
 
 

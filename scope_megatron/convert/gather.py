@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scope_megatron.convert.mapping import Mapping, expert_of, is_expert, with_expert
 from scope_megatron.parallel.agree import from_all
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.topology import Topology
 
 # torch 2.13 renamed it and warns of the old name.
@@ -42,17 +43,16 @@ class _Shard:
 def global_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Parameters of this rank, layers and experts numbered over the whole model (wrappers are
     opened)."""
-    while hasattr(model, "module"):  # DistributedDataParallel, Float16Module
-        model = model.module
-    for name, parameter in model.named_parameters():
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            layer = model.decoder.layers[int(local)]
-            name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
-            expert = expert_of(name)
-            if expert is not None:
-                name = with_expert(name, layer.mlp.local_expert_indices[expert])
-        yield name, parameter
+    for chunk in model_chunks(model):
+        for name, parameter in chunk.named_parameters():
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                layer = chunk.decoder.layers[int(local)]
+                name = f"decoder.layers.{layer.layer_number - 1}.{rest}"
+                expert = expert_of(name)
+                if expert is not None:
+                    name = with_expert(name, layer.mlp.local_expert_indices[expert])
+            yield name, parameter
 
 
 def iter_full_tensors(

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_sum
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.types import PackedBatch
 
@@ -26,8 +27,9 @@ class ExpertBalance:
     choices that expert i got, P_i: mean probability of it), as a mean over the tokens of the
     update, whatever its microbatches and replicas."""
 
-    def __init__(self, coefficient: float, config: TransformerConfig, topology: Topology) -> None:
-        self._coefficient, self._config, self._topology = coefficient, config, topology
+    def __init__(self, coefficient: float, model: torch.nn.Module, topology: Topology) -> None:
+        self._coefficient, self._topology = coefficient, topology
+        self._configs: list[TransformerConfig] = [chunk.config for chunk in model_chunks(model)]
         self._microbatches = 0
 
     def begin(self, packs: Sequence[PackedBatch]) -> None:
@@ -39,7 +41,8 @@ class ExpertBalance:
         (tokens,) = all_sum([sum(pack.num_tokens for pack in packs)], self._topology.dp_group)
         # a rank multiplies its part of the loss by its own tokens: those of a pack lie on so many
         ranks = self._topology.tp_size * self._topology.cp_size
-        self._config.moe_aux_loss_coeff = self._coefficient * ranks / tokens
+        for config in self._configs:
+            config.moe_aux_loss_coeff = self._coefficient * ranks / tokens
 
     def measured(self) -> tuple[float, int]:
         """(sum, count) of E sum_i f_i P_i over this replica's microbatches and layers; 1 is even
@@ -51,4 +54,4 @@ class ExpertBalance:
         if held is not None:
             total += held["values"].sum()
         dist.all_reduce(total, group=self._topology.mp_group)
-        return float(total), self._microbatches * int(self._config.num_layers)
+        return float(total), self._microbatches * int(self._configs[0].num_layers)

@@ -42,6 +42,11 @@ class Batch:
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # as the training pass said
     teacher_token_entropy: dict[int, Tensor] = field(default_factory=dict)  # where weights read it
     divergence: dict[int, Tensor] = field(default_factory=dict)  # exact, where it is computed
+    # of those to be written down, with logging.rollouts.alternatives: float32 [length, 2, k],
+    # numbers of the likeliest tokens and their log-probabilities; and the teacher's of each token
+    student_best: dict[int, Tensor] = field(default_factory=dict)
+    teacher_best: dict[int, Tensor] = field(default_factory=dict)
+    teacher_aside: dict[int, Tensor] = field(default_factory=dict)
     unscored: set[int] = field(default_factory=set)  # masked: a score of theirs is not finite
     imbalance: float = 1.0  # largest over mean arithmetic of a replica
 
@@ -94,6 +99,9 @@ class Batch:
             student_entropy=renumbered(self.student_entropy),
             teacher_entropy=renumbered(self.teacher_entropy),
             teacher_token_entropy=renumbered(self.teacher_token_entropy),
+            student_best=renumbered(self.student_best),
+            teacher_best=renumbered(self.teacher_best),
+            teacher_aside=renumbered(self.teacher_aside),
             unscored={place[i] for i in self.unscored if i in place},
         )
 

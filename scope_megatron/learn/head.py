@@ -20,7 +20,13 @@ from scope_megatron.learn.frozen.model import FrozenModel
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.rows import Part, Rows
 from scope_megatron.model.head import cap, caps_logits, head_input, output_weight
-from scope_megatron.objective.head.hidden import TeacherHead, fused_loss, fused_scores
+from scope_megatron.objective.head.best import best_tokens
+from scope_megatron.objective.head.hidden import (
+    TeacherHead,
+    fused_best,
+    fused_loss,
+    fused_scores,
+)
 from scope_megatron.objective.head.logits import Scores, vocab_parallel_scores, vocab_parallel_terms
 from scope_megatron.objective.head.shard import Shard
 from scope_megatron.objective.head.spec import Spec
@@ -64,17 +70,23 @@ class Head(ABC):
         """
 
     def scores(self, output: Tensor, pack: PackedBatch, model: Model, spec: Spec) -> Tensor:
-        """[R, 1] log-probability, or [R, 2] with the entropy, of the pack's rows; zeros for those
-        of another context rank."""
+        """[R, 1] log-probability, [R, 2] with the entropy, of the pack's rows, and behind them the
+        2k of ``best_tokens`` where ``spec.best`` asks for it; zeros for another context rank's."""
         numbers, places = own_rows(pack, self.topology)
         states = head_input(output, self.topology)[places]
         scored = self._scores(states, pack.targets[pack.rows[numbers]], model, spec)
         values = torch.stack([part for part in scored if part is not None], 1)
+        if spec.best:
+            values = torch.cat([values, self._best(states, model, spec).to(values.dtype)], 1)
         return spread_rows(values, numbers, pack.num_rows)
 
     @abstractmethod
     def _scores(self, states: Tensor, targets: Tensor, model: Model, spec: Spec) -> Scores:
         """Of rows [n, H] under the model's output weight."""
+
+    @abstractmethod
+    def _best(self, states: Tensor, model: Model, spec: Spec) -> Tensor:
+        """``best_tokens`` [n, 2k] of the same."""
 
     def keep(self, output: Tensor, pack: PackedBatch) -> Tensor:
         """[R, H/tp] hidden states of the rows, of which each tensor rank keeps a slice; context
@@ -131,6 +143,11 @@ class LogitsHead(Head):
         logits = cap(states @ weight.t(), model.model)
         return vocab_parallel_scores(logits, targets, self._shard(weight, model.vocab_size), spec)
 
+    def _best(self, states: Tensor, model: Model, spec: Spec) -> Tensor:
+        weight = output_weight(model.model)
+        logits = cap(states @ weight.t(), model.model)
+        return best_tokens(logits, self._shard(weight, model.vocab_size), spec)
+
 
 class HiddenHead(Head):
     """A block of rows at a time: all logits never exist, and the loss is differentiated at once."""
@@ -161,6 +178,10 @@ class HiddenHead(Head):
         weight = output_weight(model.model)
         shard = self._shard(weight, model.vocab_size)
         return fused_scores(states, weight, targets, shard, spec)
+
+    def _best(self, states: Tensor, model: Model, spec: Spec) -> Tensor:
+        weight = output_weight(model.model)
+        return fused_best(states, weight, self._shard(weight, model.vocab_size), spec)
 
 
 def build_head(

@@ -33,6 +33,7 @@ from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
 from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.trace.spans import span
 from scope_megatron.types import PackedBatch, Rollout
 
 
@@ -47,9 +48,14 @@ class Learner:
         self.algorithm = ALGORITHMS[config.algorithm.name]
         self.passes = Passes.of(config)
         self.head = build_head(config, topology, self.student, self.frozen)
-        self.scorer = Scorer(topology, config.train.microbatch_tokens, self.head)
-        coefficient, its = config.objective.moe_aux_loss_coeff, self.student.model.config
-        self.balance = ExpertBalance(coefficient, its, topology)
+        self.scorer = Scorer(
+            topology,
+            config.train.microbatch_tokens,
+            self.head,
+            together=topology.pp_size if config.parallel.virtual_pipeline > 1 else 1,
+        )
+        coefficient = config.objective.moe_aux_loss_coeff
+        self.balance = ExpertBalance(coefficient, self.student.model, topology)
         self.guard = NonFiniteGuard(config.output_dir, config.faults.nonfinite_updates)
         clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
@@ -105,7 +111,8 @@ class Learner:
             scored = Scored(logprobs=engine)
         else:
             spec = self.head.spec.alone()
-            scored = self.scorer.score(self.student, batch.rollouts, members, spec)
+            with span("student scores", responses=len(members)):
+                scored = self.scorer.score(self.student, batch.rollouts, members, spec)
         batch.student_mean = self._means(batch, scored.logprobs)
         batch.student_entropy |= scored.entropy
         batch.student_logprobs = scored.logprobs
@@ -120,24 +127,58 @@ class Learner:
         if self.config.needs_teacher:
             spec = spec.at(self.config.objective.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
-        routes, scored = kept_routes(batch, self.config), Scored()
-        members = batch.members(self.algorithm.frozen_scores(routes))
+        members = batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config)))
+        scored = self._passes_of_frozen(batch, members, spec, self._wanted(), ahead=ahead)
+        for index in members:
+            if (known := batch.rollouts[index].taught) is not None:
+                scored.put(index, known)
+        return scored
+
+    def _wanted(self) -> dict[str, bool]:
+        """What is asked of a frozen model's pass."""
+        return {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
+
+    def _passes_of_frozen(
+        self,
+        batch: Batch,
+        members: list[int],
+        spec: Spec,
+        wanted: dict[str, bool],
+        *,
+        ahead: bool = False,
+        anew: bool = False,
+    ) -> Scored:
+        """Of each model its responses, but for those that were scored ahead (unless ``anew``)."""
+        scored = Scored()
         if not self.frozen:  # the student is its own teacher
-            scored = self._pass_of(self.student, batch, members, spec)
+            scored = self._pass_of(self.student, batch, members, spec, wanted)
         for number, frozen in enumerate(self.frozen):
             its = [i for i in members if self.taught_by(batch.rollouts[i]) == number]
             together = self.topology.ep_size > 1 or frozen.travel is not None
             if (ahead and frozen.travel is not None) or not (its or together):
                 continue
-            frozen.enter()  # for a divergence also where all was scored ahead
-            new = [i for i in its if batch.rollouts[i].taught is None]
-            scored |= self._pass_of(frozen, batch, new, spec)
-            if len(self.frozen) > 1:  # one at a time is on the device
-                frozen.rest(keep_head=bool(self.head.teachers))
-        for index in members:
-            if (known := batch.rollouts[index].taught) is not None:
-                scored.put(index, known)
+            new = [i for i in its if anew or batch.rollouts[i].taught is None]
+            with span("teacher scores", responses=len(new)):
+                frozen.enter()  # for a divergence also where all was scored ahead
+                scored |= self._pass_of(frozen, batch, new, spec, wanted)
+                if len(self.frozen) > 1:  # one at a time is on the device
+                    frozen.rest(keep_head=bool(self.head.teachers))
         return scored
+
+    def note_alternatives(self, batch: Batch, members: list[int], count: int) -> None:
+        """The ``count`` likeliest tokens at each place of some of this replica's responses, under
+        the weights that sampled and under the teacher, by passes of their own: for what is written
+        down alone. Collective; before the update."""
+        if not count:
+            return
+        spec = replace(self.head.spec.alone(), entropy=False, best=count)
+        with span("student scores", responses=len(members)):
+            batch.student_best = self.scorer.score(self.student, batch.rollouts, members, spec).best
+        if self.config.needs_teacher:
+            spec = spec.at(self.config.objective.teacher_temperature)
+            wanted = {"logprobs": True, "hidden": False}
+            scored = self._passes_of_frozen(batch, members, spec, wanted, anew=True)
+            batch.teacher_best, batch.teacher_aside = scored.best, scored.logprobs
 
     def _score_frozen(self, batch: Batch) -> None:
         """What :meth:`_frozen_scores` says, as the batch takes it."""
@@ -154,22 +195,27 @@ class Learner:
         batch.mask_unscored(~means.isfinite())
 
     def _pass_of(
-        self, model: FrozenModel | models.Student, batch: Batch, members: list[int], spec: Spec
+        self,
+        model: FrozenModel | models.Student,
+        batch: Batch,
+        members: list[int],
+        spec: Spec,
+        wanted: dict[str, bool],
     ) -> Scored:
         """A teacher's or reference's scores of responses that this replica holds."""
-        wanted = {"logprobs": self.passes.teacher_logprobs, "hidden": self.passes.teacher_hidden}
         rollouts = read_by_teacher(batch.rollouts, self.config)
         if not isinstance(model, FrozenModel) or model.travel is None:
             return self.scorer.score(model, rollouts, members, spec, **wanted)
         head = replace(self.head, topology=model.topology)
-        scorer = replace(self.scorer, topology=model.topology, head=head)
+        scorer = replace(self.scorer, topology=model.topology, head=head, together=1)
         return model.travel.score(scorer, model, rollouts, members, spec, **wanted)
 
     def _score_reference(self, batch: Batch, reference: FrozenModel) -> None:
         """What the teacher has scored, by the initial student; from both, what kl pulls to."""
-        scored = self.scorer.score(
-            reference, batch.rollouts, sorted(batch.teacher_logprobs), self.head.spec.alone()
-        )
+        members = sorted(batch.teacher_logprobs)
+        with span("reference scores", responses=len(members)):
+            spec = self.head.spec.alone()
+            scored = self.scorer.score(reference, batch.rollouts, members, spec)
         batch.reference_logprobs = scored.logprobs
         batch.mask_unscored(~self._means(batch, scored.logprobs).isfinite())
         batch.target_logprobs = extrapolated(batch, self.config.objective.extrapolation)
@@ -195,7 +241,7 @@ class Learner:
         self.student.ddp.zero_grad_buffer()
         self.student.optimizer.zero_grad()
         members = batch.members(weighed.streams.active())
-        packs = self.scorer.pack(batch.rollouts, members) or [self._idle()]
+        packs = self.scorer.pack(batch.rollouts, members) or self._idle()
         padded = sum(pack.num_tokens - pack.real_tokens for pack in packs)
         metrics.mean("balance/padded_share", padded, sum(pack.num_tokens for pack in packs))
         exact = self.head.spec.divergence is not None
@@ -212,9 +258,10 @@ class Learner:
             for pack in packs
         ]
         self.balance.begin(packs)
-        told = pipeline.forward_backward(
-            self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
-        )
+        with span("forward and backward", update=name[1], packs=len(packs)):
+            told = pipeline.forward_backward(
+                self.student.ddp, packs, partial(self.head.loss, rows=rows), self.topology
+            )
         metrics.mean("balance/experts", *self.balance.measured())
         metrics.maximum("time/wait", self.student.waiting.pop())
         terms = self._learn_of_pass(batch, packs, told)
@@ -225,7 +272,8 @@ class Learner:
             metrics.maximum("update/skipped", 1.0)
             self._record_skipped(batch, *name, sorted({*members, *batch.unscored}))
             return
-        _, grad_norm, _ = self.student.optimizer.step()
+        with span("optimizer", update=name[1]):
+            _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
 
@@ -237,9 +285,9 @@ class Learner:
         sequences = int(batch.routes.routed.sum())
         return weighed.streams.scaled(microbatch_scales(pack.counts, correct, sequences))
 
-    def _idle(self) -> PackedBatch:
+    def _idle(self) -> list[PackedBatch]:
         """For a replica without a response: the graph runs on every rank."""
-        return filler(self.topology.pack_multiple).to(platform.device())
+        return [filler(self.topology.pack_multiple).to(platform.device())] * self.scorer.together
 
     def _learn_of_pass(
         self, batch: Batch, packs: list[PackedBatch], told: list[tuple[dict[str, Tensor], Tensor]]

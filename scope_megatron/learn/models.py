@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from scope_megatron.config import Config, ParallelConfig
+from scope_megatron.config import Config
 from scope_megatron.convert.hf import load_hf_weights
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.chunks import ModelChunks, ReplicatedModel
 from scope_megatron.parallel.optimizer import (
     Waiting,
     build_optimizer,
@@ -30,8 +29,8 @@ class Student:
     """The model that is trained, and what trains it."""
 
     hf: dict[str, Any]
-    model: GPTModel
-    ddp: DistributedDataParallel
+    model: GPTModel | ModelChunks
+    ddp: ReplicatedModel
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     waiting: Waiting
@@ -45,16 +44,7 @@ def build_student(config: Config, topology: Topology) -> Student:
     """The student with the weights of ``model.student``, ready to train."""
     dtype = platform.resolve_dtype(config.model.dtype)
     hf = read_hf_config(config.model.student)
-    model = load_model(
-        config.model.student,
-        hf,
-        topology,
-        dtype,
-        padded_width(config, topology),
-        trainable=True,
-        parallel=config.parallel,
-        aux_loss=config.objective.moe_aux_loss_coeff > 0,
-    )
+    model = _load(config, hf, topology, dtype)
     waiting = Waiting()
     ddp = wrap_student(model, config.optimizer, waiting)
     optimizer = build_optimizer(ddp, config.optimizer, dtype)
@@ -63,28 +53,31 @@ def build_student(config: Config, topology: Topology) -> Student:
     return Student(hf, model, ddp, optimizer, scheduler, waiting)
 
 
-def load_model(
-    directory: Path,
-    hf: dict[str, Any],
-    topology: Topology,
-    dtype: torch.dtype,
-    padded_vocab: int,
-    *,
-    trainable: bool,
-    parallel: ParallelConfig | None = None,
-    aux_loss: bool = False,
-) -> GPTModel:
-    """This rank's shard of a model with the weights of its directory."""
-    model = build_model(
-        hf,
-        topology,
-        dtype,
-        trainable=trainable,
-        padded_vocab=padded_vocab,
-        parallel=parallel,
-        aux_loss=aux_loss,
-    )
-    load_hf_weights(model, directory, hf, topology)
+def _load(
+    config: Config, hf: dict[str, Any], topology: Topology, dtype: torch.dtype
+) -> GPTModel | ModelChunks:
+    """This rank's shard, in chunks with a virtual pipeline, with its weights."""
+    parallel, padded = config.parallel, padded_width(config, topology)
+
+    def build(chunk: int | None) -> GPTModel:
+        aux_loss = config.objective.moe_aux_loss_coeff > 0
+        return build_model(
+            hf,
+            topology,
+            dtype,
+            trainable=True,
+            padded_vocab=padded,
+            parallel=parallel,
+            aux_loss=aux_loss,
+            chunk=chunk,
+        )
+
+    model: GPTModel | ModelChunks
+    if parallel.virtual_pipeline > 1:
+        model = ModelChunks(build(chunk) for chunk in range(parallel.virtual_pipeline))
+    else:
+        model = build(None)
+    load_hf_weights(model, config.model.student, hf, topology)
     return model
 
 

@@ -15,6 +15,9 @@ from scope_megatron.learn.passes import samples_everything
 from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
 
+# Seconds that report/overlap.py reads (docs/metrics.md).
+SAMPLING = ("engine", "grading", "graded", "waited", "scored", "ahead", "beside", "hidden")
+
 
 def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
     """Every name a training step may record, with how it is reduced over the data ranks.
@@ -67,12 +70,7 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "update/skipped",
             "balance/imbalance",
             "time/wait",
-            "sampling/engine_s",
-            "sampling/grading_s",
-            "sampling/graded_s",
-            "sampling/waited_s",
-            "sampling/scored_s",
-            "sampling/ahead_s",
+            *(f"sampling/{name}_s" for name in SAMPLING),
             "staleness/steps",
         ],
     )

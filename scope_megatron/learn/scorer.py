@@ -26,6 +26,9 @@ class Scored:
     entropy: dict[int, float] = field(default_factory=dict)  # mean per token; where asked for
     token_entropy: dict[int, Tensor] = field(default_factory=dict)  # float32 [length], likewise
     hidden: dict[int, Tensor] = field(default_factory=dict)  # last stage, where kept
+    # float32 [length, 2, k] on the CPU, where asked for: the likeliest tokens' numbers, falling,
+    # and their log-probabilities
+    best: dict[int, Tensor] = field(default_factory=dict)
 
     def __ior__(self, other: Scored) -> Scored:
         for name, values in vars(self).items():
@@ -61,6 +64,7 @@ class Scorer:
     topology: Topology
     microbatch_tokens: int
     head: Head
+    together: int = 1  # microbatches come in groups of so many: a virtual pipeline's stages
 
     def pack(self, rollouts: Mapping[int, Rollout], members: Sequence[int]) -> list[PackedBatch]:
         """The chosen responses in microbatches of bounded size, on this rank's device.
@@ -70,11 +74,13 @@ class Scorer:
         """
         multiple = self.topology.pack_multiple
         sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
-        bins = pack([rollouts[i].length for i in members], self.microbatch_tokens - multiple + 1)
+        budget = self.microbatch_tokens - multiple + 1
+        bins = pack([rollouts[i].length for i in members], budget, self.together)
         packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
         if self.topology.ep_size > 1:
             (most,) = all_max([len(packs)], self.topology.dp_group)
             packs += [filler(multiple)] * (int(most) - len(packs))
+        packs += [filler(multiple)] * (-len(packs) % self.together)
         return [packed.to(platform.device()) for packed in packs]
 
     def score(
@@ -103,14 +109,17 @@ class Scorer:
                 return torch.empty(packs[index].num_rows, 0, device=output.device)
             return self.head.scores(output, packs[index], model, spec)
 
-        columns = 1 + spec.with_entropy if logprobs else 0
+        best = spec.best_columns(model.vocab_size) if logprobs else 0
+        columns = 1 + spec.with_entropy + best if logprobs else 0
         with using(self.topology):
             passes = pipeline.score(model.model, packs, rows, self.topology, columns=columns)
         for values, packed in zip(passes, packs, strict=True):
             for index, part in scatter_to_sequences(values.cpu(), packed).items():
                 if logprobs:
                     scored.logprobs[index] = part[:, 0].contiguous()
-                if columns > 1 and len(part):
+                if logprobs and spec.with_entropy and len(part):
                     scored.entropy[index] = float(part[:, 1].mean())
                     scored.token_entropy[index] = part[:, 1].contiguous()
+                if best:
+                    scored.best[index] = part[:, -best:].unflatten(1, (2, best // 2)).contiguous()
         return scored

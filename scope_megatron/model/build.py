@@ -58,6 +58,7 @@ def transformer_config(
     """megatron-core's TransformerConfig of a ``config.json``."""
     family = shape.family
     bf16 = dtype == torch.bfloat16
+    virtual = 1 if parallel is None else parallel.virtual_pipeline
     config = TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
@@ -83,9 +84,11 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=bf16,
-        variable_seq_lengths=topology.pp_size > 1,  # packs differ in length
+        variable_seq_lengths=topology.pp_size > 1,  # packs differ: parallel/pipeline.py knows how
         moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths, dense or not
-        batch_p2p_comm=platform.has_cuda(),
+        # interleaved, both directions are under way at once, between two stages with one peer
+        overlap_p2p_comm=virtual > 1,
+        batch_p2p_comm=platform.has_cuda() and virtual == 1,
         calculate_per_token_loss=True,  # weights arrive normalised: nobody divides again
         use_cpu_initialization=not platform.has_cuda(),
         perform_initialization=True,  # also marks the tensor-parallel parameters
@@ -100,6 +103,7 @@ def transformer_config(
         deallocate_pipeline_outputs=True,
         **_expert_settings(shape, topology, aux_loss),
         **_recompute_settings(parallel, shape),
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
     config.logit_softcap = shape.logits_cap
     return config
@@ -179,17 +183,21 @@ def build_model(
     hollow: bool = False,
     parallel: ParallelConfig | None = None,
     aux_loss: bool = False,
+    chunk: int | None = None,
 ) -> GPTModel:
     """This rank's shard of the model, with weights not yet loaded.
 
     A model that is not trainable has no gradients and no buffers for them, and is in eval mode.
     ``parallel`` says which activations of a trained model are computed again; with ``aux_loss`` its
-    routers have a load-balancing loss.
+    routers have a load-balancing loss. ``chunk``: only this one of ``parallel.virtual_pipeline``.
     One that is not materialized has names and shapes only (on the CPU; CUDA has the memory); a
     ``hollow`` one on CUDA too.
     """
     shape = ModelShape.of(hf)
     config = transformer_config(shape, topology, dtype, parallel, aux_loss)
+    last_chunk = 0
+    if chunk is not None and parallel is not None:
+        last_chunk = parallel.virtual_pipeline - 1
     whole = not hollow and (materialize or platform.has_cuda())
     device = platform.device() if whole else torch.device("meta")
     if hollow:  # no parameter is made on the GPU, by megatron-core's layers or by TE's
@@ -197,11 +205,12 @@ def build_model(
     with nullcontext() if device.type != "meta" else device:
         model = (_HollowModel if hollow else GPTModel)(
             config=config,
-            transformer_layer_spec=_block_spec(config, shape, topology),
+            transformer_layer_spec=_block_spec(config, shape, topology, chunk),
             vocab_size=padded_vocab or padded_vocab_size(shape.vocab, topology.tp_size),
             max_sequence_length=shape.max_positions,
-            pre_process=topology.is_first_stage,
-            post_process=topology.is_last_stage,
+            pre_process=topology.is_first_stage and not chunk,
+            post_process=topology.is_last_stage and (chunk or 0) == last_chunk,
+            vp_stage=chunk,
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
@@ -244,7 +253,7 @@ def _add_hooks(model: GPTModel, shape: ModelShape, dtype: torch.dtype) -> None:
 
 
 def _block_spec(
-    config: TransformerConfig, shape: ModelShape, topology: Topology
+    config: TransformerConfig, shape: ModelShape, topology: Topology, chunk: int | None
 ) -> TransformerBlockSubmodules:
     if _takes_engine_layers(shape, config.params_dtype, topology):
         from megatron.core.extensions.transformer_engine import TENorm
@@ -259,7 +268,7 @@ def _block_spec(
     if not config.apply_rope_fusion:
         layer.submodules.self_attention.module = RotatedAttention
     return TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=chunk), layer_norm=norm
     )
 
 

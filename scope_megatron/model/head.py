@@ -7,15 +7,15 @@ from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from scope_megatron.parallel.chunks import model_chunks
 from scope_megatron.parallel.topology import Topology
 
 
 def output_weight(model: torch.nn.Module) -> Tensor:
     """[V/tp, H] of the last stage, the embedding's own where the two are tied."""
-    gpt = get_attr_wrapped_model(model, "output_layer", return_model_obj=True)
+    gpt = model_chunks(model)[-1]
     if gpt.share_embeddings_and_output_weights:
         return gpt.shared_embedding_or_output_weight()
     return gpt.output_layer.weight
@@ -23,12 +23,12 @@ def output_weight(model: torch.nn.Module) -> Tensor:
 
 def caps_logits(model: torch.nn.Module) -> bool:
     """Whether logits are more than hidden states times the output weight (Gemma 2's cap)."""
-    return get_attr_wrapped_model(model, "config").logit_softcap is not None
+    return model_chunks(model)[-1].config.logit_softcap is not None
 
 
 def cap(logits: Tensor, model: torch.nn.Module) -> Tensor:
     """Logits [..., V/tp] as the model caps them: c tanh(logits / c), or unchanged."""
-    limit = get_attr_wrapped_model(model, "config").logit_softcap
+    limit = model_chunks(model)[-1].config.logit_softcap
     return logits if limit is None else (logits / limit).tanh() * limit
 
 

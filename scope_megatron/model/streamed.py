@@ -97,13 +97,13 @@ class StreamedParameters:
 
     def enter(self) -> None:
         """Be ready for forward passes (at once if it is already)."""
+        if self._slots is None and self._slot is None:  # also after rest, which keeps the head
+            self._slot = torch.empty(max(u.nbytes for u in self._units), dtype=torch.uint8)
         if self._head is not None:
             return
         self._head = torch.empty(self._rest.nbytes, dtype=torch.uint8, device=self._device)
         if self._slots is None:
             self._fill(self._rest, self._head)
-            largest = max(unit.nbytes for unit in self._units)
-            self._slot = torch.empty(largest, dtype=torch.uint8)
         else:
             self._head.copy_(self._pinned[self._rest], non_blocking=True)
             self._slots.enter()

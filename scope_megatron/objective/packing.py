@@ -19,7 +19,7 @@ from scope_megatron.types import PackedBatch
 _Sequence = tuple[Sequence[int], Sequence[int]]  # prompt ids, response ids
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], budget: int, together: int = 1) -> list[list[int]]:
     """Cut sequences into few microbatches of at most ``budget`` tokens and of similar size.
 
     First-fit decreasing finds the number of bins; the sequences are then dealt, longest first, to
@@ -28,6 +28,8 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     Args:
         lengths: tokens of each sequence (prompt and response), each at least 1.
         budget: most tokens in one bin (``train.microbatch_tokens``).
+        together: the number of bins is to be a multiple of this; it is where there are sequences
+            enough and the first-fit bins do not stand.
 
     Returns:
         Bins of indices into ``lengths``: every index once, ascending inside a bin, the fullest
@@ -47,7 +49,8 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
             raise ValueError(f"sequence {index} has no tokens")
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     bins = _first_fit(order, lengths, budget)
-    bins = _balanced(order, lengths, budget, len(bins)) or bins
+    count = min(len(bins) + -len(bins) % together, len(lengths))
+    bins = _balanced(order, lengths, budget, count) or bins
     bins = [sorted(members) for members in bins]
     return sorted(bins, key=lambda members: (-sum(lengths[i] for i in members), members))
 

@@ -12,6 +12,7 @@ optimizer    gradient buffers, optimizer, learning-rate schedule
 optional     Transformer Engine and Apex: used, or hidden from megatron-core
 memory       tensors' memory by tenant and phase
 offload      the optimizer's place between updates
+chunks       the parts of a model that one stage of a virtual pipeline holds
 pipeline     the only caller of megatron-core's schedules
 """
 

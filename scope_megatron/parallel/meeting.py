@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 import uuid
 from dataclasses import dataclass
@@ -95,6 +96,15 @@ def _meet_by_kind(limit: timedelta, sampling: int) -> None:
         world_size=ranks,
         timeout=limit,
     )
+
+
+def own_address() -> str:
+    """This machine's address on the network that the job's store is on. Nothing is sent."""
+    master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    family, kind, *_, address = socket.getaddrinfo(*master, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def agree_on_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer import FP32Optimizer
+
+from scope_megatron.parallel.chunks import ReplicatedModel
 
 
 class OptimizerPlace:
@@ -19,9 +20,7 @@ class OptimizerPlace:
     stay where they are. On a machine without GPUs the same calls are made and nothing moves.
     """
 
-    def __init__(
-        self, model: DistributedDataParallel, optimizer: MegatronOptimizer, offload: bool
-    ) -> None:
+    def __init__(self, model: ReplicatedModel, optimizer: MegatronOptimizer, offload: bool) -> None:
         self._model, self._optimizer, self._offload = model, optimizer, offload
         self._away = False
 

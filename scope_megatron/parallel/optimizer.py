@@ -15,13 +15,14 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import OptimizerConfig
+from scope_megatron.parallel.chunks import ReplicatedModel, model_chunks
+from scope_megatron.trace.spans import span
 
 
 class Waiting:
@@ -41,7 +42,8 @@ class Waiting:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        dist.barrier(group=group)
+        with span("wait for replicas"):
+            dist.barrier(group=group)
         self._seconds += time.perf_counter() - begun
 
     def pop(self) -> float:
@@ -51,8 +53,8 @@ class Waiting:
 
 
 def wrap_student(
-    model: GPTModel, settings: OptimizerConfig, waiting: Waiting | None = None
-) -> DistributedDataParallel:
+    model: torch.nn.Module, settings: OptimizerConfig, waiting: Waiting | None = None
+) -> ReplicatedModel:
     """Give the student gradient buffers; gradients are summed over the data-parallel ranks.
 
     Experts get buffers and an optimizer of their own, with and without expert parallelism (their
@@ -61,20 +63,23 @@ def wrap_student(
     for name, parameter in model.named_parameters():
         if ".experts." in name:
             parameter.allreduce = False
-    ddp = DistributedDataParallel(
-        config=model.config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=settings.states == "float32",
-            # parameters are gathered at once: the engine gets them right after the update
-            overlap_grad_reduce=settings.overlap,
-            use_distributed_optimizer=settings.distributed,
-            average_in_collective=False,
-        ),
-        module=model,
+    buffers = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=settings.states == "float32",
+        # parameters are gathered at once: the engine gets them right after the update
+        overlap_grad_reduce=settings.overlap,
+        use_distributed_optimizer=settings.distributed,
+        average_in_collective=False,
     )
-    model.config.finalize_model_grads_func = partial(_finalize_without_division, waiting)
-    model.config.no_sync_func = ddp.no_sync
-    return ddp
+    wrapped = [
+        DistributedDataParallel(config=chunk.config, ddp_config=buffers, module=chunk)
+        for chunk in model_chunks(model)
+    ]
+    for chunk in wrapped:
+        chunk.config.finalize_model_grads_func = partial(_finalize_without_division, waiting)
+        chunk.config.no_sync_func = (
+            chunk.no_sync if len(wrapped) == 1 else [each.no_sync for each in wrapped]
+        )
+    return ReplicatedModel(wrapped)
 
 
 def _finalize_without_division(
@@ -90,7 +95,7 @@ def _finalize_without_division(
 
 
 def build_optimizer(
-    model: DistributedDataParallel, settings: OptimizerConfig, dtype: torch.dtype
+    model: ReplicatedModel, settings: OptimizerConfig, dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Adam with decoupled weight decay (fused by TE or Apex when they import)."""
     optimizer = get_megatron_optimizer(
@@ -107,7 +112,7 @@ def build_optimizer(
             params_dtype=dtype,
             use_distributed_optimizer=settings.distributed,
         ),
-        [model],
+        model.chunks,
     )
     _choose_kernels(optimizer)
     return optimizer
@@ -150,7 +155,7 @@ def learning_rate(optimizer: MegatronOptimizer) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def gradients_are_finite(model: DistributedDataParallel) -> bool:
+def gradients_are_finite(model: ReplicatedModel) -> bool:
     """Whether the sum of squares of the gradients in this rank's buffers is finite.
 
     NaN or infinity anywhere makes it not so, and so do gradients whose norm overflows float32:

@@ -1,21 +1,27 @@
 """The only caller of megatron-core's schedules: forward-only scoring, and forward-backward.
 
 Both walk over packed microbatches at any tensor x pipeline layout. Results exist on the last
-pipeline stage only; :func:`score` hands them to every stage.
+pipeline stage only; :func:`score` hands them to every stage. Of packs every rank knows the lengths,
+so no stage is told the shape of what it receives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.pipeline_parallel.schedules import get_schedule_table
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from scope_megatron.parallel.chunks import ReplicatedModel, model_chunks
 from scope_megatron.parallel.context import ContextShare, sum_over_context
 from scope_megatron.parallel.packed import PackedSequences
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
@@ -47,8 +53,7 @@ def score(
     def collect(output: Tensor, index: int, non_loss_data: bool) -> Tensor:
         return row_function(output, index).float()
 
-    walk = _walk(model, packs, collect, topology, forward_only=True)
-    rows: list[Tensor] = get_forward_backward_func()(**walk)
+    rows: list[Tensor] = _walk(model_chunks(model), packs, collect, topology, forward_only=True)
     if not columns:
         return rows
     counts = [pack.num_rows for pack in packs]
@@ -60,7 +65,7 @@ def score(
 
 
 def forward_backward(
-    model: torch.nn.Module,
+    model: ReplicatedModel,
     packs: list[PackedBatch],
     loss_function: LossFunction,
     topology: Topology,
@@ -72,8 +77,7 @@ def forward_backward(
     data-parallel ranks divides it again.
     Returns the third of its results for every pack on the last stage, an empty list elsewhere.
     """
-    walk = _walk(model, packs, loss_function, topology, forward_only=False)
-    told: list[Any] = get_forward_backward_func()(**walk)
+    told: list[Any] = _walk(model.chunks, packs, loss_function, topology, forward_only=False)
     return told
 
 
@@ -94,14 +98,14 @@ def packed_forward(
 
 
 def _walk(
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     packs: list[PackedBatch],
     collect: Callable,
     topology: Topology,
     *,
     forward_only: bool,
-) -> dict[str, Any]:
-    """The schedule's arguments: one microbatch is one pack."""
+) -> list[Any]:
+    """Run the schedule: one microbatch is one pack. With several chunks, interleaved."""
 
     def forward_step(
         iterator: Iterator[tuple[int, PackedBatch]], module: torch.nn.Module
@@ -112,16 +116,77 @@ def _walk(
             output = packed_forward(module, pack, ContextShare.of(pack, topology))
         return output, partial(collect, index=index)
 
-    return {
-        "forward_step_func": forward_step,
-        "data_iterator": iter(enumerate(packs)),
-        "model": model,
-        "num_microbatches": len(packs),
-        "seq_length": packs[0].num_tokens,  # packs differ: with pipelining, shapes travel along
-        "micro_batch_size": 1,
-        "forward_only": forward_only,
-        "collect_non_loss_data": forward_only,
-    }
+    single, packs_of_each = len(chunks) == 1, [iter(enumerate(packs)) for _ in chunks]
+    virtual = None if single else len(chunks)
+    schedule = get_forward_backward_func(pp_size=topology.pp_size, vp_size=virtual)
+    between: dict[str, Any] = {}
+    if topology.pp_size > 1:
+        lengths = [pack.num_tokens for pack in packs]
+        between["p2p_communicator"] = StageLink(topology, chunks, lengths)
+        between["pg_collection"] = _groups(topology)
+    told: list[Any] = schedule(
+        forward_step_func=forward_step,
+        data_iterator=packs_of_each[0] if single else packs_of_each,
+        model=chunks[0] if single else list(chunks),
+        num_microbatches=len(packs),
+        seq_length=packs[0].num_tokens,  # StageLink knows each one's
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+        **between,
+    )
+    return told
+
+
+class StageLink(P2PCommunicator):
+    """What pipeline stages send each other during one walk over packs of ``lengths`` tokens.
+
+    megatron-core sends the shape of a tensor ahead of it where lengths differ. Its interleaved
+    schedule sends tensors of both directions at a time, and where a pipeline has two stages, so
+    that the next stage is the previous one as well, the shapes of the two are taken for each other.
+    Here they are known: a stage receives in the order in which the schedule comes to the packs.
+    """
+
+    def __init__(
+        self, topology: Topology, chunks: Sequence[torch.nn.Module], lengths: Sequence[int]
+    ) -> None:
+        config, last = get_attr_wrapped_model(chunks[0], "config"), len(chunks) - 1
+        super().__init__(topology.pp_group, config)
+        cut = topology.cp_size * (topology.tp_size if topology.sequence_parallel else 1)
+        shapes = [(length // cut, 1, config.hidden_size) for length in lengths]
+        group = config.microbatch_group_size_per_vp_stage if last else 1
+        visits = get_schedule_table(len(lengths), len(chunks), group)
+        # a model's first chunk receives nothing, and of its last one's output no gradient comes
+        forth = [pack for pack, chunk in visits if chunk or not topology.is_first_stage]
+        back = [pack for pack, chunk in visits if chunk or not topology.is_last_stage]
+        self._forth = iter([shapes[pack] for pack in forth])
+        self._back = iter([shapes[pack] for pack in back])
+
+    def _communicate_shapes(
+        self, tensor_send_next: object, tensor_send_prev: object, recv_prev: bool, recv_next: bool
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Of the tensors that come from the previous and from the next stage."""
+        return (next(self._forth) if recv_prev else ()), (next(self._back) if recv_next else ())
+
+    def _communicate(self, **sent: Any) -> Any:
+        """As megatron-core's. The schedule frees what it has sent by ``.data``, which gloo may
+        still be reading: another tensor over the same memory keeps it."""
+        for name in ("tensor_send_next", "tensor_send_prev"):
+            if sent[name] is not None:
+                sent[name] = sent[name].detach()
+        return super()._communicate(**sent)
+
+
+def _groups(topology: Topology) -> ProcessGroupCollection:
+    """What the schedules take from megatron-core's globals otherwise, of the layout in place."""
+    groups = ProcessGroupCollection()
+    groups.tp = parallel_state.get_tensor_model_parallel_group()
+    groups.cp = parallel_state.get_context_parallel_group()
+    groups.pp = topology.pp_group
+    groups.embd = parallel_state.get_embedding_group(check_initialized=False)
+    groups.pos_embd = parallel_state.get_position_embedding_group(check_initialized=False)
+    groups.dp_cp = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return groups
 
 
 @contextmanager

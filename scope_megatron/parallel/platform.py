@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import types
+from typing import Any
 
 import torch
 
@@ -104,6 +105,7 @@ def initialize() -> None:
     """Prepare this process, once: the device, thread count, and megatron-core on CPU."""
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
     _adapt_router()
+    _adapt_clipping()
     gloo.share_devices()
     if has_cuda():
         _require_device()
@@ -120,6 +122,24 @@ def initialize() -> None:
     _adapt_expert_dispatcher()
     for name in _MODULES_NAMING_CUDA:
         _substitute_words(importlib.import_module(name))
+
+
+def _adapt_clipping() -> None:
+    """Have gradients of half precision clipped too, those of ``optimizer.states: parameters``:
+    megatron-core scales float32 ones and asserts that there are no others."""
+    from megatron.core.optimizer import optimizer as megatron
+
+    plain = megatron.clip_grad_by_total_norm_fp32
+
+    def clip(parameters: Any, max_norm: float, total_norm: float, *more: Any, **named: Any) -> None:
+        own = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+        halves = [p.grad for p in own if p.grad is not None and p.grad.dtype != torch.float32]
+        if not halves:
+            plain(parameters, max_norm, total_norm, *more, **named)
+        elif (factor := max_norm / (total_norm + 1e-6)) < 1:
+            torch._foreach_mul_(halves, factor)
+
+    megatron.clip_grad_by_total_norm_fp32 = clip
 
 
 def _require_device() -> None:

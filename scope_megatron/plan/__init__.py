@@ -1,13 +1,12 @@
 """What a run will need of memory and time, known beforehand: no GPU, no weights, no torch.
 
 facts        sizes of models, figures of GPUs
+seconds      passes, collectives and sampling: how long each takes
 layout       how the models are cut over the ranks
 workload     the responses of a step: how many, how long, how many are incorrect
 activations  bytes that a layer keeps per token
+models       what stands on the ranks: the student and frozen models, each in its layout
 memory       bytes per rank by tenant and phase, the peak and its moment
-traffic      bytes of each collective, by link
-decode       seconds of an engine that samples responses of unequal lengths
-timing       seconds of a step by phase
 estimate     a run as a whole
 remedies     which settings would make a run fit, the cheapest first
 search       the best layouts for so many GPUs

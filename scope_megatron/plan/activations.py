@@ -4,13 +4,15 @@ Read from what autograd saves in the layers of ``model/build.py`` (``benchmarks/
 compares the result with what real updates hold). With h the hidden size, q and k the widths of all
 queries and of all keys, f an MLP's, a layer keeps per token, in elements of the parameters' type:
 
-    norms               2 h     (4 h where a norm is no single kernel), cut by sequence parallelism
+    norms               2 h     (4 h where a norm is no single kernel, then in float32), cut by
+                                sequence parallelism
     inputs of qkv, fc1  2 h     cut by sequence parallelism: gathered again in the backward
     attention           q + 2 k as qkv gave it, q + k rotated, q of the output (2 q where sequences
                         are attended to one by one and their outputs joined), cut by tensor
     norms of q and k    q       (2 q + k where a norm is no single kernel), cut by tensor
     MLP                 3 f     (5 f where SwiGLU is no single kernel), cut by tensor
     experts             h + 4 f (h + 6 f) for each expert that a token goes to
+    context parallelism 2 k of every token that a rank's tokens see, of all ranks, for its own
 """
 
 from __future__ import annotations
@@ -61,27 +63,48 @@ def attention_kept(shape: ModelShape, layout: RunLayout, build: Build) -> float:
     hidden, tensor, e = shape.hidden, layout.tensor, build.element
     cut = tensor if layout.sequence else 1
     q, k = query_width(shape) / tensor, key_width(shape) / tensor
-    wide = (2 if build.fused_norms else 3) * hidden / cut
+    wide = hidden / cut
     inner = (q + 2 * k) + (q + k if build.rotary else 0.0)
     inner += q if build.whole_attention else 2 * q
+    if layout.context > 1:  # in the place of a rank's own rotated keys
+        inner += gathered(shape, layout, build) / e - k
+    norms = norm_kept(hidden / cut, build)
     if shape.family.qk_norms:
-        inner += q if build.fused_norms else 2 * q + k
+        # in float32 what the first norm gave is what the second reads
+        inner += q if build.fused_norms else 0.0
+        twice = 2 * q + k if e == FLOAT else 2 * (q + k)
+        norms += 0.0 if build.fused_norms else FLOAT * twice
     if shape.family.norms.after_attention:
-        wide += (1 if build.fused_norms else 2) * hidden
+        norms += norm_kept(hidden, build)
     small = FLOAT * (1 / cut + shape.heads / tensor)
     if shape.family.qk_norms:
         small += FLOAT * (shape.heads + shape.query_groups) / tensor
-    return e * (wide + inner) + small + (hidden if build.dropout else 0)
+    return e * (wide + inner) + norms + small + (hidden if build.dropout else 0)
+
+
+def norm_kept(width: float, build: Build) -> float:
+    """Bytes per token that a norm keeps: its input; in single operators, which compute in float32,
+    that and the normalised one."""
+    return width * build.element if build.fused_norms else 2 * width * FLOAT
+
+
+def gathered(shape: ModelShape, layout: RunLayout, build: Build) -> float:
+    """Bytes per token of a rank's part: keys and values that context parallelism gathers. The last
+    of its two pieces sees all before it, in one launch the first one's once more."""
+    if layout.context == 1:
+        return 0.0
+    seen = layout.context + (0.5 if build.whole_attention else 0.0)
+    return 2 * key_width(shape) / layout.tensor * seen * build.element
 
 
 def mlp_kept(shape: ModelShape, layout: RunLayout, build: Build) -> float:
     """Bytes per token of the MLP or of the experts, the norm before it included."""
-    hidden, e = shape.hidden, build.element
+    hidden = shape.hidden
     cut = layout.tensor if layout.sequence else 1
-    norm = (1 if build.fused_norms else 2) * hidden / cut
+    norm = norm_kept(hidden / cut, build)
     if shape.family.norms.after_mlp:
-        norm += (1 if build.fused_norms else 2) * hidden
-    kept = e * norm + FLOAT / cut + (hidden if build.dropout else 0)
+        norm += norm_kept(hidden, build)
+    kept = norm + FLOAT / cut + (hidden if build.dropout else 0)
     return kept + _inside_mlp(shape, layout, build)
 
 
@@ -118,9 +141,18 @@ def stage_kept(shape: ModelShape, layout: RunLayout, build: Build, layers: float
         saved += FLOAT * shape.heads / layout.tensor
         if not build.whole_attention:
             saved += build.element * query_width(shape) / layout.tensor
+        if layout.context > 1:
+            saved += gathered(shape, layout, build)
+            saved -= key_width(shape) / layout.tensor * build.element
         return layers * (whole - saved)
-    again = layers if layout.recompute_layers is None else min(layers, layout.recompute_layers)
+    again = min(layers, recomputed_layers(layout, layers))
     return again * inputs + (layers - again) * whole
+
+
+def recomputed_layers(layout: RunLayout, layers: float) -> float:
+    """Of a stage's ``layers``, those that recompute full makes again; each chunk counts its own."""
+    some = layout.recompute_layers
+    return layers if some is None else some * layout.virtual
 
 
 def working(shape: ModelShape, layout: RunLayout, build: Build, tokens: float) -> float:

@@ -65,14 +65,14 @@ def _rollout(e: Efficiencies, f: float) -> Efficiencies:
     return replace(
         e,
         decode=e.decode * f,
-        prefill=e.prefill * f,
         overhead_s=e.overhead_s / f,
         hop_s=e.hop_s / f,
+        host_s=e.host_s / f,
     )
 
 
 _KNOBS: dict[str, Scaled] = {
-    "train": lambda e, f: replace(e, train=e.train * f, attention=e.attention * f),
+    "train": lambda e, f: replace(e, train=e.train * f),
     "score": lambda e, f: replace(e, score=e.score * f),
     "rollout": _rollout,
     "sync": lambda e, f: replace(e, sync_s=e.sync_s / f),

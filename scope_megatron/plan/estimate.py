@@ -8,12 +8,13 @@ from functools import cached_property
 from scope_megatron.config import Config
 from scope_megatron.config.sections.model import teacher_setting
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.activations import build_for
+from scope_megatron.plan.activations import FLOAT, build_for
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
 from scope_megatron.plan.facts.shapes import NamedShape, find_shape
-from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import Models, RankMemory, run_memory
-from scope_megatron.plan.timing import StepTime, step_time, tokens_per_second
+from scope_megatron.plan.layout import RunLayout, frozen_entries
+from scope_megatron.plan.memory import RankMemory, run_memory
+from scope_megatron.plan.models import Models
+from scope_megatron.plan.seconds.timing import StepTime, step_time, tokens_per_second
 from scope_megatron.plan.workload import Workload
 
 
@@ -35,6 +36,12 @@ class RunPlan:
     @cached_property
     def fullest(self) -> RankMemory:
         return max(self.ranks, key=lambda rank: rank.peak)
+
+    @property
+    def shown(self) -> list[RankMemory]:
+        """The fullest rank of those that train, and one that only samples, where there are any."""
+        training = [rank for rank in self.ranks if not rank.samples]
+        return [max(training, key=lambda rank: rank.peak)] + [r for r in self.ranks if r.samples]
 
     @property
     def over(self) -> int:
@@ -71,24 +78,21 @@ class RunPlan:
 def models_of(config: Config, online: bool = False) -> tuple[Models, list[NamedShape]]:
     """The models that stand on the ranks, and what they are. Raises ConfigError."""
     student = find_shape(config.model.student, "model.student", online)
-    named = [student]
-    frozen, others = None, list[ModelShape]()
-    entries = {entry.path: (tag, entry) for tag, entry in reversed(config.teachers.items())}
-    if entries:
-        teachers = [
-            find_shape(path, teacher_setting(tag), online)
-            for path, (tag, _) in reversed(entries.items())
-        ]
-        named += teachers
-        frozen, others = teachers[0].shape, [teacher.shape for teacher in teachers[1:]]
-    elif config.algorithm.name == "grpo" and config.algorithm.kl_coef > 0:
-        frozen = student.shape  # the reference
-    if config.extrapolates:  # the initial student stands there too
-        frozen, others = (frozen, [*others, student.shape]) if frozen else (student.shape, [])
+    named, shapes, elements = [student], list[ModelShape](), list[int]()
+    for tag, entry in frozen_entries(config):
+        if tag in config.teachers:
+            named.append(find_shape(entry.path, teacher_setting(tag), online))
+            shapes.append(named[-1].shape)
+        else:  # grpo's reference, what extrapolation begins at
+            shapes.append(student.shape)
+        elements.append({"float32": FLOAT, "bfloat16": 2}.get(str(entry.dtype), 0))
     half = config.model.dtype != "float32"
-    build = build_for(True, half, student.shape)
-    exact = config.needs_teacher and config.objective.kl != "sampled"
-    taught = {entry.dtype for _, entry in entries.values()} or {config.teacher.dtype}
-    element = 0 if "auto" in taught else 4 if "float32" in taught else 2
-    models = Models(student.shape, frozen, build, exact, element, others=tuple(others))
+    models = Models(
+        student.shape,
+        shapes[0] if shapes else None,
+        build_for(True, half, student.shape),
+        exact=config.needs_teacher and config.objective.kl != "sampled",
+        others=tuple(shapes[1:]),
+        elements=tuple(elements),
+    )
     return models, named

@@ -11,20 +11,25 @@ from dataclasses import dataclass, field
 from scope_megatron.family import ModelShape
 from scope_megatron.plan.activations import (
     FLOAT,
-    Build,
     forward_only,
     layer_kept,
+    norm_kept,
+    recomputed_layers,
     stage_kept,
     working,
 )
-from scope_megatron.plan.facts.shapes import (
-    Parameters,
-    layer_parameters,
-    padded_vocab,
-    stage_parameters,
-    total_parameters,
-)
+from scope_megatron.plan.facts.shapes import Parameters, layer_parameters, total_parameters
 from scope_megatron.plan.layout import RunLayout
+from scope_megatron.plan.models import (
+    Models,
+    PlacedTeacher,
+    Streamed,
+    parameters_of,
+    placed_teachers,
+    streamed_teachers,
+    teacher_bytes,
+    teacher_parameters,
+)
 from scope_megatron.plan.workload import Workload
 
 MEMORY_PHASES = ("rollout", "score", "train")
@@ -50,39 +55,6 @@ _GIB = 2**30
 RUNTIME, PER_GROUP, GRAPHS = int(0.6 * _GIB), int(0.2 * _GIB), int(0.6 * _GIB)
 _BLOCK = FLOAT * 2**18  # the head's buffers for a block of logits
 FRAGMENTS = 0.04  # of the tensors: what torch's allocator rounds up and cannot give away
-
-
-@dataclass(frozen=True)
-class Models:
-    """What stands on the ranks."""
-
-    student: ModelShape
-    teacher: ModelShape | None
-    build: Build
-    exact: bool = False  # the divergence reads the teacher's hidden states and output weight
-    teacher_element: int = 0  # bytes of the teacher's parameters; 0: as the student's
-    streaming_slots: int = 2  # layers of an offloaded teacher on the device at once
-    others: tuple[ModelShape, ...] = ()  # further teachers, with the layout of the first
-
-    @property
-    def teachers(self) -> tuple[ModelShape, ...]:
-        """All frozen models; each scores an equal share."""
-        return () if self.teacher is None else (self.teacher, *self.others)
-
-    @property
-    def of_teacher(self) -> int:
-        """Bytes of the teacher's parameters' type."""
-        return self.teacher_element or self.build.element
-
-    def vocab(self, tensor: int) -> int:
-        return padded_vocab([self.student, *self.teachers], tensor)
-
-    def vocab_of(self, teacher: ModelShape, layout: RunLayout) -> int:
-        """A teacher's padded vocabulary in its layout: its own, where it is cut otherwise."""
-        tensor = layout.of_teacher.tensor
-        if layout.cuts_teacher_otherwise:
-            return padded_vocab([teacher], tensor)
-        return self.vocab(tensor)
 
 
 @dataclass(frozen=True)
@@ -116,80 +88,31 @@ def in_flight(layout: RunLayout, stage: int, microbatches: int) -> float:
     return min(parts, microbatches * virtual) / virtual
 
 
-def parameters_of(models: Models, layout: RunLayout, stage: int) -> Parameters:
-    """The student's on a rank of the stage."""
-    vocab = models.vocab(layout.tensor)
-    cut = (layout.tensor, layout.pipeline, layout.expert)
-    return stage_parameters(models.student, vocab, *cut, stage)
-
-
-def teacher_parameters(models: Models, layout: RunLayout, stage: int) -> Parameters:
-    """All teachers' on the fullest of the student's ranks of ``stage``, in their layout; with the
-    output weights as the student is cut, which an exact divergence reads on its last stage."""
-    own, found = layout.of_teacher, Parameters()
-    for shape in models.teachers:
-        vocab, expert = models.vocab_of(shape, layout), own.expert if shape.experts else 1
-        found += max(
-            (
-                stage_parameters(shape, vocab, own.tensor, own.pipeline, expert, place)
-                for place in layout.teacher_stages(stage)
-            ),
-            key=lambda parameters: parameters.total,
-        )
-        found += Parameters(_second_output(models, shape, layout, stage))
-    return found
-
-
-def _second_output(models: Models, shape: ModelShape, layout: RunLayout, stage: int) -> int:
-    """Elements of a teacher's output weight as the student is cut, beside its own."""
-    if not (models.exact and layout.cuts_teacher_otherwise and stage == layout.pipeline - 1):
-        return 0
-    return models.vocab(layout.tensor) * shape.hidden // layout.tensor
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """Bytes on the device of offloaded teachers, one after the other."""
-
-    scored: float  # while this one scores, with what those before it left
-    outputs: float  # after that: output weights and last norms that an exact divergence reads
-
-
-def streamed_teachers(models: Models, layout: RunLayout, stage: int) -> list[Streamed]:
-    """While each of the offloaded teachers scores."""
-    found, outputs = list[Streamed](), 0.0
-    for shape in models.teachers:
-        one, output = _streamed(models, shape, layout, stage)
-        kept = outputs + (output if models.exact else 0.0)
-        found.append(Streamed(one + outputs, kept))
-        outputs = kept
-    return found
-
-
-def _streamed(
-    models: Models, shape: ModelShape, layout: RunLayout, stage: int
-) -> tuple[float, float]:
-    own, places = layout.of_teacher, layout.teacher_stages(stage)
-    expert = own.expert if shape.experts else 1
-    embedding = models.vocab_of(shape, layout) * shape.hidden // own.tensor
-    unit = layer_parameters(shape, own.tensor, expert).total
-    if 0 in places and not (shape.tied and own.pipeline == 1):
-        unit = max(unit, embedding)
-    output = shape.hidden + embedding if own.pipeline - 1 in places else 0
-    scored = output + models.streaming_slots * unit
-    if layout.cuts_teacher_otherwise:  # its body leaves the device whole
-        output = _second_output(models, shape, layout, stage)
-        scored += output
-    return scored * models.of_teacher, output * models.of_teacher
-
-
 def optimizer_bytes(parameters: Parameters, layout: RunLayout, element: int) -> tuple[float, float]:
-    """(float32 masters, Adam's two moments), sharded where the optimizer is distributed."""
+    """(float32 masters, Adam's two moments), sharded where the optimizer is distributed.
+
+    With ``optimizer.states: parameters`` there are no masters."""
     shares = (1.0, 1.0)
     if layout.distributed:
         shares = (1 / (layout.data * layout.context), 1 / layout.expert_replicas)
     held = parameters.dense * shares[0] + parameters.experts * shares[1]
-    return (held * FLOAT if element < FLOAT else 0.0), held * 2 * FLOAT
+    state = layout.state(element)
+    return (held * FLOAT if element < state else 0.0), held * 2 * state
+
+
+def optimizer_total(models: Models, layout: RunLayout) -> float:
+    """Bytes of masters and moments on a rank of the first stage."""
+    return sum(optimizer_bytes(parameters_of(models, layout, 0), layout, models.build.element))
+
+
+def host_bytes(models: Models, layout: RunLayout) -> float:
+    """Bytes of what a rank of the first stage has offloaded to host memory; gradients are freed."""
+    away = optimizer_total(models, layout) if layout.optimizer_offload else 0.0
+    return away + sum(
+        teacher_parameters(models, layout, 0, teacher).total * teacher.element
+        for teacher in placed_teachers(models, layout)
+        if teacher.offload
+    )
 
 
 def head_bytes(
@@ -200,7 +123,7 @@ def head_bytes(
     columns, e = models.vocab(layout.tensor) / layout.tensor, build.element
     cut = layout.tensor if layout.sequence else 1
     states = e * student.hidden * tokens
-    norm = (1 if build.fused_norms else 2) * states / cut
+    norm = norm_kept(student.hidden, build) * tokens / cut
     output = states / cut + (states if cut > 1 else 0.0)  # gathered over the tensor ranks
     if layout.pipeline > 1:
         output += 2 * states / cut  # received: the next microbatch, and this one's gradient to send
@@ -218,24 +141,23 @@ def head_bytes(
     return kept, needed
 
 
-def teacher_states(models: Models, layout: RunLayout, work: Workload) -> float:
+def teacher_states(
+    models: Models, layout: RunLayout, work: Workload, placed: list[PlacedTeacher]
+) -> float:
     """Bytes of the teacher's last hidden states that an exact divergence keeps for an update, on a
     rank of the last stage: a slice of their width, twice (by response, and joined by pack)."""
-    if not models.exact or models.teacher is None:
-        return 0.0
-    rows = work.responses * work.teacher_pass * work.lengths.mean / (layout.data * layout.context)
-    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
-    return 2 * rows * hidden / layout.tensor * models.of_teacher
+    return 2 * sum(
+        _states(work, layout, layout, teacher, len(models.teachers))
+        for teacher in (placed if models.exact else [])
+    )
 
 
-def _states_away(models: Models, layout: RunLayout, work: Workload, stage: int) -> float:
-    """Bytes of them where a teacher in a layout of its own has made them all."""
-    own = layout.of_teacher
-    if not models.exact or own.pipeline - 1 not in layout.teacher_stages(stage):
-        return 0.0
-    rows = work.responses * work.teacher_pass * work.lengths.mean / own.data
-    hidden = sum(shape.hidden for shape in models.teachers) / len(models.teachers)
-    return rows * hidden / own.tensor * models.of_teacher
+def _states(
+    work: Workload, layout: RunLayout, cut: RunLayout, teacher: PlacedTeacher, teachers: int
+) -> float:
+    rows = work.responses * work.teacher_pass * work.lengths.mean / teachers
+    rows /= cut.data * (layout.context if cut is layout else 1)
+    return rows * teacher.shape.hidden / cut.tensor * teacher.element
 
 
 def activation_bytes(
@@ -253,7 +175,7 @@ def activation_bytes(
         head, needed = head_bytes(models, layout, tokens * work.response_share, tokens)
     most = kept + max(head + needed, extra)
     if layout.recompute == "full":  # a layer is made again, the head's gradients are gone
-        again = layers if layout.recompute_layers is None else layout.recompute_layers
+        again = recomputed_layers(layout, layers)
         whole = layer_kept(student, layout, build) * tokens
         most = max(most, kept - max(0.0, layers - again) * whole + whole + extra)
     return most - head - needed, head + needed
@@ -277,27 +199,37 @@ def cache_bytes_per_token(shape: ModelShape, layout: RunLayout, element: int) ->
 
 
 def rank_memory(
-    models: Models, layout: RunLayout, work: Workload, capacity: float, stage: int = 0
+    models: Models,
+    layout: RunLayout,
+    work: Workload,
+    capacity: float,
+    stage: int = 0,
+    placed: list[PlacedTeacher] | None = None,
 ) -> RankMemory:
     """The rank's memory on a GPU of ``capacity`` bytes; 0: tensors of the trainer alone."""
+    placed = placed_teachers(models, layout) if placed is None else placed
     e = models.build.element
     own = parameters_of(models, layout, stage)
     masters, moments = optimizer_bytes(own, layout, e)
     activations, head = activation_bytes(models, layout, work, stage)
     always: dict[str, float] = {"student": own.total * e}
-    trained = {"gradients": own.total * FLOAT, "masters": masters, "optimizer": moments}
+    trained = {
+        "gradients": own.total * layout.gradient(e),
+        "masters": masters,
+        "optimizer": moments,
+    }
     if not layout.optimizer_offload:
         always |= trained
     kept: dict[str, float] = {}  # while the student trains
-    if not layout.teacher_offload:
-        held = teacher_parameters(models, layout, stage).total * models.of_teacher
-        always |= {"teacher": held} if held else {}
-    elif models.teacher is not None:
-        kept = {"teacher": streamed_teachers(models, layout, stage)[-1].outputs}
+    staying = teacher_bytes(models, layout, stage, placed)
+    always |= {"teacher": staying} if staying else {}
+    streamed = streamed_teachers(models, layout, stage, placed)
+    if any(one.scored for one in streamed):
+        kept = {"teacher": staying + streamed[-1].outputs}
     always |= _machine(layout, always, capacity)
     last = stage == layout.pipeline - 1
-    states = teacher_states(models, layout, work) if last else 0.0
-    scoring = _scoring(models, layout, work, stage, states / 2)
+    states = teacher_states(models, layout, work, placed) if last else 0.0
+    scoring = _scoring(models, layout, work, stage, placed, staying, streamed)
     phases: dict[str, dict[str, float]] = {
         "rollout": dict(always),
         "score": always | scoring,
@@ -324,10 +256,15 @@ def rank_memory(
 
 
 def _scoring(
-    models: Models, layout: RunLayout, work: Workload, stage: int, states: float
+    models: Models,
+    layout: RunLayout,
+    work: Workload,
+    stage: int,
+    placed: list[PlacedTeacher],
+    staying: float,
+    streamed: list[Streamed],
 ) -> dict[str, float]:
-    """What scoring adds at the moment of its forward-only passes that holds most. ``states``: of
-    all teachers, once they have scored."""
+    """What scoring adds at the moment of its forward-only passes that holds most."""
 
     def activations(shape: ModelShape, cut: RunLayout) -> float:
         tokens = work.pack_tokens(cut) / cut.context
@@ -335,17 +272,27 @@ def _scoring(
         head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
         return max(forward_only(shape, cut, models.build, tokens), head)
 
-    if layout.cuts_teacher_otherwise:  # they are where its last stage is, and travel afterwards
-        states = _states_away(models, layout, work, stage)
-    moments = [{"activations": activations(models.student, layout) if work.student_pass else 0.0}]
-    streamed = streamed_teachers(models, layout, stage) if layout.teacher_offload else []
-    for number, shape in enumerate(models.teachers):
-        held = states * (number + 1) / len(models.teachers)
-        needed = activations(shape, layout.of_teacher)
-        moments.append({"activations": needed, "teacher states": held})
-        if streamed:
-            moments[-1]["teacher"] = streamed[number].scored
+    own_pass = work.student_pass or (work.teacher_pass and not models.teachers)
+    moments = [{"activations": activations(models.student, layout) if own_pass else 0.0}]
+    states = 0.0
+    for teacher, brought in zip(placed, streamed, strict=True):
+        states += _states_made(models, layout, work, stage, teacher)
+        needed = activations(teacher.shape, teacher.cut)
+        moments.append({"activations": needed, "teacher states": states})
+        if brought.scored:
+            moments[-1]["teacher"] = staying + brought.scored
     return max(moments, key=lambda moment: sum(moment.values()))
+
+
+def _states_made(
+    models: Models, layout: RunLayout, work: Workload, stage: int, teacher: PlacedTeacher
+) -> float:
+    """Bytes of an exact divergence's states where a teacher makes them; from a layout of its own
+    they travel afterwards."""
+    cut = teacher.cut if teacher.own else layout
+    if not models.exact or cut.pipeline - 1 not in layout.stages_of(cut, stage):
+        return 0.0
+    return _states(work, layout, cut, teacher, len(models.teachers))
 
 
 def _machine(layout: RunLayout, held: dict[str, float], capacity: float) -> dict[str, float]:
@@ -367,7 +314,8 @@ def run_memory(
     stages = range(layout.pipeline)
     if layout.pipeline > 4:  # those between are smaller than the second
         stages = sorted({0, 1, layout.pipeline - 1})  # type: ignore[assignment]
-    training = [rank_memory(models, layout, work, capacity, stage) for stage in stages]
+    placed = placed_teachers(models, layout)
+    training = [rank_memory(models, layout, work, capacity, stage, placed) for stage in stages]
     return [*training, *([sampling_memory(models, layout, capacity)] if layout.sampling else [])]
 
 

@@ -45,10 +45,10 @@ def write_picture(plan: RunPlan, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 5.4), layout="constrained")
-    bars, line = figure.subplots(2, 1, height_ratios=[5, 1])
+    bars, line = figure.subplots(2, 1, height_ratios=[5, 2 if plan.time.ahead else 1])
     _draw_memory(bars, plan)
     _draw_time(line, plan)
-    figure.suptitle(f"{plan.layout.ranks} x {plan.gpu.name}: {plan.layout.text()}", fontsize=10)
+    figure.suptitle(f"{plan.layout.gpus} x {plan.gpu.name}: {plan.layout.text()}", fontsize=10)
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:
@@ -58,20 +58,24 @@ def write_picture(plan: RunPlan, path: Path) -> None:
 
 
 def _draw_memory(axes: Axes, plan: RunPlan) -> None:
-    rank = plan.fullest
-    places = range(len(MEMORY_PHASES))
-    left = [0.0] * len(MEMORY_PHASES)
+    training, *sampling = plan.shown
+    rows = [(phase, training.phases[phase]) for phase in MEMORY_PHASES]
+    rows += [("sampling rank", rank.phases[rank.moment]) for rank in sampling]
+    places = range(len(rows))
+    left = [0.0] * len(rows)
     for tenant in TENANTS:
-        sizes = [rank.phases[phase].get(tenant, 0) / _GIB for phase in MEMORY_PHASES]
+        sizes = [held.get(tenant, 0) / _GIB for _, held in rows]
         if any(sizes):
             axes.barh(places, sizes, left=left, color=_COLORS[tenant], label=tenant, height=0.66)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     capacity = plan.gpu.memory / _GIB
     axes.axvline(capacity, color=_INK, linestyle="--", linewidth=1)
     axes.text(capacity, -0.52, f" {capacity:.0f} GiB", va="center", color=_INK, fontsize=8)
-    axes.set_yticks(list(places), [f"{p}\n{rank.total(p) / _GIB:.1f} GiB" for p in MEMORY_PHASES])
+    axes.set_yticks(
+        list(places), [f"{name}\n{sum(held.values()) / _GIB:.1f} GiB" for name, held in rows]
+    )
     axes.invert_yaxis()
-    axes.set_xlabel(f"GiB on a rank of pipeline stage {rank.stage}")
+    axes.set_xlabel(f"GiB on a rank of pipeline stage {training.stage}")
     axes.set_xlim(0, max(*left, capacity) * 1.1)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     for side in ("top", "right"):
@@ -79,17 +83,21 @@ def _draw_memory(axes: Axes, plan: RunPlan) -> None:
 
 
 def _draw_time(axes: Axes, plan: RunPlan) -> None:
-    start, total = 0.0, plan.time.total
+    """One lane; two where engines sample the next step beside the training."""
+    ahead, total = plan.time.ahead, plan.time.total
+    starts = {0: 0.0, 1: 0.0}
     for phase, seconds in plan.time.phases.items():
-        axes.barh([0], [seconds], left=[start], color=_PHASE_COLORS[phase], height=0.8)
+        lane = 1 if ahead and phase == "rollout" else 0
+        start = starts[lane]
+        axes.barh([lane], [seconds], left=[start], color=_PHASE_COLORS[phase], height=0.8)
         if seconds > 0.06 * total:
             color = "white" if phase == "train" else _INK
             text = f"{phase}\n{seconds:.0f} s" if seconds >= 10 else f"{phase}\n{seconds:.1f} s"
             axes.text(
-                start + seconds / 2, 0, text, ha="center", va="center", fontsize=8, color=color
+                start + seconds / 2, lane, text, ha="center", va="center", fontsize=8, color=color
             )
-        start += seconds
-    axes.set_yticks([])
+        starts[lane] += seconds
+    axes.set_yticks([0, 1] if ahead else [], ["training", "next step"] if ahead else [])
     axes.set_xlim(0, total)
     axes.set_xlabel("seconds of a step")
     for side in ("top", "right", "left"):

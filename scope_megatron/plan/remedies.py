@@ -12,6 +12,7 @@ from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.layout import RunLayout, layout_problems
 
 MOST_CHANGES = 3  # at once
+SHORTEST_PART = 4096  # tokens of the longest sequence that a context-parallel rank has at least
 HEADROOM = 0.03  # of a GPU's memory that a layout of our choice leaves free
 
 
@@ -27,12 +28,9 @@ class Remedy:
         return self.plan.time.total / than.time.total - 1
 
 
-def remedies(plan: RunPlan, offers_offload: bool = False, most: int = 5) -> list[Remedy]:
-    """The fewest changes that are enough, the fastest first; none where nothing helps.
-
-    ``offers_offload``: whether the teacher can be offloaded.
-    """
-    changes = list(_changes(plan, offers_offload))
+def remedies(plan: RunPlan, most: int = 5) -> list[Remedy]:
+    """The fewest changes that are enough, the fastest first; none where nothing helps."""
+    changes = list(_changes(plan))
     for count in range(1, MOST_CHANGES + 1):
         found = []
         for chosen in combinations(changes, count):
@@ -72,8 +70,9 @@ def _runs(plan: RunPlan) -> bool:
     return whole and next(problems, None) is None
 
 
-def _changes(plan: RunPlan, offers_offload: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(plan: RunPlan) -> Iterator[tuple[str, dict[str, Any]]]:
     layout, work = plan.layout, plan.work
+    movable = bool(plan.models.teachers) and not layout.teachers  # several say each their own
     ways: list[tuple[str, dict[str, Any], bool]] = [
         ("optimizer.distributed=true", {"distributed": True}, not layout.distributed),
         (
@@ -86,7 +85,11 @@ def _changes(plan: RunPlan, offers_offload: bool) -> Iterator[tuple[str, dict[st
             {"optimizer_offload": True},
             work.samples and not layout.optimizer_offload,
         ),
-        ("teacher.offload=cpu", {"teacher_offload": True}, offers_offload),
+        (
+            "teacher.offload=cpu",
+            {"teacher_offload": True},
+            movable and not layout.teacher_offload,
+        ),
         (
             "parallel.recompute=selective",
             {"recompute": "selective"},
@@ -112,14 +115,31 @@ def _changes(plan: RunPlan, offers_offload: bool) -> Iterator[tuple[str, dict[st
         if layout.engine_tensor < layout.tensor:
             key = f"rollout.engine.tensor={layout.tensor}"
             yield key, {"engine_tensor": layout.tensor}
+    yield from _cuts(plan, movable)
+
+
+def _cuts(plan: RunPlan, movable: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Twice a size of the student's, and a teacher that is cut over more GPUs than the student."""
+    layout, node = plan.layout, plan.gpu.per_node
     for name in ("tensor", "pipeline"):
         size = 2 * getattr(layout, name)
-        if layout.data % 2 == 0 and (name == "pipeline" or size <= plan.gpu.per_node):
+        if layout.data % 2 == 0 and (name == "pipeline" or size <= node):
             change: dict[str, Any] = {name: size}
             if name == "tensor":
                 change["sequence"] = True
             more = " parallel.sequence=true" if name == "tensor" else ""
             yield f"parallel.{name}={size}{more}", change
+    if layout.data % 2 == 0 and plan.work.longest >= 2 * SHORTEST_PART * layout.context:
+        size = 2 * layout.context
+        pad = 2 * size * (layout.tensor if layout.sequence else 1) - 1
+        microbatch = max(layout.microbatch, plan.work.longest + pad)
+        text = f"parallel.context={size} train.microbatch_tokens={microbatch}"
+        yield text, {"context": size, "microbatch": microbatch}
+    for size in (2 * layout.of_teacher.tensor, min(node, layout.ranks)) if movable else ():
+        if layout.of_teacher.tensor < size <= min(node, layout.ranks):
+            text = f"teacher.parallel.tensor={size} teacher.parallel.sequence=true"
+            own = {"teacher_tensor": size, "teacher_pipeline": 1, "teacher_sequence": True}
+            yield text, own | {"teacher_context": 1, "teacher_expert": 1}
 
 
 def best_share(plan: RunPlan) -> float:

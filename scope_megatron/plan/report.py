@@ -11,10 +11,10 @@ from rich.table import Table
 from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.facts.shapes import NamedShape, total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import MEMORY_PHASES, TENANTS
+from scope_megatron.plan.memory import MEMORY_PHASES, TENANTS, RankMemory, host_bytes
 from scope_megatron.plan.remedies import Remedy
 from scope_megatron.plan.search import Searched
-from scope_megatron.plan.timing import placed_apart
+from scope_megatron.plan.seconds.timing import placed_apart
 from scope_megatron.plan.warning import shortage
 
 _GIB = 2**30
@@ -23,7 +23,8 @@ _GIB = 2**30
 def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[str, Any]:
     """Everything of a plan, in bytes and seconds."""
     time = plan.time
-    apart = None if plan.layout.sampling else placed_apart(time, plan.layout.ranks)
+    together = plan.work.samples and not plan.layout.sampling
+    apart = placed_apart(time, plan.layout.ranks) if together else None
     return {
         "models": [
             {"name": n.name, "parameters": total_parameters(n.shape), "source": n.source}
@@ -35,6 +36,7 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
         "work": {
             "responses": plan.work.responses,
             "mean_response_tokens": plan.work.lengths.mean,
+            "longest_response_tokens": plan.work.lengths.most,
             "mean_prompt_tokens": plan.work.prompt_tokens,
             "lengths": plan.work.lengths.source,
             "incorrect": plan.work.incorrect,
@@ -44,6 +46,7 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
         "peak_bytes": plan.fullest.peak,
         "peak_moment": plan.fullest.moment,
         "cache_tokens": plan.fullest.cache_tokens,
+        "host_bytes": host_bytes(plan.models, plan.layout),
         "memory": [{"stage": rank.stage, "phases": rank.phases} for rank in plan.ranks],
         "remedies": [
             {
@@ -60,8 +63,8 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
             asdict(t) | {"seconds": t.seconds(plan.gpu, plan.reached)} for t in time.transfers
         ],
         "tokens_per_second_and_gpu": plan.speed,
-        "placement": "together",
-        "lag_steps": 0,
+        "placement": "separate" if plan.layout.sampling else "colocated",
+        "lag_steps": plan.layout.lag,
         "apart": None if apart is None else asdict(apart),
         "efficiencies": asdict(plan.reached),
     }
@@ -70,7 +73,8 @@ def as_data(plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> dict[
 def show_plan(console: Console, plan: RunPlan, named: list[NamedShape], ways: list[Remedy]) -> None:
     """The plan as tables."""
     _show_head(console, plan, named)
-    console.print(memory_table(plan))
+    for rank in plan.shown:
+        console.print(memory_table(rank))
     _show_verdict(console, plan, ways)
     console.print(time_table(plan))
     if plan.time.transfers:
@@ -94,20 +98,20 @@ def _show_head(console: Console, plan: RunPlan, named: list[NamedShape]) -> None
     console.print(f"efficiencies: {plan.reached.source}")
 
 
-def memory_table(plan: RunPlan) -> Table:
-    """GiB of the fullest rank by tenant and phase."""
-    rank = plan.fullest
+def memory_table(rank: RankMemory) -> Table:
+    """GiB by tenant and phase; of a rank that only samples there is one."""
+    phases = MEMORY_PHASES[:1] if rank.samples else MEMORY_PHASES
     where = "that only samples" if rank.samples else f"of pipeline stage {rank.stage}"
     table = Table(title=f"GiB on a rank {where}", title_justify="left")
     table.add_column("tenant")
-    for phase in MEMORY_PHASES:
+    for phase in phases:
         table.add_column(phase, justify="right")
     for tenant in TENANTS:
-        sizes = [rank.phases[phase].get(tenant, 0) for phase in MEMORY_PHASES]
+        sizes = [rank.phases[phase].get(tenant, 0) for phase in phases]
         if any(sizes):
             table.add_row(tenant, *(f"{size / _GIB:.2f}" if size else "" for size in sizes))
     table.add_section()
-    table.add_row("all", *(f"{rank.total(phase) / _GIB:.2f}" for phase in MEMORY_PHASES))
+    table.add_row("all", *(f"{rank.total(phase) / _GIB:.2f}" for phase in phases))
     return table
 
 
@@ -115,11 +119,21 @@ def _show_verdict(console: Console, plan: RunPlan, ways: list[Remedy]) -> None:
     memory = plan.gpu.memory / _GIB
     if plan.fits:
         peak = plan.fullest
+        where = "on a rank that only samples" if peak.samples else f"most in {peak.moment}"
+        cache = max(rank.cache_tokens for rank in plan.ranks)
         console.print(
-            f"fits: {peak.peak / _GIB:.1f} GiB of {memory:.1f}, most in {peak.moment}"
-            + (f"; the cache holds {peak.cache_tokens:,} tokens" if peak.cache_tokens else "")
+            f"fits: {peak.peak / _GIB:.1f} GiB of {memory:.1f}, {where}"
+            + (f"; the cache holds {cache:,} tokens" if cache else "")
         )
-        return
+    else:
+        _show_remedies(console, plan, ways)
+    away = host_bytes(plan.models, plan.layout)
+    if away:
+        there = plan.gpu.host_memory / _GIB
+        console.print(f"in host memory: {away / _GIB:.1f} GiB for each rank, of {there:.0f}")
+
+
+def _show_remedies(console: Console, plan: RunPlan, ways: list[Remedy]) -> None:
     console.print(f"does not fit: {shortage(plan)}")
     for way in ways:
         settings = " ".join(way.settings)
@@ -167,6 +181,8 @@ def _show_pace(console: Console, plan: RunPlan) -> None:
             f"{decoding.tail_seconds / decoding.seconds:.0%} of its time with less than half of "
             "the most"
         )
+    if not plan.work.samples:
+        return
     if (ranks := plan.layout.sampling) > 0:
         pace = "one step ahead" if plan.layout.lag else "one after the other"
         console.print(f"placement: engines on {ranks} GPUs of their own, {pace}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from scope_megatron.config import Config
 from scope_megatron.config.errors import ConfigError
+from scope_megatron.outputs import ROLLOUTS_INDEX, rollouts_dir
 from scope_megatron.plan.layout import RunLayout
 
 QUANTILES = 64  # lengths that stand for a distribution
@@ -26,6 +28,16 @@ class ResponseLengths:
 
     values: tuple[float, ...]
     source: str
+    longest: float = 0.0  # of a step: longer than any quantile where there are many; 0: the last
+
+    @property
+    def most(self) -> float:
+        """The longest response of a step."""
+        return max(self.longest, self.values[-1])
+
+    @property
+    def varied(self) -> bool:
+        return self.most > self.values[0]
 
     @property
     def mean(self) -> float:
@@ -37,8 +49,18 @@ class ResponseLengths:
         return sum(v * v for v in self.values) / len(self.values)
 
     @classmethod
-    def lognormal(cls, mean: float, sigma: float, limit: int, source: str) -> ResponseLengths:
-        """Quantiles of a log-normal cut off at ``limit``, whose mean after the cut is ``mean``."""
+    def of(cls, lengths: list[float], source: str) -> ResponseLengths:
+        """Of lengths that were measured."""
+        ordered = sorted(lengths)
+        places = (int((i + 0.5) * len(ordered) / QUANTILES) for i in range(QUANTILES))
+        return cls(tuple(ordered[place] for place in places), source, ordered[-1])
+
+    @classmethod
+    def lognormal(
+        cls, mean: float, sigma: float, limit: int, source: str, count: int = QUANTILES
+    ) -> ResponseLengths:
+        """Quantiles of a log-normal cut off at ``limit``, whose mean after the cut is ``mean``, and
+        the longest of ``count`` responses: what an engine waits for."""
         normal = NormalDist()
         points = [normal.inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)]
         shapes = [math.exp(sigma * point) for point in points]
@@ -47,7 +69,9 @@ class ResponseLengths:
             middle = (low + high) / 2
             cut = [min(float(limit), max(1.0, middle * shape)) for shape in shapes]
             low, high = (middle, high) if sum(cut) / QUANTILES < mean else (low, middle)
-        return cls(tuple(min(float(limit), max(1.0, high * s)) for s in shapes), source)
+        last = math.exp(sigma * normal.inv_cdf(1 - 0.5 / max(count, QUANTILES)))
+        *values, longest = (min(float(limit), max(1.0, high * s)) for s in (*shapes, last))
+        return cls(tuple(values), source, longest)
 
 
 @dataclass(frozen=True)
@@ -108,29 +132,26 @@ def workload_of(
     incorrect: float | None = None,
     option: str = "--from-run",
     run: Path | None = None,
+    given: Path | None = None,
 ) -> Workload:
-    """The configuration's step. What is not given comes from ``run``, an output_dir with metrics
-    that ``option`` named, and else from assumptions that the result names. Raises ConfigError."""
+    """The configuration's step. What is not given comes from ``given``, a file of lengths, from
+    ``run``, an output_dir with metrics that ``option`` named, and else from assumptions that the
+    result names. Raises ConfigError."""
     rollout = config.rollout
     limit = rollout.max_response_tokens if rollout else config.train.microbatch_tokens
     told = measured(run, option) if run is not None else {}
     responses = config.prompts_per_step * (rollout.group_size if rollout else 1)
-    source = "--mean-response" if mean is not None else f"{run}" if told else "assumed"
-    mean = mean if mean is not None else told.get("length", ASSUMED_SHARE * limit)
-    _inside("--mean-response", mean, 1, limit)
-    if sigma is not None:
-        _inside("--sigma", sigma, 0, 3)
+    lengths = _lengths(mean, sigma, limit, responses, told, run, given)
     prompt = prompt if prompt is not None else told.get("prompt", config.data.max_prompt_tokens / 8)
     _inside("--mean-prompt", prompt, 1, config.data.max_prompt_tokens)
     wrong = incorrect if incorrect is not None else told.get("incorrect", 0.5)
     _inside("--incorrect", wrong, 0, 1)
     student, teacher = _passes(config, wrong)
-    spread = ASSUMED_SIGMA if sigma is None else sigma
     return Workload(
         responses=responses,
         prompts=config.prompts_per_step,
         prompt_tokens=prompt,
-        lengths=ResponseLengths.lognormal(mean, spread, limit, source),
+        lengths=lengths,
         limit=limit,
         longest=config.max_sequence_tokens,
         incorrect=wrong,
@@ -141,20 +162,90 @@ def workload_of(
     )
 
 
+def _lengths(
+    mean: float | None,
+    sigma: float | None,
+    limit: int,
+    responses: int,
+    told: dict[str, float],
+    run: Path | None,
+    given: Path | None,
+) -> ResponseLengths:
+    """A file's, else a log-normal of what is given, else a run's own where it wrote them down."""
+    if given is not None:
+        if mean is not None or sigma is not None:
+            other = "--mean-response" if mean is not None else "--sigma"
+            raise ConfigError(f"--lengths: is given beside {other}; leave one of them out")
+        return ResponseLengths.of(_given_lengths(given, limit), str(given))
+    if mean is None and sigma is None and run is not None and (own := run_lengths(run)):
+        return ResponseLengths.of([min(length, float(limit)) for length in own], f"{run}")
+    source = "--mean-response" if mean is not None else f"{run}" if told else "assumed"
+    mean = mean if mean is not None else told.get("length", ASSUMED_SHARE * limit)
+    _inside("--mean-response", mean, 1, limit)
+    if sigma is not None:
+        _inside("--sigma", sigma, 0, 3)
+    spread = ASSUMED_SIGMA if sigma is None else sigma
+    return ResponseLengths.lognormal(mean, spread, limit, source, responses)
+
+
+def _given_lengths(path: Path, limit: int) -> list[float]:
+    """A number a line."""
+    try:
+        lengths = [float(text) for text in path.read_text(encoding="utf-8").split()]
+    except OSError as error:
+        raise ConfigError(
+            f"--lengths: {path} cannot be read ({error.strerror}); give a file of numbers"
+        ) from None
+    except ValueError:
+        raise ConfigError(
+            f"--lengths: {path} holds something else than numbers; give tokens of responses, one a "
+            "line"
+        ) from None
+    if not lengths:
+        raise ConfigError(f"--lengths: {path} is empty; give tokens of responses, one a line")
+    for length in lengths:
+        if not 1 <= length <= limit:
+            raise ConfigError(
+                f"--lengths: {path} has {length:g}; give numbers from 1 to "
+                f"rollout.max_response_tokens {limit}"
+            )
+    return lengths
+
+
+def run_lengths(run: Path) -> list[float]:
+    """Response lengths that a run wrote down in the later half of such steps; none without
+    logging.rollouts."""
+    by_step: dict[int, list[float]] = {}
+    for path in sorted((rollouts_dir(run) / ROLLOUTS_INDEX).glob("*.jsonl")):
+        for row in _rows(path):
+            if row.get("kind") == "train" and isinstance(row.get("tokens"), int):
+                by_step.setdefault(row.get("step", 0), []).append(float(row["tokens"]))
+    later = sorted(by_step)[len(by_step) // 2 :]
+    return [length for step in later for length in by_step[step] if length >= 1]
+
+
 def _passes(config: Config, incorrect: float) -> tuple[float, float]:
     """Shares of the responses that student and frozen model score before the update."""
-    objective, name = config.objective, config.algorithm.name
+    objective, name, rollout = config.objective, config.algorithm.name, config.rollout
+    whole = rollout is not None and rollout.top_p >= 1 and rollout.top_k <= 0
+    by_token = name in ("rlsd", "sdar") or objective.iw_gamma > 0
+    by_token = by_token or (
+        objective.incorrect == "constant" and objective.constant_below is not None
+    )
     student = 0.0
     if config.on_policy and objective.old_logprobs != "rollout":
-        again = objective.old_logprobs == "recompute" or config.train.updates_per_batch > 1
-        rollout = config.rollout
-        whole = rollout is not None and rollout.top_p >= 1 and rollout.top_k <= 0
-        if again:
+        if objective.old_logprobs == "recompute" or config.train.updates_per_batch > 1:
             student = 1.0
-        elif name == "scope" and objective.student_weight != "uniform" and not whole:
+        elif whole:  # the engine has said what is needed
+            student = 0.0
+        elif by_token:
+            student = 1.0
+        elif name == "scope" and objective.student_weight != "uniform":
             student = 1.0 - incorrect
-    teacher = {"scope": incorrect, "opd": 1.0, "kd": 0.0}.get(name, 0.0)
-    if name == "grpo" and config.algorithm.kl_coef > 0:
+    teacher = 0.0
+    if config.needs_teacher:
+        teacher = incorrect if name in ("scope", "srpo") else 1.0
+    elif name == "grpo" and config.algorithm.kl_coef > 0:
         teacher = 1.0
     return student, teacher
 
@@ -167,15 +258,8 @@ def _inside(option: str, value: float, low: float, high: float) -> None:
 def metric_rows(run: Path, setting: str) -> list[dict[str, Any]]:
     """The steps of a run's metrics.jsonl. Raises ConfigError where there are none."""
     path = run / "metrics.jsonl" if run.is_dir() else run
-    rows = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line that a kill cut off
-            if isinstance(row, dict) and "time/step" in row:
-                rows.append(row)
+        rows = [row for row in _rows(path) if "time/step" in row]
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
             f"{setting}: {path} cannot be read; give the output_dir of a run"
@@ -183,6 +267,16 @@ def metric_rows(run: Path, setting: str) -> list[dict[str, Any]]:
     if not rows:
         raise ConfigError(f"{setting}: {path} has no steps; give a run that has made some")
     return rows
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that a kill cut off
+        if isinstance(row, dict):
+            yield row
 
 
 def measured(run: Path, setting: str) -> dict[str, float]:

@@ -7,7 +7,6 @@ let in, are in the job's store.
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from scope_megatron.parallel.meeting import own_address
 from scope_megatron.remote.messages import SamplerHello
 
 _KEY, _ADDRESS = "remote/key", "remote/address/{}"
@@ -47,7 +47,7 @@ class TrainerPost:
         self.hellos: dict[int, SamplerHello] = {}
         self._ends: dict[int, Connection] = {}
         self._waiting: deque[tuple[int, Any]] = deque()
-        with socket.create_server((_own_address(), 0), backlog=sampling) as door:
+        with socket.create_server((own_address(), 0), backlog=sampling) as door:
             host, port = door.getsockname()[:2]
             store.set(_ADDRESS.format(replica), f"{host} {port}")
             while len(self._ends) < sampling:
@@ -129,12 +129,3 @@ class SamplerPost:
 def _connection(connected: socket.socket) -> Connection:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return Connection(connected.detach())
-
-
-def _own_address() -> str:
-    """This machine's address on the network that the job's store is on. Nothing is sent."""
-    master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    family, kind, *_, address = socket.getaddrinfo(*master, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])

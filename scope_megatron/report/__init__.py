@@ -9,5 +9,7 @@ fit        whether SCOPE fits a run's data: spread of the weights, shares of gro
 events     what happened to a run and when
 header     the lines that a run begins with
 webpage    report.html: the same with advice, settings and responses, in one file
+overlap    what was hidden behind other work: shares, defined once
+timeline   timeline.png: what each rank did in one step
 figure     report.png: the curves of a finished or running run
 """

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from scope_megatron.trace.spans import span
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
@@ -22,7 +24,8 @@ class PhaseTimer:
 
     ``synchronize`` (torch.cuda.synchronize on GPUs) runs at the end of each phase, so that
     kernels still in flight are counted where they were started. ``entered`` and ``left`` are told
-    the name of each phase as it begins and when it is over, by an error too.
+    the name of each phase as it begins and when it is over, by an error too. A phase is also a
+    span of the trace, where one is written.
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class PhaseTimer:
             self._entered(phase)
         start = time.perf_counter()
         try:
-            yield
-            if self._synchronize is not None:
-                self._synchronize()
+            with span(phase):
+                yield
+                if self._synchronize is not None:
+                    self._synchronize()
         finally:
             elapsed = time.perf_counter() - start
             self._seconds[phase] = self._seconds.get(phase, 0.0) + elapsed

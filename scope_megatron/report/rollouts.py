@@ -63,6 +63,12 @@ COLUMNS = {
     "engine_logprobs": ("list<float>", "as the engine reported it when it sampled"),
     "entropy": ("list<float>", "entropy of the student at each token, nats"),
     "divergence": ("list<float>", "exact divergence from the teacher at each token, nats"),
+    "student_top_ids": ("list<list<int32>>", "at each token the student's likeliest ones"),
+    "student_top_tokens": ("list<list<string>>", "their texts"),
+    "student_top_logprobs": ("list<list<float>>", "their log-probabilities, falling"),
+    "teacher_top_ids": ("list<list<int32>>", "at each token the teacher's likeliest ones"),
+    "teacher_top_tokens": ("list<list<string>>", "their texts"),
+    "teacher_top_logprobs": ("list<list<float>>", "their log-probabilities, falling"),
 }
 _STEP = re.compile(r"(?:step|eval)_(\d+)(?:-\d+-of-\d+)?\.parquet")
 _WAITING = 2  # steps in memory beyond which one is left out
@@ -79,7 +85,8 @@ class TokenText(Protocol):
 @dataclass(frozen=True)
 class ResponseRecord:
     """A response with what the step knew of it. Tensors are float32 [response length], on the CPU;
-    they are read later and must not change."""
+    they are read later and must not change. The likeliest tokens of a model are
+    [response length, 2, k]: their numbers, and their log-probabilities."""
 
     group: int
     rollout: Rollout
@@ -90,6 +97,8 @@ class ResponseRecord:
     teacher: Tensor | None = None
     entropy: Tensor | None = None
     divergence: Tensor | None = None
+    student_best: Tensor | None = None
+    teacher_best: Tensor | None = None
     set: str = ""
 
 
@@ -112,6 +121,7 @@ def arrow_schema() -> pa.Schema:
         "list<int32>": pa.list_(pa.int32()),
         "list<float>": pa.list_(pa.float32()),
     }
+    kinds |= {f"list<{name}>": pa.list_(kind) for name, kind in kinds.items()}
     return pa.schema([(name, kinds[kind]) for name, (kind, _) in COLUMNS.items()])
 
 
@@ -258,8 +268,24 @@ class RolloutWriter:
             "engine_logprobs": rollout.engine_logprobs or None,
             "entropy": _numbers(record.entropy),
             "divergence": _numbers(record.divergence),
+            **self._best("student", record.student_best),
+            **self._best("teacher", record.teacher_best),
         }
         return values
+
+    def _best(self, whose: str, best: Tensor | None) -> dict[str, Any]:
+        """The columns of a model's likeliest tokens [length, 2, k]; each is decoded by itself."""
+        assert self._pieces is not None
+        ids = logprobs = texts = None
+        if best is not None:
+            ids, logprobs = best[:, 0].int().tolist(), best[:, 1].tolist()
+            text = {token: self._pieces([token])[0] for token in {t for row in ids for t in row}}
+            texts = [[text[token] for token in row] for row in ids]
+        return {
+            f"{whose}_top_ids": ids,
+            f"{whose}_top_tokens": texts,
+            f"{whose}_top_logprobs": logprobs,
+        }
 
 
 def token_texts(tokenizer: TokenText) -> Callable[[Sequence[int]], list[str]]:

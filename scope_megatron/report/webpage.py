@@ -16,10 +16,11 @@ from typing import Any
 
 from scope_megatron import outputs
 from scope_megatron.disk import write_atomically
-from scope_megatron.report.figure import headline, read_history
+from scope_megatron.report.figure import History, headline, read_history
 from scope_megatron.report.fit import fit_lines
 from scope_megatron.report.health import Advice, advice
 from scope_megatron.report.logger import visible
+from scope_megatron.report.overlap import hidden_line
 from scope_megatron.report.rollouts import step_of_file
 
 MOST_RESPONSES = 16  # of the last step that was written down
@@ -53,7 +54,8 @@ def write_html(run_dir: Path) -> list[Advice]:
         "style-src 'unsafe-inline'\">",
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1><p>{escape(headline(history))}</p>",
-        *_picture(run_dir / outputs.REPORT),
+        *_picture(run_dir / outputs.REPORT, "curves of the run"),
+        *_timeline(run_dir, history),
         "<h2>Health</h2>",
         *(_advice(item) for item in told),
         "" if told else '<p class="soft">No rule found anything.</p>',
@@ -67,10 +69,19 @@ def write_html(run_dir: Path) -> list[Advice]:
     return told
 
 
-def _picture(path: Path) -> Iterator[str]:
+def _picture(path: Path, what: str) -> Iterator[str]:
     if path.is_file():
         data = base64.b64encode(path.read_bytes()).decode()
-        yield f'<img alt="curves of the run" src="data:image/png;base64,{data}">'
+        yield f'<img alt="{what}" src="data:image/png;base64,{data}">'
+
+
+def _timeline(run_dir: Path, history: History) -> Iterator[str]:
+    """What each rank did in one step, where the run has a trace; what was hidden behind what."""
+    told = hidden_line(history.series)
+    drawn = list(_picture(run_dir / outputs.TIMELINE, "what each rank did in one step"))
+    if told or drawn:
+        yield f"<h2>Time line</h2><p>{escape(told or '')}</p>"
+        yield from drawn
 
 
 def _advice(item: Advice) -> str:

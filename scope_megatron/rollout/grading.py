@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.rollout.verify import Verifiers
+from scope_megatron.trace.spans import span
 from scope_megatron.types import Rollout, Verdict
 
 
@@ -75,7 +76,8 @@ class Grading:
         for rollout in batch:
             rollout.text = self._tokenizer.decode(rollout.token_ids)
         begun = time.perf_counter()
-        verdicts = self._verifiers.grade([(rollout.text, rollout.prompt) for rollout in batch])
+        with span("grade", "grading", responses=len(batch)):
+            verdicts = self._verifiers.grade([(r.text, r.prompt) for r in batch])
         self.seconds += time.perf_counter() - begun
         for rollout, verdict in zip(batch, verdicts, strict=True):
             rollout.verdict = Verdict(verdict)

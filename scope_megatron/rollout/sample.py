@@ -7,6 +7,7 @@ graded as they end, by the ranks of the engine that sampled them.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from scope_megatron.engine.interface import Engine, Sampling, request_seed
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.rollout.grading import Grading
+from scope_megatron.trace.spans import span
 from scope_megatron.types import Prompt, Rollout
 
 
@@ -86,6 +88,8 @@ class Sampled:
     by_engine: list[list[Rollout]]  # the same objects, in the order each engine was asked
     grading: Grading
     graded_here: list[Rollout]  # this rank's share of its engine's
+    seconds: float  # that this rank's engine took
+    grading_s: float = 0.0  # of waiting for verdicts after that
 
 
 def sample(
@@ -102,14 +106,19 @@ def sample(
         if number % place.ranks == place.rank:
             grading.put(rollout)
 
-    mine = engine.generate(prompts[place.index :: place.count], sampling, hand_over)
-    by_engine = _gather(mine if place.is_leader else None, topology)
+    begun = time.perf_counter()
+    share = prompts[place.index :: place.count]
+    with span("sample", prompts=len(share)):
+        mine = engine.generate(share, sampling, hand_over)
+    seconds = time.perf_counter() - begun
+    with span("wait for engines"):
+        by_engine = _gather(mine if place.is_leader else None, topology)
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for start, rollouts in enumerate(by_engine):
         for k, rollout in enumerate(rollouts):
             groups[start + k // sampling.samples * place.count].append(rollout)
     ordered = [rollout for group in groups for rollout in group]
-    return Sampled(ordered, by_engine, grading, mine[place.rank :: place.ranks])
+    return Sampled(ordered, by_engine, grading, mine[place.rank :: place.ranks], seconds)
 
 
 def grade(sampled: Sampled, topology: Topology, place: EnginePlace) -> list[Rollout]:
@@ -117,7 +126,9 @@ def grade(sampled: Sampled, topology: Topology, place: EnginePlace) -> list[Roll
 
     Collective over the model-parallel ranks.
     """
+    begun = time.perf_counter()
     sampled.grading.finish()
+    sampled.grading_s = time.perf_counter() - begun
     mine = [(rollout.text, rollout.verdict) for rollout in sampled.graded_here]
     for rank, judged in enumerate(_gather(mine, topology)):
         engine, first = divmod(rank, place.ranks)

@@ -28,6 +28,7 @@ from scope_megatron.rollout.sample import (
     training_sampling,
 )
 from scope_megatron.rollout.verify import Verifiers
+from scope_megatron.trace.spans import span
 from scope_megatron.train import setup
 from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.evaluate import join_sets, share_of_replica, summarize
@@ -61,6 +62,7 @@ class Actor:
         self.engine = setup.build_engine(config, tokenizer)
         self.place = EnginePlace.of(topology, config.engine.tensor)
         self.verifiers = verifiers
+        self._sampled: Sampled | None = None  # in this step
 
     def sample(
         self, prompts: list[Prompt], step: int, meanwhile: Meanwhile | None = None
@@ -69,7 +71,7 @@ class Actor:
 
         Each response is graded as soon as it ends; :meth:`grade` waits for the last ones.
         """
-        sampled = self._sample(prompts, training_sampling(self.config, step))
+        sampled = self._sampled = self._sample(prompts, training_sampling(self.config, step))
         self.rest()
         return sampled
 
@@ -89,9 +91,10 @@ class Actor:
         """The student's parameters to every engine, in memory and in buckets; the engine wakes."""
         platform.release_cached_memory()
         bucket = self.config.engine.bucket_mib * 2**20
-        self.engine.send_parameters(
-            ModelParameters(student.model, student.hf, self.topology, bucket)
-        )
+        with span("send parameters"):
+            self.engine.send_parameters(
+                ModelParameters(student.model, student.hf, self.topology, bucket)
+            )
 
     def check_parameters(
         self, student: Student, rollouts: list[Rollout], scorer: Scorer
@@ -124,7 +127,12 @@ class Actor:
         """The step is sampled again, with the parameters of now."""
 
     def observe(self, metrics: StepMetrics) -> None:
-        """Nothing that the step does not know."""
+        """The step's times of this rank's engine and verifiers."""
+        if (sampled := self._sampled) is not None:
+            metrics.maximum("sampling/engine_s", sampled.seconds)
+            metrics.maximum("sampling/grading_s", sampled.grading_s)
+            metrics.maximum("sampling/graded_s", sampled.grading.seconds)
+            self._sampled = None
 
     def close(self) -> None:
         """End the verifiers' processes and the engine."""

@@ -9,6 +9,7 @@ from scope_megatron import outputs
 from scope_megatron.config import Config
 from scope_megatron.convert.hf import export_hf
 from scope_megatron.report.figure import write_report
+from scope_megatron.report.timeline import write_timeline
 from scope_megatron.report.webpage import write_html
 from scope_megatron.train.trainer import Trainer
 
@@ -44,6 +45,7 @@ def draw_report(output_dir: Path, say: Callable[[str], None]) -> Path | None:
         say(f"the report was not drawn: {error}")
         return None
     try:
+        write_timeline(output_dir)
         write_html(output_dir)
     except (OSError, ValueError) as error:  # also pyarrow's, of a file that cannot be read
         say(f"the report as a page was not written: {error}")

@@ -35,6 +35,7 @@ from scope_megatron.remote.messages import (
 from scope_megatron.remote.parameters import ParameterSender
 from scope_megatron.remote.post import PeerGone, TrainerPost
 from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.trace.spans import span
 from scope_megatron.train import setup
 from scope_megatron.train.acting import Evaluated, Meanwhile
 from scope_megatron.train.actor import require_same_scores
@@ -61,6 +62,9 @@ class RemoteActor:
         self._step = 0  # whose responses were taken last
         self._asked = 0  # the newest step whose responses were asked for
         self._resumed: Errand | None = None  # its responses come from a checkpoint
+        self._begun = 0.0  # when this step asked for responses
+        # of the step before: seconds of work, and of waiting for what it had asked for
+        self._beside: tuple[float, float] | None = None
         self._waited_s = 0.0  # of this step, for responses
         self._scored_s = 0.0  # of scoring groups as they came
         self._ahead_s = 0.0  # of that, while others were sampled
@@ -90,7 +94,7 @@ class RemoteActor:
             if ahead > self._asked:
                 self._tell(SampleErrand(("train", ahead)))
                 self._asked = ahead
-        self._step = step
+        self._step, self._begun = step, time.perf_counter()
         errand: Errand = ("train", step)
         ahead_of_all = not settings.lag and self.topology.ep_size == 1
         if meanwhile is not None and ahead_of_all:  # experts' ranks would have to keep step
@@ -112,7 +116,8 @@ class RemoteActor:
             return found, self._inbox.done(errand, self.config.sampling_ranks) if ends else []
 
         begun = time.perf_counter()
-        responses, told = from_first(take, topology.mp_group)
+        with span("wait for responses"):
+            responses, told = from_first(take, topology.mp_group)
         self._waited_s += time.perf_counter() - begun
         self._note(told)
         return [r.rollout(prompts[r.position // topology.dp_size]) for r in responses]
@@ -131,7 +136,9 @@ class RemoteActor:
         while len(groups) < len(prompts):
             begun = time.perf_counter()
             new: dict[int, list[Rollout]] = {}
-            for response in from_first(take, self.topology.mp_group):
+            with span("wait for responses"):
+                arrived_now = from_first(take, self.topology.mp_group)
+            for response in arrived_now:
                 rollout = response.rollout(prompts[response.position // replicas])
                 new.setdefault(response.position, []).append(rollout)
             groups |= new
@@ -169,7 +176,8 @@ class RemoteActor:
         mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
         errand: Errand = ("train", self._asked)
         if self._asked > self._step:
-            self._inbox.wait(errand, len(mine) * settings.group_size)
+            with span("wait for sampling"):
+                self._inbox.wait(errand, len(mine) * settings.group_size)
         self._waited_s += time.perf_counter() - begun
 
     def in_flight(self, done: int) -> dict[str, Any] | None:
@@ -192,6 +200,13 @@ class RemoteActor:
 
     def observe(self, metrics: StepMetrics) -> None:
         """The step's times of the sampling ranks."""
+        beside = time.perf_counter() - self._begun - self._waited_s, self._waited_s
+        asked_in, self._beside = (self._beside if self.config.lag else beside), beside
+        if self._told and asked_in is not None:
+            sampled_s = max(done.sampling_s for done in self._told)
+            sampled_s += max(done.grading_s for done in self._told)
+            metrics.maximum("sampling/beside_s", asked_in[0])
+            metrics.maximum("sampling/hidden_s", max(0.0, sampled_s - asked_in[1]))
         for done in self._told:
             metrics.maximum("sampling/engine_s", done.sampling_s)
             metrics.maximum("sampling/grading_s", done.grading_s)
@@ -211,7 +226,8 @@ class RemoteActor:
         self._drain()
         platform.release_cached_memory()
         bucket = self.config.engine.bucket_mib * 2**20
-        self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))
+        with span("send parameters"):
+            self._parameters.send(ModelParameters(student.model, student.hf, self.topology, bucket))
 
     def check_parameters(
         self, student: Student, rollouts: list[Rollout], scorer: Scorer

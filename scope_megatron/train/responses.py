@@ -38,6 +38,14 @@ class ResponseLog:
         if self._is_main:
             begin(self._output_dir, done)
 
+    def alternatives(self, batch: Batch, step: int) -> tuple[list[int], int]:
+        """The responses of this replica whose alternatives ``step`` writes down, and how many of
+        each token: 0 for none, on every rank alike."""
+        every, count = self._settings.every, self._settings.alternatives
+        if not count or not every or step % every:
+            return [], 0
+        return [i for i in batch.rollouts if self._chosen(int(batch.group[i]))], count
+
     def note(self, batch: Batch, weighed: Weighed, step: int, number: int) -> None:
         """Update ``number`` of ``step``, both from 1, has been made; after the last one the step's
         responses are on their way."""
@@ -88,7 +96,7 @@ def _record(
         path = "correct"
     elif bool(routes.incorrect[index]):
         path = "incorrect"
-    student = batch.old_logprobs.get(index)
+    student, teacher = batch.old_logprobs.get(index), batch.teacher_logprobs.get(index)
     return ResponseRecord(
         group=group,
         rollout=rollout,
@@ -96,9 +104,11 @@ def _record(
         weight=weight,
         factor=factor,
         student=batch.logprobs.get(index) if student is None else student,
-        teacher=batch.teacher_logprobs.get(index),
+        teacher=batch.teacher_aside.get(index) if teacher is None else teacher,
         entropy=batch.token_entropy.get(index),
         divergence=batch.divergence.get(index),
+        student_best=batch.student_best.get(index),
+        teacher_best=batch.teacher_best.get(index),
     )
 
 

@@ -20,6 +20,8 @@ from scope_megatron.report.events import EventLog
 from scope_megatron.report.header import run_facts
 from scope_megatron.report.health import HealthWatch
 from scope_megatron.report.logger import MetricLogger
+from scope_megatron.trace import spans
+from scope_megatron.trace.files import begin_trace
 from scope_megatron.train.finish import draw_report, export_student
 from scope_megatron.train.profile import profiled
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
@@ -57,6 +59,7 @@ def _run(config: Config) -> int:
     finally:
         console.close()
         trainer.close()
+        spans.stop()
 
 
 def _say_finished(config: Config, done: int) -> None:
@@ -108,6 +111,8 @@ class Run:
         done, self.evaluations = self.checkpoints.resume()
         self.done = done
         self.events.begin(done, self.config.to_yaml())
+        if self.trainer.topology.is_main:
+            begin_trace(self.config.output_dir, done)
         self.trainer.responses.begin(done)
         with self._logger(done) as self.logger, closing(self.checkpoints):
             self.trainer.prepare_engine()
@@ -119,7 +124,8 @@ class Run:
                 self.interrupt.told(self.trainer.signum)
                 if signum := self.interrupt.agreed():
                     return self._stop(step - 1, signum)
-                self._step(step)
+                with spans.traced_step(step):
+                    self._step(step)
             return self._finish()
 
     def _step(self, step: int) -> None:
@@ -148,7 +154,8 @@ class Run:
     def _save(self, step: int, metrics: dict[str, float], wait: bool = False) -> Path | None:
         self.trainer.progress.enter("save")
         rating = metrics.get(f"eval/avg@{self.config.evaluation.samples}")
-        return self.checkpoints.save(step, self.evaluations, rating, wait)
+        with spans.span("save"):
+            return self.checkpoints.save(step, self.evaluations, rating, wait)
 
     def _stop(self, done: int, signum: int) -> int:
         path = self._save(done, {}, wait=True) if done else None
@@ -184,6 +191,7 @@ class Run:
         return code
 
     def _report(self) -> Path | None:
+        spans.flush()
         if not self.trainer.topology.is_main:
             return None
         return draw_report(self.config.output_dir, self.console.message)

@@ -40,6 +40,8 @@ from scope_megatron.remote.post import SamplerPost
 from scope_megatron.rollout.grading import Grading
 from scope_megatron.rollout.sample import EnginePlace, evaluation_sampling, training_sampling
 from scope_megatron.rollout.verify import Verifiers
+from scope_megatron.trace import spans
+from scope_megatron.trace.spans import span
 from scope_megatron.train import identity, setup
 from scope_megatron.types import Prompt, Rollout
 
@@ -59,6 +61,7 @@ def serve_samples(config: Config) -> int:
         raise
     finally:
         watchdog.stop()
+        spans.stop()
     sampler.close()
     return 0
 
@@ -102,7 +105,9 @@ class SamplingRank:
 
     def _next(self) -> SamplingOrder:
         self.progress.enter("wait", waits=True)
-        command: SamplingOrder = self._post.receive()
+        spans.flush()
+        with span("wait"):
+            command: SamplingOrder = self._post.receive()
         return command
 
     def _obey(self, command: SamplingOrder) -> None:
@@ -110,10 +115,12 @@ class SamplingRank:
             self._sample(command.errand)
         elif isinstance(command, TakeParameters):
             self.progress.enter("sync")
-            self._take_parameters(command)
+            with span("sync"):
+                self._take_parameters(command)
         elif isinstance(command, ScoreSequences):
             self.progress.enter("check")
-            logprobs = self._engine.score(command.sequences)
+            with span("check parameters"):
+                logprobs = self._engine.score(command.sequences)
             if self._place.is_leader:
                 self._post.send(EngineScores(logprobs))
 
@@ -150,10 +157,13 @@ class SamplingRank:
                 grading.put(rollout)
 
         begun = time.perf_counter()
-        self._engine.generate(prompts[place.index :: place.count], sampling, hand_over)
+        mine = prompts[place.index :: place.count]
+        with span("rollout" if errand[0] == "train" else "evaluate", prompts=len(mine)):
+            self._engine.generate(mine, sampling, hand_over)
         sampled = time.perf_counter()
         self.progress.enter("verify")
-        grading.finish()
+        with span("verify"):
+            grading.finish()
         graded = time.perf_counter()
         signum = self._interrupt.received
         times = sampled - begun, graded - sampled, grading.seconds
@@ -164,6 +174,7 @@ class SamplingRank:
         kind, number, *names = errand
         if kind == "train":
             self.progress.step = step = int(number)
+            spans.traced_errand(step, self.config.lag)
             self.progress.enter("rollout")
             indices = self._order.batch(step - 1, self.config.prompts_per_step)
             return [self._data[i] for i in indices], training_sampling(self.config, step)

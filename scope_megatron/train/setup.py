@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import torch
@@ -14,10 +15,17 @@ from scope_megatron.engine.interface import Engine
 from scope_megatron.engine.vllm import VLLMEngine
 from scope_megatron.family import ModelShape
 from scope_megatron.job.launcher import end_with_launcher
+from scope_megatron.job.watchdog import job_store
 from scope_megatron.model.build import read_hf_config
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.meeting import job_place, own_address
 from scope_megatron.parallel.topology import Topology, create_topology, initialize_distributed
+from scope_megatron.trace import spans
+from scope_megatron.trace.clock import Clock, ClockAddress, ClockServer
+from scope_megatron.trace.files import RankFile
+from scope_megatron.trace.spans import Recorder
 
+_CLOCK = "trace/clock"  # in the job's store: where rank 0 tells the time
 WATCHDOG_FIRST_S = 300.0  # it dumps stacks, and the other ranks hear of its verdict
 
 
@@ -26,6 +34,7 @@ def join_job(config: Config) -> None:
     end_with_launcher()
     platform.initialize()
     initialize_distributed(collective_timeout_s(config.faults), config.sampling_ranks)
+    start_trace(config)
 
 
 def start_process(config: Config) -> Topology:
@@ -41,6 +50,26 @@ def start_process(config: Config) -> Topology:
         context=parallel.context,
         timeout_s=timeout_s,
     )
+
+
+def start_trace(config: Config) -> None:
+    """Record what this rank does, where ``logging.trace`` asks for it, on rank 0's clock.
+
+    Where it does, the ranks wait here until rank 0 has joined.
+    """
+    settings, place = config.logging.trace, job_place()
+    if settings.steps is None:
+        return
+    clock = Clock()
+    if place.size > 1:
+        store, _ = job_store(collective_timeout_s(config.faults))
+        if place.rank == 0:
+            store.set(_CLOCK, ClockServer(own_address()).address.encode())
+        clock = Clock(ClockAddress.decode(store.get(_CLOCK)))
+    kind = "samples" if place.samples_only else "trains"
+    name = f"rank {place.rank} ({kind}, {socket.gethostname()})"
+    file = RankFile(config.output_dir, place.rank, name)
+    spans.start(Recorder(file, clock, settings.covers))
 
 
 def collective_timeout_s(faults: FaultsConfig) -> float:

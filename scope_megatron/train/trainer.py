@@ -22,7 +22,9 @@ from scope_megatron.parallel import platform, topology
 from scope_megatron.parallel.memory import PhaseMemory, Tenants
 from scope_megatron.parallel.offload import OptimizerPlace
 from scope_megatron.report.metrics import PhaseTimer
+from scope_megatron.report.overlap import hidden_shares
 from scope_megatron.rollout.verify import Verifiers
+from scope_megatron.trace.spans import span
 from scope_megatron.train import identity, setup
 from scope_megatron.train.acting import Acting
 from scope_megatron.train.actor import Actor
@@ -119,6 +121,7 @@ class Trainer:
             )
         with self.timer("score"):
             self.learner.score(batch)
+            self.learner.note_alternatives(batch, *self.responses.alternatives(batch, step))
         self.learner.rest_frozen(updates_to_come=True)
         with self.timer("train"), self.optimizer_place.resident():
             for number, part in enumerate(batch.parts(self.config.train.updates_per_batch), 1):
@@ -134,7 +137,8 @@ class Trainer:
     def _score_ahead(self, groups: list[list[Rollout]]) -> None:
         """Groups that are complete, while others are still sampled on other ranks."""
         self.progress.enter("score")
-        self.learner.score_ahead(groups)
+        with span("score ahead", groups=len(groups)):
+            self.learner.score_ahead(groups)
         self.progress.enter("rollout", waits=True)
 
     def prompts(self, step: int) -> list[Prompt]:
@@ -146,9 +150,10 @@ class Trainer:
         """Send the engine the new parameters and check that it computes with them."""
         self.send_parameters()
         if self._checks_transfer():
-            largest, mean = self.actor.check_parameters(
-                self.learner.student, rollouts, self.learner.scorer
-            )
+            with span("check parameters"):
+                largest, mean = self.actor.check_parameters(
+                    self.learner.student, rollouts, self.learner.scorer
+                )
             self.metrics.maximum("sync/max_abs_logprob_diff", largest)
             self.metrics.maximum("sync/mean_abs_logprob_diff", mean)
 
@@ -178,7 +183,8 @@ class Trainer:
         self.progress.enter("evaluate", "evaluate" in self.actor.waits_in)
         if not self.config.on_policy:
             self.send_parameters()
-        values, samples = self.actor.evaluate(self.eval_data)
+        with span("evaluate"):
+            values, samples = self.actor.evaluate(self.eval_data)
         self.responses.evaluated(step, samples)
         if not self.config.on_policy:
             self.actor.rest()
@@ -199,6 +205,7 @@ class Trainer:
         if self._actor is not None:
             self._actor.observe(self.metrics)
         values = self.metrics.reduce(self.topology.dp_group, platform.device())
+        values |= hidden_shares(values)
         times = self.timer.pop() | {"time/step": time.perf_counter() - started}
         return observe.finish(values) | times | self.memory.pop() | platform.memory_in_use()
 

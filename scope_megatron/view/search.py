@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ ORDERS = {
     "teacher": ("teacher_max", "descending"),
 }
 MOST_GROUPS = 50  # of an answer
+MODELS = ("student", "teacher")
+TOP_COLUMNS = [f"{whose}_top_{what}" for whose in MODELS for what in ("ids", "tokens", "logprobs")]
 
 
 @dataclass(frozen=True)
@@ -144,21 +147,54 @@ class Responses:
         out = [r for file, numbers in rows.items() for r in self._read(file, numbers, most)]
         return sorted(out, key=lambda row: row["sample"])
 
+    def alternatives(
+        self, kind: str, step: int, name: str, number: int, sample: int, token: int
+    ) -> dict[str, Any] | None:
+        """The likeliest tokens in the place of one of a response, by model: their id, token and
+        logprob, falling; null where they were not written. None: there is no such token."""
+        key = {"kind": kind, "step": step, "set": name, "group": number}
+        found = _of_group(self._present(), key)
+        found = found.filter(pc.equal(found["sample"], sample)).select(["file", "row"])
+        for place in found.to_pylist()[-1:]:
+            names = ["response_tokens", *TOP_COLUMNS]
+            for table in self._tables(place["file"], [place["row"]], names.__contains__):
+                if 0 <= token < table["response_tokens"][0].as_py():
+                    return {whose: _best_at(table, whose, token) for whose in MODELS}
+        return None
+
     def _read(self, file: str, rows: list[int], most: int | None) -> list[dict[str, Any]]:
+        """Some rows of a file, without the likeliest tokens: those are asked for one by one."""
+        tables = self._tables(file, rows, lambda name: name not in TOP_COLUMNS)
+        return [_clean(row) for table in tables for row in _cut(table, most).to_pylist()]
+
+    def _tables(
+        self, file: str, rows: list[int], wanted: Callable[[str], bool]
+    ) -> Iterator[pa.Table]:
         """Some rows of a file; only the row groups that hold them are read."""
         try:
             source = pq.ParquetFile(self.directory / file)
         except (OSError, pa.ArrowInvalid):
-            return []  # removed in the meantime
-        out, start = [], 0
+            return  # removed in the meantime
+        names, start = [name for name in source.schema_arrow.names if wanted(name)], 0
         for number in range(source.metadata.num_row_groups):
             count = source.metadata.row_group(number).num_rows
             inside = [row - start for row in rows if start <= row < start + count]
             if inside:
-                table = source.read_row_group(number).take(inside)
-                out += _cut(table, most).to_pylist()
+                yield source.read_row_group(number, columns=names).take(inside)
             start += count
-        return [_clean(row) for row in out]
+
+
+def _best_at(table: pa.Table, whose: str, token: int) -> list[dict[str, Any]] | None:
+    """A model's likeliest tokens in one place of the first row; None where they are not there."""
+    columns = [f"{whose}_top_{what}" for what in ("ids", "tokens", "logprobs")]
+    if not set(columns) <= set(table.column_names) or not table[columns[0]][0].is_valid:
+        return None
+    ids, texts, logprobs = (table[name][0][token].as_py() for name in columns)
+    rows = [
+        {"id": i, "token": text, "logprob": p}
+        for i, text, p in zip(ids, texts, logprobs, strict=True)
+    ]
+    return [_clean(row) for row in rows]
 
 
 def _cut(table: pa.Table, most: int | None) -> pa.Table:

@@ -6,6 +6,7 @@ import json
 import math
 import secrets
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from scope_megatron.report.timeline import drawn_step
+from scope_megatron.trace.files import traced_steps
 from scope_megatron.view.access import LOOPBACK, AccessGuard
 from scope_megatron.view.runs import RunFolder, differences, find_runs
 from scope_megatron.view.search import ORDERS, ResponseQuery
@@ -32,6 +35,7 @@ class RunsPage:
 
     def __init__(self, runs: list[RunFolder]) -> None:
         self.runs = runs
+        self._drawing = threading.Lock()  # matplotlib's settings are the process's
 
     def page(self, request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -89,6 +93,34 @@ class RunsPage:
             raise HTTPException(404, "no such group; it may have been removed in the meantime")
         return _json(found)
 
+    def alternatives(self, request: Request) -> Response:
+        """``?run=N&kind=&step=&set=&group=&sample=&token=``: the likeliest tokens in the place of
+        one of a response, by model."""
+        run, given = self._run(request), request.query_params
+        numbers = [_whole(request, name) for name in ("step", "group", "sample", "token")]
+        if None in numbers:
+            raise HTTPException(400, "step, group, sample and token: one is missing")
+        step, group, sample, token = (number or 0 for number in numbers)
+        with run.lock:
+            run.responses.refresh()
+            kind, name = given.get("kind", "train"), given.get("set", "")
+            found = run.responses.alternatives(kind, step, name, group, sample, token)
+        if found is None:
+            raise HTTPException(404, "no such token; its file may have been removed meanwhile")
+        return _json(found)
+
+    def traced(self, request: Request) -> Response:
+        """``?run=N``: the steps of its trace."""
+        return _json(traced_steps(self._run(request).directory))
+
+    def timeline(self, request: Request) -> Response:
+        """``?run=N&step=``: what each rank did in a step of the trace, as a picture."""
+        run, step = self._run(request), _whole(request, "step")
+        if step is None or step not in traced_steps(run.directory):
+            raise HTTPException(404, "step: is not in the run's trace")
+        with self._drawing:
+            return Response(drawn_step(run.directory, step, run.name), media_type="image/png")
+
     def configs(self, request: Request) -> Response:
         return _json(differences([run.config() for run in self.runs]))
 
@@ -108,6 +140,9 @@ def build_app(runs: list[RunFolder], token: str | None) -> Starlette:
         Route("/api/curves", page.curves),
         Route("/api/responses", page.responses),
         Route("/api/group", page.group),
+        Route("/api/alternatives", page.alternatives),
+        Route("/api/traced", page.traced),
+        Route("/api/timeline", page.timeline),
         Route("/api/config", page.configs),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
@@ -125,6 +160,7 @@ def serve(paths: list[Path], host: str, port: int, token: str | None) -> None:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # before the address is told: who follows it at once is not refused
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(

@@ -22,12 +22,13 @@ Layouts = dict[str, dict[str, Any]]  # the first one saves, all of them load
 LOADS: Layouts = {
     "same": {"tensor": 2},
     "pipeline": {"pipeline": 2},
+    "virtual": {"pipeline": 2, "virtual_pipeline": 2},
     "data": {},
     "context": {"context": 2},
 }
 EXPERT_LOADS: Layouts = {
     "same": {"data": 2, "expert": 2},
-    "pipeline": {"pipeline": 2},
+    "virtual": {"pipeline": 2, "virtual_pipeline": 2},
     "data": {"data": 2},
     "expert-tensor": {"tensor": 2, "sequence": True, "expert": 2},
 }

@@ -258,9 +258,8 @@ def program() -> None:
     from scope_megatron.parallel import platform
 
     platform.initialize()
-    import torch.distributed.checkpoint  # noqa: F401  before the forks
-
-    import tests.support.training_state  # noqa: F401
+    # all that a save imports, before the forks: it would be most of what each of them does
+    import tests.support.preload  # noqa: F401
 
     what, directory = sys.argv[1], Path(sys.argv[2])
     result = kill_everywhere(directory) if what == "kill" else damage_everything(directory)

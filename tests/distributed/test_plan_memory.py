@@ -1,7 +1,7 @@
 """The planner's memory by tenant against that of real updates: within 5%.
 
 One layout here; all of them:  pytest -m study tests/distributed/test_plan_memory.py, or as a table
-by `python benchmarks/bench_plan.py`.
+by `python -m benchmarks.bench_plan --every`.
 """
 
 from __future__ import annotations

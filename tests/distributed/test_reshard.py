@@ -117,6 +117,11 @@ def test_every_parameter_arrives(
         assert max(result[family, layout]["peak"] for result in results) > BUCKET
 
 
+def test_every_parameter_of_a_virtual_pipeline_arrives(results: list[dict[Any, Any]]) -> None:
+    for result in results:
+        assert result["virtual"]["wrong"] == []
+
+
 def test_a_plan_that_does_not_hold_is_given_up(results: list[dict[Any, Any]]) -> None:
     for rank, result in enumerate(results):
         good = result["right"]
@@ -157,8 +162,26 @@ def reshard(rank: int, world_size: int, root: Path) -> dict[Any, Any]:
                     results[family, layout] = one_layout(weights, state, layout[2])
         if (tensor, pipeline) == (2, 2):
             results |= refusals(weights, state)
+            chunked = ModelParameters(in_chunks(root / family, topology), hf, topology, BUCKET)
+            results["virtual"] = one_layout(chunked, state, 2)
         parallel_state.destroy_model_parallel()
     return results
+
+
+def in_chunks(directory: Path, topology: Any) -> torch.nn.Module:
+    """The model of a virtual pipeline."""
+    from scope_megatron.config import ParallelConfig
+    from scope_megatron.convert.hf import load_hf_weights
+    from scope_megatron.model.build import build_model, read_hf_config
+    from scope_megatron.parallel.chunks import ModelChunks
+
+    hf, parallel = read_hf_config(directory), ParallelConfig(pipeline=2, virtual_pipeline=2)
+    chunks = ModelChunks(
+        build_model(hf, topology, torch.float32, trainable=True, parallel=parallel, chunk=chunk)
+        for chunk in range(2)
+    )
+    load_hf_weights(chunks, directory, hf, topology)
+    return chunks
 
 
 def one_layout(weights: Any, state: dict[str, Tensor], size: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.types import Prompt, Rollout, Verdict
+from tests.support import layout_table
 from tests.support.harness import run_distributed_test
 from tests.support.steps import one_step
 from tests.support.tiny_hf import VOCAB, make_tiny_model
@@ -30,6 +31,7 @@ LAYOUTS = {  # name: (world, parallel settings, other settings)
     "tensor": (2, {"tensor": 2}, {}),
     "tensor-sequence": (2, {"tensor": 2, "sequence": True}, {}),
     "pipeline": (2, {"pipeline": 2}, {"train.microbatch_tokens": 96}),
+    "virtual": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"train.microbatch_tokens": 96}),
     "data": (2, {"data": 2}, {}),
     "data-distributed-optimizer": (2, {"data": 2}, {"optimizer.distributed": True}),
     "tensor-pipeline": (4, {"tensor": 2, "pipeline": 2}, {"train.microbatch_tokens": 96}),
@@ -38,6 +40,11 @@ LAYOUTS = {  # name: (world, parallel settings, other settings)
 # Small microbatches: the replicas come to different numbers of them, and must run the same.
 SMALL = {"train.microbatch_tokens": 64}
 EXPERT_LAYOUTS = {
+    "expert-virtual": (
+        4,
+        {"pipeline": 2, "virtual_pipeline": 2, "tensor": 2, "sequence": True, "expert": 2},
+        SMALL,
+    ),
     "expert-data": (2, {"data": 2, "expert": 2}, SMALL),
     "expert-tensor": (2, {"tensor": 2, "sequence": True, "expert": 2}, {}),
     "expert-distributed": (4, {"data": 4, "expert": 2}, SMALL | {"optimizer.distributed": True}),
@@ -278,7 +285,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 @pytest.mark.parametrize(("layout", "objective"), CASES)
 def test_update_equals_transformers(results: dict[Any, Any], layout: str, objective: str) -> None:
-    assert_same_update(results[layout, objective], results["reference", objective])
+    assert_same_update(results[layout, objective], results["reference", objective], layout)
 
 
 MIXTURE_LAYOUTS = [*EXPERT_LAYOUTS, "tensor-sequence", "pipeline", "data"]
@@ -308,7 +315,8 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 def test_update_of_experts_equals_transformers(
     mixtures: dict[Any, Any], layout: str, objective: str
 ) -> None:
-    assert_same_update(mixtures[layout, objective], mixtures["reference", objective])
+    found, expected = mixtures[layout, objective], mixtures["reference", objective]
+    assert_same_update(found, expected, f"mixture: {layout}")
 
 
 GEMMA_LAYOUTS = ["tensor-sequence", "pipeline"]
@@ -333,12 +341,15 @@ def gemmas(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 def test_update_of_gemma_equals_transformers(
     gemmas: dict[Any, Any], layout: str, objective: str
 ) -> None:
-    assert_same_update(gemmas[layout, objective], gemmas["reference", objective])
+    found, expected = gemmas[layout, objective], gemmas["reference", objective]
+    assert_same_update(found, expected, f"Gemma: {layout}")
 
 
-def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any]) -> None:
-    assert ours["loss"] == pytest.approx(reference_["loss"], rel=1e-5)
-    assert ours["grad_norm"] == pytest.approx(reference_["grad_norm"], rel=1e-4)
+def assert_same_update(ours: dict[str, Any], reference_: dict[str, Any], layout: str) -> None:
+    """Within 1e-5 in loss and norm; noted in the table of layouts."""
+    errors = {name: ours[name] / reference_[name] - 1 for name in ("loss", "grad_norm")}
+    layout_table.note(layout, **errors)
+    assert max(map(abs, errors.values())) < 1e-5, errors
     for name, expected in reference_["weights"].items():
         torch.testing.assert_close(
             ours["weights"][name].double(),

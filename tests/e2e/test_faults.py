@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 
+from scope_megatron.trace.files import read_trace
 from tests.support import kd_run
 
 
 def test_killed_rank_is_named_and_the_run_restarts(tmp_path: Path) -> None:
     end = ("train.steps=20", "checkpoint.every=5", "faults.restarts=1")
+    end = (*end, "logging.trace.steps=[1,20]")
     process = kd_run.start(tmp_path, *end)
     kd_run.wait_for_step(process, tmp_path, 7)
     victim = kd_run.rank_process(process, 1)
@@ -25,6 +28,10 @@ def test_killed_rank_is_named_and_the_run_restarts(tmp_path: Path) -> None:
     assert "Traceback" not in output
     steps = [row["step"] for row in kd_run.rows(tmp_path)]
     assert steps == list(range(1, 21)), "every step once"
+    trace = read_trace(tmp_path / "run")
+    assert trace is not None and trace.steps() == steps, "of both attempts"
+    assert {span.lane for span in trace.spans} == {"step", "checkpoint"}
+    json.loads((tmp_path / "run/trace/trace.json").read_text())
 
 
 @pytest.mark.parametrize("rank", [0, 1])

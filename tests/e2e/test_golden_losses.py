@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e import golden_losses
 from tests.e2e.golden_losses import COLUMNS, LAYOUTS
+from tests.support.traces import require_trace
 
 # On the processor that wrote the file only a sum taken in another order may differ: float32 keeps
 # 7 digits, and over ten updates with Adam the layouts' gradient norms drift apart by 4e-6. Another
@@ -21,7 +22,9 @@ SAME_PROCESSOR, OTHER_PROCESSOR, OTHER_RESPONSES = 1e-5, 1e-4, 0.25
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ten_steps_of_the_quickstart(layout: str, tmp_path: Path) -> None:
     written_on, golden = golden_losses.read()
-    rows = golden_losses.run(layout, tmp_path / "run")
+    traced = layout == "data2"  # and then no number may differ either
+    more = ("logging.trace.steps=[1,100]",) if traced else ()
+    rows = golden_losses.run(layout, tmp_path / "run", *more)
     assert len(rows) == len(golden[layout]) == golden_losses.STEPS
     same = golden_losses.processor() == written_on
     limit = SAME_PROCESSOR if same else OTHER_PROCESSOR
@@ -33,6 +36,8 @@ def test_ten_steps_of_the_quickstart(layout: str, tmp_path: Path) -> None:
         for name in COLUMNS:
             size = scale if name.startswith("loss/") else abs(expected[name])
             assert abs(row[name] - expected[name]) <= limit * size, (step, name, row, expected)
+    if traced:
+        require_trace(tmp_path / "run", ranks=2, steps=golden_losses.STEPS)
 
 
 def test_the_layouts_agree_in_the_first_step() -> None:

@@ -8,12 +8,13 @@ import pytest
 
 from tests.e2e import golden_losses
 from tests.e2e.golden_losses import COLUMNS
+from tests.support.traces import require_trace
 
 # (training layout, sampling ranks, tensor size of an engine)
 PLACEMENTS = [("tensor2", 1, 1), ("pipeline2", 2, 1), ("data2", 2, 2), ("tensor2", 3, 1)]
 
 
-def compare(layout: str, ranks: int, tensor: int, steps: int, output: Path) -> None:
+def compare(layout: str, ranks: int, tensor: int, steps: int, output: Path, *more: str) -> None:
     """With the losses that are written down for engines on the training ranks."""
     written_on, golden = golden_losses.read()
     rows = golden_losses.run(
@@ -21,6 +22,7 @@ def compare(layout: str, ranks: int, tensor: int, steps: int, output: Path) -> N
         output,
         *("rollout.placement=separate", f"rollout.ranks={ranks}"),
         *(f"rollout.engine.tensor={tensor}", f"train.steps={steps}"),
+        *more,
     )
     assert len(rows) == steps
     if golden_losses.processor() != written_on:
@@ -36,7 +38,8 @@ def compare(layout: str, ranks: int, tensor: int, steps: int, output: Path) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_losses_are_those_of_colocated_engines(tmp_path: Path) -> None:
-    compare("tensor2", 1, 1, 3, tmp_path / "run")
+    compare("tensor2", 1, 1, 3, tmp_path / "run", "logging.trace.steps=[1,3]")
+    require_trace(tmp_path / "run", ranks=2, steps=3, samplers=1)
 
 
 @pytest.mark.study

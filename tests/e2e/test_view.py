@@ -17,6 +17,7 @@ import pytest
 
 from scope_megatron.report.rollouts import RolloutWriter
 from tests.support.browser import browser, chromium, opened, served
+from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "checkpoint.every=0",
         "logging.tensorboard=false",
         "logging.rollouts.every=1",
+        "logging.rollouts.alternatives=3",
     ]
     command = [sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml"]
     process = subprocess.Popen(
@@ -78,6 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("first", "<b>second</b>")):
         write_metrics(folder / name.replace("/", "∕"), 80, seed=number)
     write_responses(folder / "first", [5, 10], groups=3, samples=4)
+    write_trace(folder / "first", [3, 4])
     writer, draw = RolloutWriter(folder / "first", Letters(), (0, 1), 2**30), random.Random(3)
     for step, (name, text) in enumerate(HOSTILE.items(), 20):
         prompt = f"{name}: {text[:2000]}"
@@ -131,6 +134,12 @@ def test_filters(page: Any) -> None:
     page.locator(".response.incorrect .token").nth(2).click()
     detail = page.locator("#detail").inner_text()
     assert "teacher − student" in detail and "p = " in detail
+    page.wait_for_selector(".alternatives table[data-of=teacher]")
+    student = page.locator(".alternatives table[data-of=student] td:first-child")
+    assert student.all_inner_texts()[1] == '" "'
+    assert page.locator(".alternatives tr.chosen").count() == 1, "the token that was sampled"
+    theirs = page.locator(".alternatives table[data-of=teacher] td:first-child").first
+    assert theirs.inner_text() == '"\\u001b"', "text of a model is data here too"
     shades = page.locator(".response.incorrect .token").evaluate_all(
         "spans => spans.map(span => span.style.backgroundColor).filter(Boolean).length"
     )
@@ -176,7 +185,14 @@ def test_hostile_text_is_text(page: Any, step: int, name: str) -> None:
 
 def test_time_line_health_and_configuration(page: Any) -> None:
     page.click("button[data-tab=timeline]")
+    page.wait_for_selector("#timeline table")
     assert "resume" in page.locator("#timeline").inner_text()
+    picture = page.locator(".traced img")
+    width = "image => image.decode().then(() => image.naturalWidth)"
+    assert picture.evaluate(width) == 1400, "a step of the trace"
+    page.select_option(".traced select", "3")
+    assert picture.get_attribute("src") == "/api/timeline?run=1&step=3"
+    assert picture.evaluate(width) == 1400
     page.click("button[data-tab=health]")
     assert "<b>second" in page.locator("#health").inner_text()
     page.click("button[data-tab=config]")
@@ -205,5 +221,8 @@ def test_a_run_is_followed_while_it_trains(trained: Path, chrome: Any) -> None:
         page.click("#groups .entry:first-child")
         page.wait_for_selector(".response")
         assert page.locator(".response").count() == 4
+        page.locator(".response .token").first.click()
+        for whose in ("student", "teacher"):
+            page.wait_for_selector(f".alternatives table[data-of={whose}] tr:nth-child(4)")
         page.close()
     assert said == []

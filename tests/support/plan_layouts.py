@@ -53,7 +53,7 @@ class Case:
 
     @property
     def world(self) -> int:
-        sizes = ("tensor", "pipeline", "data")
+        sizes = ("tensor", "pipeline", "context", "data")
         product = 1
         for name in sizes:
             product *= int(self.settings.get(f"parallel.{name}", 1))
@@ -61,8 +61,16 @@ class Case:
 
 
 SEQUENCE = {"parallel.sequence": True}
+VIRTUAL = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 EXACT = {"objective.kl": "reverse_kl"}
 TWO = {"model.teacher": None, "model.teachers": ("teacher", "student")}  # by parity of the prompt
+EACH = {  # the first over both ranks, the second brought while it scores
+    "model.teacher": None,
+    "model.teachers": (
+        {"path": "teacher", "parallel": {"tensor": 2}},
+        {"path": "student", "offload": "cpu"},
+    ),
+}
 BOTH = {"teacher.parallel": {"tensor": 2, "pipeline": 2}}
 # the layouts of the table in docs/planning.md
 CASES = (
@@ -72,8 +80,22 @@ CASES = (
     Case("tensor 4, sequence", {"parallel.tensor": 4, **SEQUENCE}),
     Case("pipeline 2", {"parallel.pipeline": 2}),
     Case("pipeline 4", {"parallel.pipeline": 4}),
+    Case("pipeline 2, virtual 2", VIRTUAL),
+    Case("pipeline 4, virtual 2", VIRTUAL | {"parallel.pipeline": 4}, microbatches=8),
+    Case(
+        "pipeline 2, virtual 2, recompute full, 1 layer",
+        VIRTUAL | {"parallel.recompute": "full", "parallel.recompute_layers": 1},
+    ),
     Case(
         "tensor 2 x pipeline 2, sequence", {"parallel.tensor": 2, "parallel.pipeline": 2} | SEQUENCE
+    ),
+    Case("context 2", {"parallel.context": 2}),
+    Case(
+        "tensor 2 x context 2, sequence", {"parallel.tensor": 2, "parallel.context": 2} | SEQUENCE
+    ),
+    Case(
+        "context 2, recompute selective",
+        {"parallel.context": 2, "parallel.recompute": "selective"},
     ),
     Case("data 2", {"parallel.data": 2}),
     Case("data 2, distributed optimizer", {"parallel.data": 2, "optimizer.distributed": True}),
@@ -83,6 +105,11 @@ CASES = (
         "recompute full, 4 layers", {"parallel.recompute": "full", "parallel.recompute_layers": 4}
     ),
     Case("optimizer offload", {"optimizer.offload": "rollout"}),
+    Case("bfloat16", {"model.dtype": "bfloat16"}),
+    Case(
+        "bfloat16, states as parameters",
+        {"model.dtype": "bfloat16", "optimizer.states": "parameters"},
+    ),
     Case("exact reverse KL", {"objective.kl": "reverse_kl"}),
     Case("exact reverse KL, tensor 2", {"objective.kl": "reverse_kl", "parallel.tensor": 2}),
     Case("teacher tensor 2 x pipeline 2, exact", BOTH | EXACT | {"parallel.data": 4}),
@@ -91,6 +118,7 @@ CASES = (
         {"teacher.parallel": {"tensor": 2}, "parallel.pipeline": 2} | EXACT,
     ),
     Case("two teachers", TWO, microbatches=8),
+    Case("two teachers, each its own layout", EACH | {"parallel.data": 2}, microbatches=8),
     Case("two teachers, offload, exact", TWO | {"teacher.offload": "cpu"} | EXACT, microbatches=8),
     Case("teacher offload", {"teacher.offload": "cpu"}),
     Case("teacher offload, exact", {"teacher.offload": "cpu", "objective.kl": "reverse_kl"}),
@@ -112,14 +140,17 @@ def planned(root: Path, case: Case) -> list[Measured]:
     from scope_megatron.plan.activations import CPU
     from scope_megatron.plan.facts.shapes import find_shape
     from scope_megatron.plan.layout import layout_of
-    from scope_megatron.plan.memory import Models, rank_memory
+    from scope_megatron.plan.memory import rank_memory
+    from scope_megatron.plan.models import Models
     from scope_megatron.plan.workload import ResponseLengths, Workload
 
     config = config_of(root, case)
     paths = [config.model.student, *(entry.path for entry in config.teachers.values())]
     student, teacher, *others = [find_shape(path, "model").shape for path in paths]
     exact = config.objective.kl != "sampled"
-    models = Models(student, teacher, CPU, exact, streaming_slots=1, others=tuple(others))
+    element = 2 if config.model.dtype == "bfloat16" else 4
+    build = replace(CPU, element=element)
+    models = Models(student, teacher, build, exact, streaming_slots=1, others=tuple(others))
     layout = replace(layout_of(config), microbatch=SEQUENCES * LENGTH)
     responses = case.microbatches * SEQUENCES * layout.data
     lengths = ResponseLengths((float(LENGTH - PROMPT),), "made")
@@ -139,10 +170,10 @@ def planned(root: Path, case: Case) -> list[Measured]:
                 activations=train["activations"] + train.get("loss head", 0),
                 states=train.get("teacher states", 0),
                 gradients_between=away.get("gradients", 0),
-                # a teacher that stays is there before
                 scoring=score["activations"]
                 + score.get("teacher states", 0)
-                + (score.get("teacher", 0) if layout.teacher_offload else 0),
+                # a teacher that stays is there before
+                + (score.get("teacher", 0) - away.get("teacher", 0)),
             )
         )
     return found
@@ -198,9 +229,14 @@ def config_of(root: Path, case: Case) -> Any:
     for key, value in case.settings.items():
         section, name = key.split(".")
         if name == "teachers":
-            value = {str(tag): str(root / path) for tag, path in enumerate(value)}
+            value = {str(tag): _teacher(root, entry) for tag, entry in enumerate(value)}
         values.setdefault(section, {})[name] = value
     return Config.model_validate(values)
+
+
+def _teacher(root: Path, entry: str | dict[str, Any]) -> dict[str, Any]:
+    told = {"path": entry} if isinstance(entry, str) else entry
+    return told | {"path": str(root / told["path"])}
 
 
 def rollouts_of(case: Case, replica: int) -> list[Any]:
@@ -234,7 +270,7 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
     from scope_megatron.parallel.topology import create_topology
 
     config = config_of(root, case)
-    names = ("tensor", "pipeline", "sequence", "expert")
+    names = ("tensor", "pipeline", "context", "sequence", "expert")
     topology = create_topology(**{name: getattr(config.parallel, name) for name in names})
     learner = Learner(config, topology)
     # tokens spread evenly over the experts, as a planner has to assume
@@ -264,13 +300,21 @@ def measure(rank: int, world_size: int, root: Path, case: Case) -> Measured:
     return Measured(
         student=_held(student.model.parameters()),
         gradients=gradients,
-        optimizer=_held(states),
+        optimizer=_held([*states, *_masters(chain, student.model)]),
         teacher=teacher,
         activations=peaks[-1][0],
         states=peaks[-1][1] + _held(batch.teacher_hidden.values()),
         gradients_between=_held(b.grad_data for b in buffers),
         scoring=scoring,
     )
+
+
+def _masters(chain: list[Any], model: torch.nn.Module) -> list[torch.Tensor]:
+    """What the optimizers step that is no parameter of the model: float32 copies."""
+    groups = [group for part in chain for group in part.optimizer.param_groups]
+    stepped = [tensor for group in groups for tensor in group["params"]]
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    return [tensor for tensor in stepped if tensor.untyped_storage()._cdata not in own]
 
 
 def _one_step(learner: Any, rollouts: list[Any]) -> tuple[Any, int]:

@@ -24,6 +24,7 @@ class Letters:
         return bytes(ids).decode("utf-8", "replace")
 
 
+ESCAPE = 0x1B  # what the teacher would rather have said: a token that steers a terminal
 NAMES = (
     *(f"loss/{name}" for name in ("total", "mle", "kl")),
     *(f"path/{name}" for name in ("correct", "incorrect", "masked")),
@@ -81,7 +82,15 @@ def response(
         student=student,
         teacher=None if correct else student + torch.tensor([draw.gauss(0, 1) for _ in ids]),
         entropy=student.abs(),
+        student_best=likeliest(ids, student),
+        teacher_best=None if correct else likeliest([ESCAPE] * len(ids), student - 1.0),
     )
+
+
+def likeliest(ids: Sequence[int], logprobs: torch.Tensor) -> torch.Tensor:
+    """[length, 2, 2]: each token itself, and a blank."""
+    tokens = torch.tensor([ids, [32] * len(ids)], dtype=torch.float32).t()
+    return torch.stack([tokens, torch.stack([logprobs, logprobs - 3.0], 1)], 1)
 
 
 def write_responses(output: Path, steps: Sequence[int], groups: int, samples: int) -> None:

@@ -9,6 +9,27 @@ from tests.support.config_run import leave, rename_token, teacher
 # name: (change of the files, overrides)
 TEACHER_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "teachers_beside_a_teacher": (leave, ["model.teachers={a: teacher}"]),
+    "self_without_privilege": (leave, ["teacher.source=student"]),
+    "self_exact": (
+        leave,
+        ["teacher={source: student, privileged: ' ({answer})'}", "objective.kl=jsd"],
+    ),
+    "teachers_beside_the_student_as_its_own": (
+        leave,
+        [
+            "model.teacher=null",
+            "model.teachers={a: teacher}",
+            "teacher={source: student, privileged: ' ({answer})'}",
+        ],
+    ),
+    "teachers_compared_over_the_batch": (
+        leave,
+        [
+            "model.teacher=null",
+            "model.teachers={a: teacher, b: student}",
+            "objective.weight_group=batch",
+        ],
+    ),
     "teachers_empty": (leave, ["model.teacher=null", "model.teachers={}"]),
     "teachers_list": (leave, ["model.teacher=null", "model.teachers=[teacher]"]),
     "teachers_tag": (leave, ["model.teacher=null", "model.teachers={a b: teacher}"]),

@@ -31,6 +31,7 @@ from tests.support.config_run import (
     write,
     write_tokenizer,
 )
+from tests.unit.logging_error_cases import LOGGING_CASES
 from tests.unit.teacher_error_cases import TEACHER_CASES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
@@ -77,12 +78,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "device_unknown": (leave, ["platform.device=gpu"]),
     "device_without_gpu": (leave, ["platform.device=cuda"]),
     "wandb_missing": (leave, ["logging.wandb_project=mine"]),
-    "rollouts_select_unknown": (leave, ["logging.rollouts.select=many"]),
-    "rollouts_key_unknown": (leave, ["logging.rollouts.evry=5"]),
     # bounds
-    "rollouts_every_negative": (leave, ["logging.rollouts.every=-1"]),
-    "rollouts_groups_zero": (leave, ["logging.rollouts.groups=0"]),
-    "rollouts_no_room": (leave, ["logging.rollouts.max_gib=0"]),
     "tau_zero": (leave, ["objective.tau=0"]),
     "lr_negative": (leave, ["optimizer.lr=-1e-4"]),
     "lr_nan": (leave, ["optimizer.lr=.nan"]),
@@ -98,9 +94,6 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "keep_best_negative": (leave, ["checkpoint.keep_best=-1"]),
     "samples_zero": (leave, ["evaluation.samples=0"]),
     "microbatch_zero": (leave, ["train.microbatch_tokens=0"]),
-    "profile_beyond_the_run": (leave, ["profile.steps=[3,4]"]),
-    "profile_of_no_step": (leave, ["profile.steps=[0]"]),
-    "profile_of_words": (leave, ["profile.steps=all"]),
     "transfers_never_checked": (leave, ["rollout.engine.check_every=0"]),
     "old_logprobs_unknown": (leave, ["objective.old_logprobs=engine"]),
     # what must be there
@@ -149,11 +142,6 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "privileged_without_answer": (leave, ["teacher.privileged=think"]),
     "privileged_without_teacher": (leave, ["algorithm.name=grpo", "teacher.privileged='{answer}'"]),
-    "self_without_privilege": (leave, ["teacher.source=student"]),
-    "self_exact": (
-        leave,
-        ["teacher={source: student, privileged: ' ({answer})'}", "objective.kl=jsd"],
-    ),
     "overlong_unknown": (leave, ["data.overlong=truncate"]),
     "kernel_triton_on_cpu": (leave, ["objective.kernel=triton"]),
     "kernel_unknown": (leave, ["objective.kernel=cuda"]),
@@ -179,6 +167,8 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["parallel.context=2", "parallel.expert=3", "train.microbatch_tokens=500"],
     ),
+    "virtual_without_pipeline": (leave, ["parallel.virtual_pipeline=2"]),
+    "virtual_over_layers": (leave, ["parallel.virtual_pipeline=3", "parallel.pipeline=2"]),
     "recompute_unknown": (leave, ["parallel.recompute=ful"]),
     "recompute_layers_without_full": (leave, ["parallel.recompute_layers=1"]),
     "recompute_layers_above_stage": (
@@ -195,6 +185,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
     ),
     **TEACHER_CASES,
+    **LOGGING_CASES,
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),
     "overlap_without_distributed": (leave, ["optimizer.overlap=true"]),
     "moe_aux_loss_without_experts": (leave, ["objective.moe_aux_loss_coeff=0.01"]),

@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# machine, exits, disk, outputs, family, hub <- config, types <- parallel, plan, report <- model,
-# checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation, learn,
-# remote <- train <- commands <- cli;  objective <- learn, train
+# machine, exits, disk, outputs, family, hub <- config, types, trace <- parallel, plan, report
+# <- model, checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation,
+# learn, remote <- train <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
@@ -24,6 +24,7 @@ RANK = {
     "outputs": 0,
     "config": 1,
     "types": 1,
+    "trace": 1,
     "parallel": 2,
     "report": 3,
     "plan": 3,

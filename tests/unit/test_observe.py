@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.learn import observe
+from scope_megatron.report.overlap import SHARES
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.steps import batch_of
 
@@ -66,3 +68,10 @@ def test_no_mismatch_is_claimed_where_the_two_do_not_compare() -> None:
     assert mismatch({}, {"top_p": 0.9}) == {}  # the engine's are renormalised
     assert mismatch({}, {"top_k": 5}) == {}
     assert mismatch({"old_logprobs": "rollout"}, {}) == {}  # the trainer's were not computed
+
+
+def test_the_reference_has_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    declared = [name for names in observe.step_metrics()._names.values() for name in names]
+    declared += [f"overlap/{name}_hidden" for name in SHARES]
+    assert [name for name in declared if f"`{name}`" not in page] == []

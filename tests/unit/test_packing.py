@@ -44,6 +44,14 @@ def test_pack_is_a_balanced_partition_within_the_budget():
     assert [len(members) for members in pack([10] * 21, 100)] == [7, 7, 7]  # not 10, 10, 1
 
 
+def test_bins_come_in_multiples_where_sequences_suffice():
+    assert pack([6, 4, 4, 3, 3], 10, 2) == [[0, 1], [2, 3, 4]]  # two already
+    assert [len(members) for members in pack([5] * 6, 10, 2)] == [2, 2, 1, 1]  # not three
+    assert pack([1, 1, 1, 1], 100, 2) == [[0, 2], [1, 3]]
+    assert pack([7, 3], 100, 4) == [[0], [1]]  # fillers are for the rest
+    assert pack([], 10, 2) == []
+
+
 def test_a_sequence_longer_than_the_budget_names_the_setting():
     with pytest.raises(ValueError, match=r"sequence 1 has 11 tokens.*train\.microbatch_tokens"):
         pack([3, 11], 10)

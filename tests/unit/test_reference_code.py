@@ -238,17 +238,18 @@ def bfloat16_steps(rank: int, world_size: int) -> list[dict[str, Any]]:
 
     platform.initialize()
     create_topology(1, 1, False)
-    return [two_updates(states) for states in ("parameters", "float32")]
+    kinds = (("parameters", 0.0), ("float32", 0.0), ("parameters", 0.125), ("float32", 0.125))
+    return [two_updates(*kind) for kind in kinds]
 
 
-def two_updates(states: str) -> dict[str, Any]:
+def two_updates(states: str, clip: float) -> dict[str, Any]:
     """Of one small layer in bfloat16, by the student's own optimizer."""
     from megatron.core.transformer import TransformerConfig
 
     from scope_megatron.parallel.optimizer import build_optimizer, state_tensors, wrap_student
 
     adam = settings("reference_code").optimizer.model_copy(
-        update={"lr": 1e-2, "clip_grad": 0.0, "states": states}
+        update={"lr": 1e-2, "clip_grad": clip, "states": states}
     )
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)
@@ -266,6 +267,7 @@ def two_updates(states: str) -> dict[str, Any]:
         "before": before,
         "after": model.weight.detach().double(),
         "slopes": [slope.double() for slope in slopes],
+        "gradient": float(model.weight.main_grad.double().norm()),
         "types": sorted({str(t.dtype) for t in state_tensors(optimizer) if t.numel() == 12}),
     }
 
@@ -274,7 +276,7 @@ def two_updates(states: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_adam_has_the_published_betas_and_states_in_bfloat16() -> None:
     """AdamW with 0.9 and 0.999, in double precision; ours rounds to bfloat16 at each step."""
-    ((told, default),) = run_distributed_test(bfloat16_steps, 1)
+    ((told, default, *clipped),) = run_distributed_test(bfloat16_steps, 1)
     assert told["types"] == ["torch.bfloat16"]
     assert default["types"] == ["torch.float32"]
     w, m, v = told["before"].clone(), 0.0, 0.0
@@ -285,3 +287,7 @@ def test_adam_has_the_published_betas_and_states_in_bfloat16() -> None:
     for found in (told, default):
         torch.testing.assert_close(found["after"], w, rtol=1e-2, atol=2e-3)
         assert float((found["after"] - found["before"]).abs().max()) > 5e-3
+    half, single = clipped  # of the second gradient, a quarter as steep as the first
+    assert told["gradient"] == pytest.approx(0.25 * 2.1735, rel=0.01)
+    assert half["gradient"] == pytest.approx(0.125, rel=0.01)
+    torch.testing.assert_close(half["after"], single["after"], rtol=1e-2, atol=2e-3)

@@ -38,6 +38,7 @@ def record(text: str = "ab", group: int = 0, sample: int = 0) -> ResponseRecord:
         student=torch.full((len(ids),), -0.5),
         teacher=torch.full((len(ids),), -1.5),
         entropy=torch.full((len(ids),), torch.nan),
+        student_best=torch.tensor([[[97.0, 98.0, 240.0], [-0.5, -1.5, -9.0]]] * len(ids)),
     )
 
 
@@ -63,6 +64,12 @@ def test_every_column_is_written_and_documented(tmp_path: Path) -> None:
     assert row["student_perplexity"] == pytest.approx(2.718281828**0.5)
     assert row["teacher_logprobs"] == [-1.5] * len(HOSTILE.encode())
     assert row["entropy"] is None and row["divergence"] is None, "unknown is null"
+    assert row["student_top_ids"] == [[97, 98, 240]] * len(row["tokens"])
+    assert row["student_top_tokens"][0] == ["a", "b", "\ufffd"], "a part of a character"
+    assert row["student_top_logprobs"][0] == [-0.5, -1.5, -9.0]
+    assert (
+        row["teacher_top_ids"] is row["teacher_top_tokens"] is row["teacher_top_logprobs"] is None
+    )
     page = (ROOT / "docs/rollouts.md").read_text()
     assert [name for name in COLUMNS if f"| `{name}` |" not in page] == []
 

@@ -18,6 +18,7 @@ from scope_megatron.view.curves import MOST_POINTS, Curves
 from scope_megatron.view.runs import differences, find_runs
 from scope_megatron.view.search import ResponseQuery, Responses
 from scope_megatron.view.server import STATIC, build_app
+from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
 TOKEN = "a-long-token"
@@ -65,12 +66,35 @@ def test_it_finds_responses(run: Path) -> None:
     rows = ask.get("/api/group?kind=train&step=10&set=&group=1").json()
     assert [row["sample"] for row in rows] == [0, 1, 2, 3]
     assert all(len(row["tokens"]) == len(row["student_logprobs"]) for row in rows)
+    assert not any("_top_" in name for row in rows for name in row), "asked for one by one"
+    wrong = next(row for row in rows if row["path"] == "incorrect")
+    where = f"kind=train&step=10&set=&group=1&sample={wrong['sample']}"
+    best = ask.get(f"/api/alternatives?{where}&token=2").json()
+    first, second = best["student"]
+    assert (first["id"], first["token"]) == (wrong["token_ids"][2], wrong["tokens"][2])
+    assert first["logprob"] == pytest.approx(wrong["student_logprobs"][2])
+    assert second["id"] == 32 and best["teacher"][0]["token"] == "\x1b"
+    right = next(row for row in rows if row["path"] == "correct")
+    where = where.rpartition("=")[0] + f"={right['sample']}"
+    assert ask.get(f"/api/alternatives?{where}&token=0").json()["teacher"] is None
     few = ask.get("/api/group?kind=train&step=10&set=&group=1&most=3").json()
     for row, whole in zip(few, rows, strict=True):
         assert row["tokens"] == whole["tokens"][:3] and row["entropy"] == whole["entropy"][:3]
         assert row["teacher_logprobs"] == (whole["teacher_logprobs"] or [None])[:3] or (
             row["teacher_logprobs"] is whole["teacher_logprobs"] is None
         )
+
+
+def test_it_shows_a_step_of_the_trace(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 3)
+    ask = client(tmp_path)
+    assert ask.get("/api/traced?run=0").json() == []
+    write_trace(tmp_path, [2, 3])
+    assert ask.get("/api/traced?run=0").json() == [2, 3]
+    picture = ask.get("/api/timeline?run=0&step=2")
+    assert picture.headers["content-type"] == "image/png" and len(picture.content) > 5000
+    assert ask.get("/api/timeline?run=0&step=9").status_code == 404
+    assert ask.get("/api/timeline?run=0").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -81,6 +105,9 @@ def test_it_finds_responses(run: Path) -> None:
         ("/api/curves?run=7", 404),
         ("/api/group?kind=train", 400),
         ("/api/group?kind=train&step=999&group=0", 404),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=0", 400),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=0&token=9999", 404),
+        ("/api/alternatives?kind=train&step=10&group=1&sample=9&token=0", 404),
         ("/static/../server.py", 404),
         ("/static/%2e%2e/server.py", 404),
     ],

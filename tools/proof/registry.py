@@ -120,7 +120,7 @@ PARTS = (
     ),
     _part(
         "layouts",
-        "NCCL: tensor, sequence, pipeline and data parallel updates against transformers",
+        "NCCL: updates at every kind of layout, teachers' own included, against transformers",
         "update:layouts",
         "megatron-core",
         "transformers",

@@ -23,11 +23,35 @@ class ResponsesConfig(Section):
         ge=1,
         description="with select=some: groups of a step, and problems of each evaluation set",
     )
+    alternatives: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="likeliest tokens written beside each one, of student and teacher: a forward "
+        "pass more of both over the responses that are written; 0: none",
+    )
     max_gib: float = Field(
         2.0,
         gt=0,
         description="size on disk beyond which the oldest steps' files are removed, GiB",
     )
+
+
+class TraceConfig(Section):
+    """What each rank did when, as a trace for Perfetto or chrome://tracing (docs/timeline.md)."""
+
+    steps: list[int] | None = Field(
+        None,
+        description="[first, last] of the steps that are traced, to output_dir/trace; null: off",
+    )
+    every: int = Field(1, ge=1, description="of those steps, every n-th from the first on")
+
+    def covers(self, step: int) -> bool:
+        """Whether ``step`` (from 1) is traced."""
+        if self.steps is None:
+            return False
+        first, last = self.steps
+        return first <= step <= last and (step - first) % self.every == 0
 
 
 class LoggingConfig(Section):
@@ -48,3 +72,4 @@ class LoggingConfig(Section):
         "the student's on incorrect responses only with objective.old_logprobs=recompute",
     )
     rollouts: ResponsesConfig = ResponsesConfig()
+    trace: TraceConfig = TraceConfig()

@@ -20,6 +20,12 @@ class ParallelConfig(Section):
         1, ge=1, description="tensor-parallel size (ranks that share a layer), or auto"
     )
     pipeline: int = Field(1, ge=1, description="pipeline-parallel size (groups of layers)")
+    virtual_pipeline: int = Field(
+        1,
+        ge=1,
+        description="chunks of the student's layers that each pipeline stage holds "
+        "(megatron-core's interleaved schedule): stages wait less for each other, and send more",
+    )
     context: int = Field(
         1,
         ge=1,
@@ -45,7 +51,8 @@ class ParallelConfig(Section):
     recompute_layers: int | None = Field(
         None,
         ge=1,
-        description="recompute full: only so many layers of each pipeline stage; null: all",
+        description="recompute full: only so many layers of each pipeline stage, or chunk of one; "
+        "null: all",
     )
 
     @property

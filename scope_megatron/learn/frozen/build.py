@@ -12,12 +12,12 @@ from scope_megatron.config import Config, TeacherEntry
 from scope_megatron.config.sections.model import EVERY_ROW
 from scope_megatron.config.sections.teacher import TeacherParallel
 from scope_megatron.convert.gather import global_parameters
-from scope_megatron.convert.hf import ShardReader
+from scope_megatron.convert.hf import ShardReader, load_hf_weights
 from scope_megatron.convert.mapping import is_expert
 from scope_megatron.learn.frozen.model import FrozenModel
 from scope_megatron.learn.frozen.output import OutputWeight
 from scope_megatron.learn.frozen.travel import Travel
-from scope_megatron.learn.models import load_model, padded_width
+from scope_megatron.learn.models import padded_width
 from scope_megatron.model.build import build_model, padded_vocab_size, read_hf_config
 from scope_megatron.model.streamed import StreamedParameters, hollow
 from scope_megatron.parallel import platform
@@ -86,7 +86,8 @@ def _build(
             model = build_model(hf, place, dtype, trainable=False, padded_vocab=width, hollow=True)
             streamed = _stream(model, entry.path, hf, place)
         else:
-            model = load_model(entry.path, hf, place, dtype, width, trainable=False)
+            model = build_model(hf, place, dtype, trainable=False, padded_vocab=width)
+            load_hf_weights(model, entry.path, hf, place)
     if own is None:
         return FrozenModel(model, vocab, place, streamed, tags)
     output = None

@@ -4,6 +4,7 @@ logits            from logits, differentiable, one exchange
 hidden            from hidden states: fused with the output projection, chunk by chunk
 statistics        scalars per token of each shard, exchanged and merged
 topk              the divergence on a few tokens of either model
+best              the likeliest tokens with their log-probabilities
 gradient          the closed-form gradient of a shard's logits
 shard             the columns that a rank holds
 spec              settings of the head: temperatures, divergence, kernel

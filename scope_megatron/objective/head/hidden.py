@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scope_megatron.objective.head.best import best_tokens
 from scope_megatron.objective.head.gradient import Upstream, logits_gradient
 from scope_megatron.objective.head.logits import Scores
 from scope_megatron.objective.head.shard import Shard, check
@@ -90,6 +91,14 @@ def fused_scores(
     head = _Head.of(hidden, weight, targets, None, shard, spec)
     logprob, _, entropy = _Recomputed.apply(hidden, weight, head)
     return Scores(logprob, entropy)
+
+
+def fused_best(hidden: Tensor, weight: Tensor, shard: Shard, spec: Spec) -> Tensor:
+    """``best_tokens`` [T, 2k] of the logits ``hidden @ weight.T``; arguments as above."""
+    targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    head = _Head.of(hidden, weight, targets, None, shard, spec.alone())
+    blocks = [*head.chunks()] or [slice(0)]
+    return torch.cat([best_tokens(head.logits(hidden, weight, b), shard, spec) for b in blocks])
 
 
 def fused_logprob_and_divergence(

@@ -32,6 +32,7 @@ class Spec:
     chunk: int | None = None  # most tokens worked on at once; None: as fits the function and device
     kernel: Kernel = "auto"  # who computes, see kernels.py
     entropy: bool = False  # also the entropy of the student's distribution (not with a divergence)
+    best: int = 0  # scoring alone: also so many likeliest tokens, with their log-probabilities
     # the gradient is written over the logits, which saves T * W; any other use of the logits in
     # the same graph that needs their values then raises
     inplace_backward: bool = False
@@ -55,6 +56,10 @@ class Spec:
     def overwrites(self) -> bool:
         """Whether the logits' memory may take their gradient."""
         return self.inplace_backward or self.inplace_forward
+
+    def best_columns(self, vocab_size: int) -> int:
+        """Numbers per token that ``best`` asks for: a token's number and log-probability each."""
+        return 2 * min(self.best, vocab_size)
 
     def at(self, temperature: float) -> Spec:
         """The same at another temperature."""

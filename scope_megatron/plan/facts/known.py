@@ -68,6 +68,14 @@ def _mixtral(
     return _model("MixtralForCausalLM", hidden, ffn, layers, heads, 8, **rest)
 
 
+def _gemma3(hidden: int, ffn: int, layers: int, heads: int, groups: int) -> dict[str, Any]:
+    rest: dict[str, Any] = {"head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768}
+    rest |= {"query_pre_attn_scalar": 256, "sliding_window": 512, "sliding_window_pattern": 6}
+    rest |= {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True}
+    rest |= {"hidden_activation": "gelu_pytorch_tanh"}
+    return _model("Gemma3ForCausalLM", hidden, ffn, layers, heads, groups, **rest)
+
+
 KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-0.5B": _qwen2(896, 4864, 24, 14, 2, 151936, tie_word_embeddings=True),
     "Qwen/Qwen2.5-1.5B": _qwen2(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
@@ -87,6 +95,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-32B": _qwen3(5120, 25600, 64, 64),
     "Qwen/Qwen3-30B-A3B": _qwen3_moe(2048, 768, 48, 32, 4),
     "Qwen/Qwen3-235B-A22B": _qwen3_moe(4096, 1536, 94, 64, 4),
+    "google/gemma-3-1b-pt": _gemma3(1152, 6912, 26, 4, 1),
+    "google/gemma-3-1b-it": _gemma3(1152, 6912, 26, 4, 1),
     "meta-llama/Llama-3.2-1B": _llama(2048, 8192, 16, 32, tie_word_embeddings=True),
     "meta-llama/Llama-3.2-3B": _llama(3072, 8192, 28, 24, tie_word_embeddings=True),
     "meta-llama/Llama-3.1-8B": _llama(4096, 14336, 32, 32),

@@ -11,14 +11,14 @@ const HEADINGS = {
   "training": ["eval", "reward", "loss", "path", "grad_norm", "lr", "update"],
   "signal": ["perplexity", "weight", "entropy"],
   "responses and engine": ["rollout", "tokens", "mismatch", "sync"],
-  "seconds": ["time", "balance"],
+  "seconds": ["time", "overlap", "sampling", "balance"],
   "memory, by tenant": ["memory"],
 };
 const MARKS = { resume: "#0072b2", fail: "#d00", stop: "#d55e00", skip: "#cc00cc", hang: "#d00", start: "#999" };
 const EVERY_MS = 2000;
 
 const at = (id) => document.getElementById(id);
-const state = { runs: [], off: new Set(), charts: new Map(), range: null, tab: "curves", series: new Map() };
+const state = { runs: [], off: new Set(), charts: new Map(), range: null, tab: "curves", series: new Map(), traced: new Map() };
 const browser = new ResponseBrowser();
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
@@ -121,8 +121,9 @@ function drawHealth() {
   at("health").replaceChildren(...parts);
 }
 
-function drawTimeline() {
-  at("timeline").replaceChildren(...state.runs.flatMap((run) => [make("h2", {}, run.name), make("table", {},
+async function drawTimeline() {
+  const pictures = await Promise.all(state.runs.map((run, i) => tracedStep(i).catch(() => null)));
+  at("timeline").replaceChildren(...state.runs.flatMap((run, i) => [make("h2", {}, run.name), ...(pictures[i] ? [pictures[i]] : []), make("table", {},
     make("tr", {}, ...["step", "what", "when", ""].map((t) => make("th", {}, t))),
     ...run.events.slice(-2000).map((event) => {
       const cell = make("td", {}, event.kind);
@@ -130,6 +131,19 @@ function drawTimeline() {
       const when = event.time ? new Date(event.time * 1000).toLocaleString() : "";
       return make("tr", {}, make("td", {}, String(event.step)), cell, make("td", {}, when), make("td", {}, textBlock(event.text ?? "", 400, "")));
     }))]));
+}
+
+// What each rank did in a step, where the run has a trace: a picture, and which step.
+async function tracedStep(i) {
+  const steps = await ask("/api/traced", [["run", i]]);
+  if (!steps.length) return null;
+  const chosen = steps.includes(state.traced.get(i)) ? state.traced.get(i) : steps[steps.length - 1];
+  const address = (step) => `/api/timeline?run=${i}&step=${step}`;
+  const picture = make("img", { src: address(chosen), alt: "what each rank did in a step" });
+  const choice = make("select", { onchange: () => { state.traced.set(i, Number(choice.value)); picture.src = address(choice.value); } },
+    ...steps.map((step) => make("option", { value: step }, String(step))));
+  choice.value = String(chosen);
+  return make("div", { class: "traced" }, make("label", {}, "what each rank did in step ", choice), picture);
 }
 
 async function drawConfig() {

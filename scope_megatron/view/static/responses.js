@@ -137,5 +137,18 @@ export class ResponseBrowser {
     this.detail.replaceChildren(make("div", { class: "facts" }, ...facts.flatMap(([name, value]) => [make("span", {}, name), make("b", {}, value)])));
     this.detail.prepend(textBlock(JSON.stringify(row.tokens?.[i] ?? ""), 400));
     this.detail.hidden = false;
+    this.tellAlternatives(row, i, span);
+  }
+
+  /** The likeliest tokens in its place, of both models, where the run wrote them down. */
+  async tellAlternatives(row, i, span) {
+    const found = await ask("/api/alternatives", [...this.place, ["sample", row.sample], ["token", i]]).catch(() => ({}));
+    const known = Object.entries(found).filter(([, tokens]) => tokens);
+    if (!known.length || !span.classList.contains("on")) return; // another was clicked meanwhile
+    this.detail.append(make("div", { class: "alternatives" }, ...known.map(([whose, tokens]) => make("table", { "data-of": whose },
+      make("tr", {}, make("th", {}, `the ${whose}'s likeliest`), make("th", {}, "p"), make("th", {}, "log p")),
+      ...tokens.map((one) => make("tr", { class: one.id === row.token_ids?.[i] ? "chosen" : "", title: `token ${one.id}` },
+        make("td", {}, textBlock(JSON.stringify(one.token), 80)), make("td", {}, shown(one.logprob == null ? null : Math.exp(one.logprob))),
+        make("td", {}, shown(one.logprob))))))));
   }
 }

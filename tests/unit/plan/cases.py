@@ -11,7 +11,7 @@ from scope_megatron.plan.estimate import RunPlan
 from scope_megatron.plan.facts.figures import Efficiencies, find_gpu
 from scope_megatron.plan.facts.known import KNOWN
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import Models
+from scope_megatron.plan.models import Models
 from scope_megatron.plan.workload import ResponseLengths, Workload
 
 

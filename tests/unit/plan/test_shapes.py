@@ -22,6 +22,7 @@ from scope_megatron.plan.facts.shapes import (
 # billions, as the models' own pages state them
 PUBLISHED = {
     "Qwen/Qwen2.5-0.5B": 0.49,
+    "google/gemma-3-1b-pt": 1.0,
     "Qwen/Qwen2.5-1.5B": 1.54,
     "Qwen/Qwen2.5-7B": 7.61,
     "Qwen/Qwen2.5-14B": 14.7,

@@ -21,10 +21,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "teacher.offload": "cpu",
     },
 }
+SMALL = {"train.microbatch_tokens": 96}
+VIRTUAL = SMALL | {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"parallel.tensor": 2}),
     "tensor 2, sequence": (2, {"parallel.tensor": 2, "parallel.sequence": True}),
-    "pipeline 2": (2, {"parallel.pipeline": 2, "train.microbatch_tokens": 96}),
+    "pipeline 2": (2, SMALL | {"parallel.pipeline": 2}),
+    "pipeline 2, virtual 2": (2, VIRTUAL),
     "context 2": (2, {"parallel.context": 2}),
     "data 2": (2, {"parallel.data": 2}),
     "data 2, distributed optimizer": (2, {"parallel.data": 2, "optimizer.distributed": True}),
@@ -37,9 +40,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {"parallel.tensor": 2, "teacher.parallel": {"pipeline": 2}},
     ),
-    "tensor 2, pipeline 2": (
+    "tensor 2, pipeline 2": (4, SMALL | {"parallel.tensor": 2, "parallel.pipeline": 2}),
+    "pipeline 2, virtual 2, data 2, summed beside the backward": (
         4,
-        {"parallel.tensor": 2, "parallel.pipeline": 2, "train.microbatch_tokens": 96},
+        VIRTUAL | {"parallel.data": 2, "optimizer.distributed": True, "optimizer.overlap": True},
+    ),
+    "context 2, pipeline 2, virtual 2, teacher tensor 2": (
+        4,
+        VIRTUAL | {"parallel.context": 2, "teacher.parallel": {"tensor": 2}},
+    ),
+    "tensor 2, sequence, context 2, pipeline 2, virtual 2": (
+        8,
+        VIRTUAL | {"parallel.tensor": 2, "parallel.sequence": True, "parallel.context": 2},
     ),
 }
 # the loss may be off by so much, the gradient's norm by so much
@@ -50,9 +62,13 @@ def update(proof: Proof) -> None:
     """One rank: float32 to the digit, bfloat16 as near as it gets."""
     make_models(proof.folder)
     precise: dict[str, Any] = {"model.dtype": "float32"}
-    cases = {f"{name}, float32": precise | more for name, more in OBJECTIVES.items()}
+    objectives = OBJECTIVES | {
+        f"{name}, two teachers": more | two_teachers(proof.folder)
+        for name, more in OBJECTIVES.items()
+    }
+    cases = {f"{name}, float32": precise | more for name, more in objectives.items()}
     limits = dict.fromkeys(cases, FLOAT32)
-    for name, more in OBJECTIVES.items():
+    for name, more in objectives.items():
         cases[f"{name}, bfloat16"] = {"model.dtype": "bfloat16"} | more
         limits[f"{name}, bfloat16"] = BFLOAT16
     _compare(proof, 1, cases, limits)
@@ -64,7 +80,7 @@ def layouts(proof: Proof) -> None:
     ranks = 2 if proof.rehearse else torch.cuda.device_count()
     chosen = {name: value for name, value in LAYOUTS.items() if value[0] <= ranks}
     if proof.rehearse:
-        names = ("tensor 2, sequence", "pipeline 2", "data 2, teacher tensor 2")
+        names = ("tensor 2, sequence", "pipeline 2, virtual 2", "data 2, teacher tensor 2")
         chosen = {name: chosen[name] for name in names}
     for world in sorted({world for world, _ in chosen.values()}):
         cases = {
@@ -73,12 +89,33 @@ def layouts(proof: Proof) -> None:
             for objective, more in OBJECTIVES.items()
             if size == world
         }
+        if world == 2:
+            cases |= teachers_apart(proof.folder)
         _compare(proof, world, cases, dict.fromkeys(cases, FLOAT32))
 
 
 def make_models(root: Path) -> None:
+    """student; teacher of one; teacher and code of two."""
     make_tiny_model("qwen2-bias", root / "student")
     make_tiny_model("llama", root / "teacher")
+    make_tiny_model("qwen3-norms", root / "code", layers=2)
+
+
+def two_teachers(root: Path, **of_code: Any) -> dict[str, Any]:
+    """Settings: every second prompt has the other one."""
+    entries = {"math": {"path": str(root / "teacher")}, "code": {"path": str(root / "code")}}
+    entries["code"] |= of_code
+    return {"model.teacher": None, "model.teachers": entries}
+
+
+def teachers_apart(root: Path) -> dict[str, dict[str, Any]]:
+    """Two teachers beside a pipeline, one of them cut otherwise."""
+    teachers = two_teachers(root, parallel={"tensor": 2})
+    settings_ = {"model.dtype": "float32", "parallel.pipeline": 2} | SMALL | teachers
+    return {
+        f"pipeline 2, two teachers, one tensor 2, {objective}": settings_ | more
+        for objective, more in OBJECTIVES.items()
+    }
 
 
 def _compare(
@@ -92,7 +129,7 @@ def _compare(
     ours = run_distributed_test(updates, world, *args, timeout=240, backend=backend)[0]
     expected: dict[str, dict[str, Any]] = {}
     for (name, changes), found in zip(cases.items(), ours, strict=True):
-        plain = {k: v for k, v in changes.items() if k.startswith("objective.")}
+        plain = {k: v for k, v in changes.items() if k.startswith(("objective.", "model.teacher"))}
         key = repr(plain)
         if key not in expected:
             expected[key] = reference(proof.folder, settings(proof.folder, plain))

@@ -1,29 +1,31 @@
 """Seconds of a step by phase, from arithmetic, bandwidths and the shares of them that are reached.
 
-Arithmetic of a pass over a token: 2 for each parameter it meets, and 4 x layers x width of queries
-x (tokens before it) for attention, of which causal attention is half; a backward is twice as much,
-recomputation adds what it makes again.
+What a pass takes of a rank is in ``passes``. A pipeline goes as fast as its fullest stage, the last
+with its output weight; it fills and empties at the pace of the others.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from scope_megatron.family import ModelShape
 from scope_megatron.plan.activations import FLOAT
-from scope_megatron.plan.decode import Decoding, StepCost, decode_share, spread
 from scope_megatron.plan.facts.figures import Efficiencies, GpuFigures
-from scope_megatron.plan.facts.shapes import active_parameters, query_width, total_parameters
+from scope_megatron.plan.facts.shapes import active_parameters, total_parameters
 from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import (
-    Models,
-    cache_bytes_per_token,
-    engine_bytes,
-    parameters_of,
+from scope_megatron.plan.memory import cache_bytes_per_token, engine_bytes, optimizer_total
+from scope_megatron.plan.models import Models, parameters_of, placed_teachers
+from scope_megatron.plan.seconds.decode import Decoding, StepCost, decode_share, spread
+from scope_megatron.plan.seconds.passes import (
+    Passed,
+    arithmetic_rate,
+    head_work,
+    layers_work,
 )
-from scope_megatron.plan.traffic import Transfer, optimizer_total, transfers
+from scope_megatron.plan.seconds.traffic import Transfer, transfers
 from scope_megatron.plan.workload import Workload
 
 STEP_PHASES = ("rollout", "score", "train", "sync", "other")
@@ -46,24 +48,6 @@ class StepTime:
         return max(sampling, whole - sampling) if self.ahead else whole
 
 
-def forward_flops(
-    shape: ModelShape, tokens: float, pair_square: float, sequences: float
-) -> tuple[float, float]:
-    """(of matrix products, of attention) of a forward pass over the sequences."""
-    products = 2.0 * active_parameters(shape) * tokens
-    attention = 2.0 * shape.layers * query_width(shape) * pair_square * sequences
-    return products, attention
-
-
-def slowed_by_experts(shape: ModelShape, reached: Efficiencies) -> float:
-    """How much longer the matrix products of a mixture take than as many in a dense model."""
-    if not shape.experts:
-        return 1.0
-    experts = 3 * shape.hidden * shape.ffn * shape.experts_per_token * shape.layers
-    share = experts / active_parameters(shape)
-    return 1 - share + share / reached.experts
-
-
 def step_time(
     models: Models,
     layout: RunLayout,
@@ -72,21 +56,24 @@ def step_time(
     reached: Efficiencies,
 ) -> StepTime:
     """Of one step, the phases one after the other."""
-    peak = gpu.reach * (gpu.bf16 if models.build.element < FLOAT else gpu.fp32)
     sent = tuple(transfers(models, layout, work, gpu))
     parts: dict[str, float] = {}
     decoding = None
     if work.samples:
         decoding, prefill = _rollout(models, layout, work, gpu, reached)
         parts["rollout/prompts"], parts["rollout/decoding"] = prefill, decoding.seconds
-    parts |= _score(models, layout, work, peak, reached)
-    parts |= _train(models, layout, work, gpu, peak, reached)
+    parts |= _score(models, layout, work, gpu, reached)
+    parts |= _train(models, layout, work, gpu, reached)
     for transfer in sent:
         key = f"{transfer.phase}/{transfer.name}"
         parts[key] = parts.get(key, 0.0) + transfer.seconds(gpu, reached)
     streamed = "score/teacher offload"  # a layer's copy runs while another computes
     if streamed in parts:
         parts[streamed] = max(0.0, parts[streamed] - parts.get("score/teacher", 0.0))
+    if layout.overlap:  # beside the backward of the last microbatch
+        backward = sum(parts[f"train/{name}"] for name in ("products", "attention", "memory"))
+        backward *= 2 / 3 / (work.microbatches(layout) * work.updates)
+        parts["train/gradients"] = max(0.0, parts.get("train/gradients", 0.0) - backward)
     if work.samples:
         shard = total_parameters(models.student) * models.build.element / layout.engine_tensor
         parts["sync/copies"] = 2 * shard / (gpu.bandwidth * reached.memory)
@@ -103,23 +90,22 @@ def _rollout(
     models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures, reached: Efficiencies
 ) -> tuple[Decoding, float]:
     shape, e, t = models.student, models.build.element, layout.engine_tensor
-    peak = gpu.reach * (gpu.bf16 if e < FLOAT else gpu.fp32)
-    slowed = slowed_by_experts(shape, reached)
-    engines = max(1, layout.engines)
-    share = max(1, math.ceil(work.responses / engines))
+    peak = arithmetic_rate(gpu, e) * reached.score
+    share = max(1, math.ceil(work.responses / max(1, layout.engines)))
     per_token = cache_bytes_per_token(shape, layout, e)
     cache = engine_bytes(models, layout, gpu.memory)["kv cache"] / per_token
     rate = gpu.bandwidth * reached.decode
     hops = 2 * shape.layers * reached.hop_s if t > 1 else 0.0
     weights = _decode_parameters(shape, min(share, layout.max_num_seqs), reached) * e / t
     cost = StepCost(
-        fixed=weights / rate + shape.layers * reached.overhead_s + hops,
+        fixed=weights / rate + shape.layers * reached.overhead_s + hops + reached.host_s,
         each=shape.vocab * FLOAT * 3 / rate,
         token=per_token / rate,
-        arithmetic=2.0 * active_parameters(shape) * slowed / t / (peak * reached.prefill),
+        arithmetic=2.0 * active_parameters(shape) / t / peak,
     )
     followed = _decode(
         work.lengths.values,
+        work.lengths.most,
         share,
         work.prompt_tokens,
         layout.max_num_seqs,
@@ -127,32 +113,33 @@ def _rollout(
         cost,
     )
     tokens = work.prompt_tokens * work.prompts  # a group's prompt is read once
-    products, attention = forward_flops(shape, tokens, work.prompt_tokens**2, work.prompts)
-    prefill = (products * slowed + attention) / (layout.engine_ranks * peak * reached.prefill)
+    prefill = 2.0 * active_parameters(shape) * tokens / (layout.engine_ranks * peak)
     return followed, prefill
 
 
 @lru_cache(maxsize=4096)
 def _decode(
     values: tuple[float, ...],
+    longest: float,
     share: int,
     prompt: float,
     slots: int,
     cache: int,
     cost: StepCost,
 ) -> Decoding:
-    """As :func:`decode_share`; of a large share some stand for all, each for as many slots."""
+    """As :func:`decode_share`, of the engine that has the step's longest response; of a large share
+    some stand for all, each for as many slots."""
     scale = max(1, math.ceil(share / SEQUENCES))
     if scale == 1:
-        return decode_share(spread(values, share), prompt, slots, cache, cost)
+        return decode_share(spread(values, share, longest), prompt, slots, cache, cost)
     scaled = StepCost(cost.fixed, cost.each * scale, cost.token * scale, cost.arithmetic * scale)
-    lengths = spread(values, share // scale)
+    lengths = spread(values, share // scale, longest)
     return decode_share(lengths, prompt, max(1, slots // scale), cache / scale, scaled)
 
 
 def _decode_parameters(shape: ModelShape, slots: int, reached: Efficiencies) -> float:
-    """Parameters that a decoding step reads: of the experts those that any slot goes to, each as
-    slowly as experts are."""
+    """Parameters that a decoding step reads: of the experts those that any slot goes to, which are
+    read more slowly."""
     total = total_parameters(shape) - (0 if shape.tied else shape.vocab * shape.hidden)
     if not shape.experts:
         return total
@@ -161,55 +148,74 @@ def _decode_parameters(shape: ModelShape, slots: int, reached: Efficiencies) -> 
     return total - experts + read / reached.experts
 
 
+def _passed(cut: RunLayout, work: Workload, share: float, **rest: Any) -> Passed:
+    """What a rank sees of a share of the responses."""
+    ranks = cut.data * cut.context
+    tokens = work.tokens * share / ranks
+    return Passed(
+        tokens=tokens,
+        squares=work.pair_square * work.responses * share / ranks,
+        rows=tokens * work.response_share,
+        **rest,
+    )
+
+
+def _balance(work: Workload, reached: Efficiencies) -> float:
+    return reached.balance if work.lengths.varied else 1.0
+
+
 def _score(
-    models: Models, layout: RunLayout, work: Workload, peak: float, reached: Efficiencies
+    models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures, reached: Efficiencies
 ) -> dict[str, float]:
     parts: dict[str, float] = {}
-    frozen = models.teachers or (models.student,)
+    frozen = [(teacher.shape, teacher.cut) for teacher in placed_teachers(models, layout)]
+    frozen = frozen or [(models.student, layout)]  # the student teaches itself
     each = work.teacher_pass / len(frozen)
-    passes = [("student", models.student, work.student_pass, layout.pipeline)]
-    passes += [("teacher", shape, each, layout.of_teacher.pipeline) for shape in frozen]
-    for name, shape, share, pipeline in passes:
+    passes = [("student", models.student, work.student_pass, layout)]
+    passes += [("teacher", shape, each, cut) for shape, cut in frozen]
+    e, reach = models.build.element, reached.score * _balance(work, reached)
+    for name, shape, share, cut in passes:
         if not share:
             continue
-        count = work.responses * share
-        products, attention = forward_flops(shape, work.sequence * count, work.pair_square, count)
-        rate = layout.ranks * peak
-        products *= slowed_by_experts(shape, reached)
-        seconds = products / (rate * reached.score) + attention / (rate * reached.attention)
-        many = max(1, math.ceil(work.microbatches(layout) * share))
-        seconds *= 1 + (pipeline - 1) / many
-        parts[f"score/{name}"] = parts.get(f"score/{name}", 0.0) + seconds
+        many = max(1.0, math.ceil(work.microbatches(cut) * work.updates * share))
+        passed = _passed(cut, work, share, microbatches=many)
+        layers = layers_work(shape, cut, models.build, passed, shape.layers / cut.pipeline)
+        head = head_work(shape.hidden, models.vocab(cut.tensor) / cut.tensor, models.build, passed)
+        middle = sum(layers.seconds(gpu, e, reached, reach).values())
+        last = sum((layers + head).seconds(gpu, e, reached, reach).values())
+        slowest = last  # its layers are no fewer
+        waiting = (cut.pipeline - 1) / many * middle
+        parts[f"score/{name}"] = parts.get(f"score/{name}", 0.0) + slowest + waiting
     return parts
 
 
 def _train(
-    models: Models,
-    layout: RunLayout,
-    work: Workload,
-    gpu: GpuFigures,
-    peak: float,
-    reached: Efficiencies,
+    models: Models, layout: RunLayout, work: Workload, gpu: GpuFigures, reached: Efficiencies
 ) -> dict[str, float]:
-    products, attention = forward_flops(
-        models.student, work.tokens, work.pair_square, work.responses
+    student, build = models.student, models.build
+    many = work.microbatches(layout)
+    if layout.virtual > 1:  # they come in groups of as many as there are stages
+        many += -many % layout.pipeline
+    gradient = layout.gradient(build.element)
+    passed = _passed(
+        layout, work, 1.0, microbatches=many * work.updates, trains=True, gradient=gradient
     )
-    products *= slowed_by_experts(models.student, reached)
-    more = {"none": 0.0, "full": 1.0, "selective": 0.65}[layout.recompute]
-    if layout.recompute == "full" and layout.recompute_layers is not None:
-        more *= min(1.0, layout.recompute_layers * layout.pipeline / models.student.layers)
-    rate = layout.ranks * peak
-    # attention's own backward makes its scores again
-    seconds = products * (3 + more) / (rate * reached.train)
-    seconds += attention * (3.5 + more) / (rate * reached.attention)
-    bubble = (layout.pipeline - 1) / (work.microbatches(layout) * layout.virtual) / work.updates
+    middle = layers_work(student, layout, build, passed, student.layers / layout.pipeline)
+    columns = models.vocab(layout.tensor) / layout.tensor
+    last = middle + head_work(student.hidden, columns, build, passed)
+    if models.exact:  # the teachers' logits beside the student's
+        rows = passed.rows * work.teacher_pass / max(1, len(models.teachers))
+        for shape in models.teachers:
+            taught = replace(passed, rows=rows, microbatches=0.0, trains=False)
+            last += head_work(shape.hidden, columns, build, taught)
+    reach = reached.train * _balance(work, reached)
+    parts = last.seconds(gpu, build.element, reached, reach)
+    pace = sum(middle.seconds(gpu, build.element, reached, reach).values())
     own = parameters_of(models, layout, 0)
-    moved = optimizer_total(models, layout) * 2 + own.total * (FLOAT * 3 + models.build.element)
-    update = moved / (gpu.bandwidth * reached.memory) * work.updates
-    return {
-        "train/arithmetic": seconds,
-        "train/pipeline bubble": seconds * bubble * work.updates,
-        "train/update": update,
+    moved = 2 * optimizer_total(models, layout) + own.total * (3 * gradient + build.element)
+    return {f"train/{name}": seconds for name, seconds in parts.items()} | {
+        "train/pipeline bubble": (layout.pipeline - 1) / (many * layout.virtual) * pace,
+        "train/update": moved / (gpu.bandwidth * reached.memory) * work.updates,
     }
 
 

@@ -74,9 +74,10 @@ def decode_share(
     return Decoding(seconds, now, slot_steps / now if now else 0.0, tail)
 
 
-def spread(values: tuple[float, ...], count: int) -> list[float]:
+def spread(values: tuple[float, ...], count: int, longest: float = 0.0) -> list[float]:
     """``count`` lengths of a distribution's quantiles, in an order without meaning, the same every
-    time; few of them stand for many."""
+    time; few of them stand for many. ``longest`` takes the place of the last quantile."""
     chosen = [values[int((i + 0.5) * len(values) / count) % len(values)] for i in range(count)]
+    chosen[-1] = max(chosen[-1], longest)
     step = next(s for s in (7, 11, 13, 17, 19, 23, 1) if count % s or s == 1)
     return [chosen[i * step % count] for i in range(count)]
