@@ -1,4 +1,4 @@
-"""Engines on the training ranks against engines on ranks of their own, at lag 0 and 1.
+"""Engines on the training ranks against engines on ranks of their own: lag 0, carry-over, lag 1.
 
     python -m benchmarks.bench_async [--rounds 7] [--limit 192] [--prompts 16]
 
@@ -21,9 +21,11 @@ from benchmarks.rounds import Contestant, Figures, compete
 
 ROOT = Path(__file__).resolve().parents[1]
 SEPARATE = ("parallel.data=1", "rollout.placement=separate", "rollout.ranks=1")
+CARRIED = 0.25  # of a step's groups, at most, into the next one
 PLACEMENTS = {
     "colocated": ("parallel.data=2",),
     "lag 0": SEPARATE,
+    "carry over": (*SEPARATE, f"rollout.carry_over={CARRIED}"),
     "lag 1": (*SEPARATE, "rollout.lag=1"),
 }
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -175,6 +177,12 @@ def main() -> None:
             f"{ahead['overlap/sampling_hidden']:.0%} of the shorter phase; at lag 0 "
             f"{streamed['overlap/teacher_hidden']:.0%} of the teacher, "
             f"{streamed['overlap/grading_hidden']:.0%} of the verifiers"
+        )
+        carry = measured[kind]["carry over"]
+        print(
+            f"lag 0 with carry_over {CARRIED}: {step['carry over']:.3f} s, "
+            f"{carry['sampling/left']:.0%} of the groups left for the next step, "
+            f"{carry['sampling/tail_s']:.3f} s of waiting for them"
         )
     costs = fit(measured["equal"]["lag 0"], measured["long"]["lag 0"], options)
     print_simulation(costs, options)

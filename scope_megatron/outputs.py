@@ -5,6 +5,7 @@ report.png, report.html          the run's curves; those with settings and some 
 recovery.json                    what tools/recovery_study.py found, where it was pointed here
 config.yaml                      the resolved configuration, as the run's last start had it
 events.jsonl                     what happened when: starts, resumptions, evaluations, ends
+carried.jsonl                    groups that each step left for the next one (rollout.carry_over)
 rollouts/, rollouts.N/           responses: a Parquet file per step, index/; of earlier attempts
 checkpoints/                     step_00000040/ per checkpoint, `latest`, `best`
 hf/                              the trained student as a Hugging Face directory
@@ -30,6 +31,7 @@ REPORT_HTML = "report.html"
 RECOVERY = "recovery.json"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
+CARRIED = "carried.jsonl"
 ROLLOUTS = "rollouts"
 ROLLOUTS_INDEX = "index"  # inside rollouts/
 HF = "hf"

@@ -78,6 +78,8 @@ class Rollout:
     finished: bool
     text: str = ""
     verdict: Verdict | None = None
+    version: int | None = None  # steps done by the parameters that sampled all of it; None: those
+    # of its own step
     taught: Any = None  # a learn.scorer.Scored of it alone, where it was scored while others
     # were still sampled
 

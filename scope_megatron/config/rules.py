@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -23,6 +24,7 @@ from scope_megatron.config.rules_models import (
 )
 from scope_megatron.config.rules_output import output_problems, room_problems
 from scope_megatron.config.schema import Config
+from scope_megatron.config.sections.rollout import RolloutConfig
 
 
 def setting_problems(config: Config, command: Command) -> list[str]:
@@ -196,6 +198,8 @@ def _placement(config: Config, command: Command) -> Problems:
     rollout = config.rollout
     if rollout is None or command != "train":
         return
+    if rollout.carry_over:
+        yield from _carry_over(config, rollout)
     if not config.separate:
         if rollout.lag:
             yield (
@@ -208,9 +212,10 @@ def _placement(config: Config, command: Command) -> Problems:
                 "set rollout.placement=separate, or remove it"
             )
         return
-    if rollout.lag and config.objective.tis_clip is not None and _cuts_sampling(config):
+    if config.stale and config.objective.tis_clip is not None and _cuts_sampling(config):
+        key = "rollout.lag: is 1" if rollout.lag else f"rollout.carry_over: is {rollout.carry_over}"
         yield (
-            "rollout.lag: is 1 but rollout.top_p or rollout.top_k renormalises what the engine "
+            f"{key} but rollout.top_p or rollout.top_k renormalises what the engine "
             "samples from, so that ratios to it say nothing; set rollout.top_p=1 and "
             "rollout.top_k=-1, or objective.tis_clip=null"
         )
@@ -235,6 +240,35 @@ def _placement(config: Config, command: Command) -> Problems:
             f"rollout.ranks: makes {engines} engines but rollout.prompts_per_step is "
             f"{rollout.prompts_per_step}; set it to "
             f"{rollout.prompts_per_step * rollout.engine.tensor} or less"
+        )
+
+
+def _carry_over(config: Config, rollout: RolloutConfig) -> Problems:
+    """Groups that a step leaves for the next one."""
+    key = f"rollout.carry_over: is {rollout.carry_over}"
+    mine, updates = rollout.prompts_per_step // config.parallel.data, config.train.updates_per_batch
+    if not config.separate:
+        yield (
+            f"{key} but rollout.placement is colocated, where nothing is sampled while a step "
+            "trains; set rollout.placement=separate, or rollout.carry_over=0"
+        )
+    elif rollout.lag:
+        yield (
+            f"{key} but rollout.lag is 1, where a step's responses are sampled to the last one "
+            "while the step before trains; set rollout.lag=0, or rollout.carry_over=0"
+        )
+    elif mine == 1:
+        yield f"{key} but a replica has one group; raise rollout.prompts_per_step, or set it to 0"
+    elif mine and not config.carried_groups:
+        yield (
+            f"{key}, less than one of a replica's {mine} groups; "
+            f"set it to {math.ceil(1000 / mine) / 1000:g} or more, or to 0"
+        )
+    elif mine - config.carried_groups < updates <= mine:
+        most = math.floor((mine - updates) / mine * 1000) / 1000
+        yield (
+            f"{key} and may leave a replica {mine - config.carried_groups} of {mine} groups, but "
+            f"train.updates_per_batch is {updates}; set it to {most:g} or less"
         )
 
 

@@ -80,9 +80,9 @@ def _torn_engine(config: Config, machine: Machine) -> Iterator[str]:
     torn = next((r for r in range(first, last, tensor) if r % per_node + tensor > per_node), None)
     if torn is not None:
         yield (
-            f"rollout.engine.tensor: is {tensor} but with {first} training ranks and {per_node} "
-            f"ranks per node the engine of ranks {torn} to {torn + tensor - 1} lies on two nodes; "
-            "make the training ranks and those of a node multiples of it"
+            f"rollout.engine.tensor: is {tensor} but the engine of ranks {torn} to "
+            f"{torn + tensor - 1} lies on two nodes, as the first {first} of {last} ranks train "
+            f"and a node has {per_node}; make both numbers multiples of it"
         )
 
 

@@ -6,6 +6,7 @@ descriptions are the reference manual: `tools/config_reference.py` prints them.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import yaml
@@ -25,7 +26,8 @@ from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
 
-_LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1
+_LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1, and with rollout.carry_over
+_ROUNDING = 1e-9  # of a product that is a whole number: 0.29 * 100 is 28.999999999999996
 
 
 class PlatformConfig(Section):
@@ -179,7 +181,9 @@ class Config(Section):
         """Responses of older parameters: importance weights are on unless they are turned off."""
         sections = values if isinstance(values, dict) else {}
         objective, rollout = sections.get("objective", {}), sections.get("rollout")
-        if isinstance(objective, dict) and isinstance(rollout, dict) and rollout.get("lag") == 1:
+        if not (isinstance(objective, dict) and isinstance(rollout, dict)):
+            return values
+        if rollout.get("lag") == 1 or rollout.get("carry_over"):
             return values | {"objective": {"tis_clip": _LAG_CLIP} | objective}
         return values
 
@@ -187,6 +191,19 @@ class Config(Section):
     def lag(self) -> int:
         """Updates between the parameters that sample a step's responses and those it trains."""
         return self.rollout.lag if self.rollout is not None and self.on_policy else 0
+
+    @property
+    def carried_groups(self) -> int:
+        """Groups that a replica may leave for its next step (``rollout.carry_over``)."""
+        if self.rollout is None or not self.on_policy:
+            return 0
+        mine = self.rollout.prompts_per_step // self.parallel.data
+        return math.floor(self.rollout.carry_over * mine + _ROUNDING)
+
+    @property
+    def stale(self) -> bool:
+        """Whether a step may train on responses of older parameters."""
+        return bool(self.lag or self.carried_groups)
 
     @property
     def training_ranks(self) -> int:

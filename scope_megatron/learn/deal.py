@@ -61,10 +61,8 @@ def make_batch(
     everyone = _gathered(_facts(rollouts), topology)
     known = everyone[:, :, 0] >= 0
     each = int(everyone[:, :, 0].max()) + 1 if bool(known.any()) else 1
-    # replica r samples the prompts r, r + data, ...; some may have one prompt more than others
-    prompt = torch.arange(int(known.sum()) // each)
-    replica, first = prompt % topology.dp_size, prompt // topology.dp_size * each
-    table = everyone[replica[:, None], first[:, None] + torch.arange(each)].flatten(0, 1)
+    replica, nth = _turns((known.sum(1) // each).tolist())
+    table = everyone[replica[:, None], nth[:, None] * each + torch.arange(each)].flatten(0, 1)
     numbers = torch.arange(len(table)).view(-1, each)
     mine = numbers[replica == topology.dp_rank].flatten().tolist()
     verdicts = [None if r == _NO_VERDICT else float(r) for r in table[:, 1].tolist()]
@@ -83,6 +81,14 @@ def make_batch(
         routes=routes,
         imbalance=imbalanced,
     )
+
+
+def _turns(groups: list[int]) -> tuple[Tensor, Tensor]:
+    """[prompts] whose group comes next, and which of its own: the replicas take turns. They may
+    have different numbers of groups, where some were left for the next step."""
+    turns = sorted((n, replica) for replica, count in enumerate(groups) for n in range(count))
+    nth, replica = torch.tensor(turns, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return replica, nth
 
 
 def deal(cost: Tensor, routes: Routes, replicas: int) -> Tensor:

@@ -16,7 +16,7 @@ from scope_megatron.objective.loss import TERMS
 from scope_megatron.report.metrics import StepMetrics
 
 # Seconds that report/overlap.py reads (docs/metrics.md).
-SAMPLING = ("engine", "grading", "graded", "waited", "scored", "ahead", "beside", "hidden")
+SAMPLING = ("engine", "grading", "graded", "waited", "tail", "scored", "ahead", "beside", "hidden")
 
 
 def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
@@ -61,6 +61,8 @@ def step_metrics(teachers: Iterable[str] = ()) -> StepMetrics:
             "mismatch/tis_clipped",
             *(f"{name}/{what}" for name in by_teacher for what in ("perplexity", "kl")),
             "staleness/ratio_ess",
+            "staleness/share",
+            "sampling/left",
         ],
         maxima=[
             "sync/max_abs_logprob_diff",
@@ -230,7 +232,7 @@ def _mismatch(metrics: StepMetrics, batch: Batch, config: Config) -> None:
         "mismatch/mean_abs_prob", float((old.exp() - engine.exp()).abs().sum()), gap.numel()
     )
     metrics.mean("mismatch/k3_kl", float((gap.expm1() - gap).sum()), gap.numel())
-    if config.lag:
+    if config.stale:
         ratio = gap.double().exp()
         size = float(ratio.sum() ** 2 / ratio.square().sum())
         metrics.mean("staleness/ratio_ess", size, gap.numel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from scope_megatron.remote.messages import Errand, ErrandDone, GradedResponse
@@ -27,14 +28,14 @@ class Inbox:
         return sorted(self._responses.pop(errand), key=lambda r: (r.position, r.sample))
 
     def finished_groups(
-        self, errand: Errand, samples: int, known: set[int]
+        self, errand: Errand, samples: int, wanted: Collection[int]
     ) -> list[GradedResponse]:
-        """The responses of all groups that are complete and not ``known``, by position and sample;
+        """The responses of all groups among ``wanted`` that are complete, by position and sample;
         waits for one. They stay."""
         while True:
             held = self._responses[errand]
             counts = Counter(response.position for response in held)
-            new = {p for p, count in counts.items() if count == samples} - known
+            new = {p for p, count in counts.items() if count == samples and p in wanted}
             if new and not self.post.pending():
                 chosen = [response for response in held if response.position in new]
                 return sorted(chosen, key=lambda r: (r.position, r.sample))
@@ -44,6 +45,12 @@ class Inbox:
         """Until all ``count`` of this replica's responses are here. They stay."""
         while len(self._responses[errand]) < count:
             self._receive()
+
+    def keep(self, errand: Errand, positions: Collection[int]) -> None:
+        """Of the errand's responses only those of some groups stay."""
+        held = self._responses.pop(errand, [])
+        if positions:
+            self._responses[errand] = [r for r in held if r.position in positions]
 
     def held(self, errand: Errand) -> list[GradedResponse]:
         """The errand's responses that are here. They stay."""

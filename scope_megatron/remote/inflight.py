@@ -1,7 +1,8 @@
 """The batch in flight as a part of a checkpoint: responses sampled and not yet trained on.
 
-At ``rollout.lag`` 1 the responses of step s + 1 come from parameters that are gone when step s is
-saved: a resumed run could not sample them again.
+At ``rollout.lag`` 1 the responses of step s + 1, and with ``rollout.carry_over`` the groups that
+step s left for it, come from parameters that are gone when step s is saved: a resumed run could not
+sample them again.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ def sampled_as(config: Config) -> list[float]:
     ]
 
 
-def encode_batch(config: Config, step: int, responses: list[GradedResponse]) -> dict[str, Any]:
-    """The responses of ``step`` (from 1) in tensors and plain lists, which any torch reads."""
+def encode_batch(
+    config: Config, step: int, responses: list[GradedResponse], version: int
+) -> dict[str, Any]:
+    """The responses of ``step`` (from 1) in tensors and plain lists, which any torch reads.
+
+    ``version``: steps done by the parameters that sampled them.
+    """
     ordered = sorted(responses, key=lambda r: (r.position, r.sample))
     tokens = [token for r in ordered for token in r.token_ids]
     logprobs = [value for r in ordered for value in r.engine_logprobs]
     return {
         "step": step,
+        "version": version,
         "sampled_as": sampled_as(config),
         "places": torch.tensor([[r.position, r.sample] for r in ordered], dtype=torch.int64),
         "lengths": torch.tensor([len(r.token_ids) for r in ordered], dtype=torch.int64),

@@ -83,7 +83,8 @@ class GradedResponse:
             rollout.verdict,
         )
 
-    def rollout(self, prompt: Prompt) -> Rollout:
+    def rollout(self, prompt: Prompt, version: int | None = None) -> Rollout:
+        """As the trainer has it. ``version``: steps done by the parameters that sampled it."""
         return Rollout(
             prompt=prompt,
             sample=self.sample,
@@ -92,6 +93,7 @@ class GradedResponse:
             finished=self.finished,
             text=self.text,
             verdict=self.verdict,
+            version=version,
         )
 
 

@@ -21,7 +21,7 @@ from scope_megatron.trace.files import RankFile
 
 STEP = "step"  # the lane of the thread that makes the steps
 MEASURE_S = 60.0  # after which clocks of several nodes are compared anew
-WRITE_S = 0.25  # a rank that is killed loses the spans of so many seconds
+WRITE_S = 0.25  # after which a span that ends inside a phase is written too
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 _recorder: Recorder | None = None
@@ -83,6 +83,7 @@ class Recorder:
         """``wanted``: whether a step is asked for."""
         self.wanted = wanted
         self.on, self.step = False, 0
+        self.depth = 0  # of spans that are open in the lane of steps: the step is 1, a phase 2
         self._file, self._clock = file, clock
         self._ended: list[dict[str, Any]] = []
         self._written, self._lock = time.monotonic(), threading.Lock()
@@ -101,7 +102,8 @@ class Recorder:
         event = {"ph": "X", "name": one.name, "ts": begun, "dur": ended - begun, "cat": one.lane}
         with self._lock:
             self._ended.append(event | {"args": {"step": one.step, **one.facts}})
-        if time.monotonic() - self._written > WRITE_S:
+        phase = one.lane == STEP and self.depth <= 1
+        if phase or time.monotonic() - self._written > WRITE_S:
             self.write()
 
     def write(self) -> None:
@@ -123,6 +125,7 @@ class Span:
 
     def __enter__(self) -> None:
         self._kept, self.step = self._recorder.on, self._recorder.step
+        self._recorder.depth += self.lane == STEP
         self.begun = time.perf_counter_ns()
 
     def __exit__(
@@ -132,6 +135,7 @@ class Span:
         traceback: TracebackType | None,
     ) -> None:
         ended = time.perf_counter_ns()
+        self._recorder.depth -= self.lane == STEP
         if kind is not None:
             self.facts = self.facts | {"error": kind.__name__}
         if self._kept or self._recorder.on:

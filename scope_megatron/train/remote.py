@@ -21,6 +21,7 @@ from scope_megatron.parallel.agree import from_all, from_first, from_main
 from scope_megatron.parallel.meeting import job_place
 from scope_megatron.parallel.topology import Topology
 from scope_megatron.remote.bridge import Bridge
+from scope_megatron.remote.carry import CarryOver
 from scope_megatron.remote.collect import Inbox
 from scope_megatron.remote.inflight import decode_batch, encode_batch
 from scope_megatron.remote.messages import (
@@ -49,12 +50,19 @@ _T = TypeVar("_T")
 class RemoteActor:
     """Engines on other ranks. Every method is collective over the training ranks."""
 
-    def __init__(self, config: Config, topology: Topology, found: dict[str, str]) -> None:
-        """Meet the sampling ranks. ``found``: what this rank found on its machine, by setting.
+    def __init__(
+        self,
+        config: Config,
+        topology: Topology,
+        found: dict[str, str],
+        prompts: Callable[[int], list[Prompt]],
+    ) -> None:
+        """Meet the sampling ranks. ``found``: what this rank found on its machine, by setting;
+        ``prompts``: this replica's of a step.
 
         Raises ValueError when a sampling rank found something else.
         """
-        self.config, self.topology = config, topology
+        self.config, self.topology, self._prompts = config, topology, prompts
         place, timeout_s = job_place(), setup.collective_timeout_s(config.faults)
         assert place.store is not None
         self._engines = config.sampling_ranks // config.engine.tensor
@@ -62,15 +70,20 @@ class RemoteActor:
         self._step = 0  # whose responses were taken last
         self._asked = 0  # the newest step whose responses were asked for
         self._resumed: Errand | None = None  # its responses come from a checkpoint
+        self._versions: dict[int, int] = {}  # steps done by the parameters that sample a step
+        self._carry = CarryOver(config, topology.is_main)
+        self._left: tuple[int, list[int]] = 0, []  # a step, and its groups that the next one takes
+        self._stale = 0, 0, 0  # of this step's responses: those of older parameters, all; most age
         self._begun = 0.0  # when this step asked for responses
         # of the step before: seconds of work, and of waiting for what it had asked for
         self._beside: tuple[float, float] | None = None
         self._waited_s = 0.0  # of this step, for responses
+        self._tail_s = 0.0  # of that, for groups that the step did not train on
         self._scored_s = 0.0  # of scoring groups as they came
         self._ahead_s = 0.0  # of that, while others were sampled
         self._told: list[ErrandDone] = []  # of the last step, on the first replica
         self.signum = 0
-        self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.lag else [])})
+        self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.stale else [])})
         bridge = Bridge(place, timeout_s)
         first = topology.tp_rank == topology.cp_rank == topology.pp_rank == 0
         self._inbox: Inbox | None = None
@@ -86,20 +99,25 @@ class RemoteActor:
         """A group of graded responses for each prompt, as ``rollout`` says.
 
         With ``rollout.lag`` 1 they were asked for a step ago, and the next step's are now: with the
-        parameters that the engines have.
+        parameters that the engines have. With ``rollout.carry_over`` groups that the step before
+        left come first, and some of this step's may be left.
         """
         settings, steps = self.config.rollout, self.config.train.steps
         assert settings is not None
         for ahead in range(step, min(step + settings.lag, steps) + 1):
             if ahead > self._asked:
-                self._tell(SampleErrand(("train", ahead)))
-                self._asked = ahead
+                self._tell(SampleErrand(_errand(ahead)))
+                self._asked, self._versions[ahead] = ahead, step - 1
         self._step, self._begun = step, time.perf_counter()
-        errand: Errand = ("train", step)
-        ahead_of_all = not settings.lag and self.topology.ep_size == 1
-        if meanwhile is not None and ahead_of_all:  # experts' ranks would have to keep step
-            return self._collect_groups(errand, prompts, settings.group_size, meanwhile)
-        return self._collect(errand, prompts, settings.group_size)
+        if self.topology.ep_size > 1:  # experts' ranks would have to keep step
+            meanwhile = None
+        if self._carry.most or (meanwhile is not None and not settings.lag):
+            sampled = self._collect_groups(step, prompts, settings.group_size, meanwhile)
+        else:
+            sampled = self._collect(_errand(step), prompts, settings.group_size)
+        ages = [step - 1 - r.version for r in sampled if r.version is not None]
+        self._stale = sum(age > 0 for age in ages), len(ages), max(ages, default=0)
+        return sampled
 
     def grade(self, sampled: list[Rollout]) -> list[Rollout]:
         """They came with their verdicts."""
@@ -120,44 +138,90 @@ class RemoteActor:
             responses, told = from_first(take, topology.mp_group)
         self._waited_s += time.perf_counter() - begun
         self._note(told)
-        return [r.rollout(prompts[r.position // topology.dp_size]) for r in responses]
+        version = self._versions.pop(int(errand[1]), None) if errand[0] == "train" else None
+        return [r.rollout(prompts[r.position // topology.dp_size], version) for r in responses]
 
     def _collect_groups(
-        self, errand: Errand, prompts: list[Prompt], samples: int, meanwhile: Meanwhile
+        self, step: int, prompts: list[Prompt], samples: int, meanwhile: Meanwhile | None
     ) -> list[Rollout]:
-        """As :meth:`_collect`, but groups are handed to ``meanwhile`` as they are complete."""
+        """As :meth:`_collect`, but groups are handed to ``meanwhile`` as they are complete; those
+        that the step before left come first."""
+        topology, errand = self.topology, _errand(step)
         groups: dict[int, list[Rollout]] = {}
-        replicas = self.topology.dp_size
+        carried = self._left_before(samples)
+        self._score_meanwhile(carried, meanwhile, last=False)
+        mine = range(topology.dp_rank, len(prompts) * topology.dp_size, topology.dp_size)
+        wanted, spared = self._carry.waits_for(step, mine), self._carry.spared(step)
 
         def take() -> list[GradedResponse]:
             assert self._inbox is not None
-            return self._inbox.finished_groups(errand, samples, set(groups))
+            return self._inbox.finished_groups(errand, samples, wanted - groups.keys())
 
-        while len(groups) < len(prompts):
+        while len(groups) < len(wanted) - spared:
             begun = time.perf_counter()
             new: dict[int, list[Rollout]] = {}
             with span("wait for responses"):
-                arrived_now = from_first(take, self.topology.mp_group)
-            for response in arrived_now:
-                rollout = response.rollout(prompts[response.position // replicas])
-                new.setdefault(response.position, []).append(rollout)
+                arrived = from_first(take, topology.mp_group)
+            for response in arrived:
+                prompt = prompts[response.position // topology.dp_size]
+                new.setdefault(response.position, []).append(response.rollout(prompt, step - 1))
             groups |= new
-            arrived = time.perf_counter()
-            self._waited_s += arrived - begun
-            meanwhile(list(new.values()))
-            scored = time.perf_counter() - arrived
-            self._scored_s += scored
-            if len(groups) < len(prompts):
-                self._ahead_s += scored
-        self._forget(errand)
-        return [rollout for position in sorted(groups) for rollout in groups[position]]
+            self._waited_s += time.perf_counter() - begun
+            last = len(groups) >= len(wanted) - spared
+            self._score_meanwhile(list(new.values()), meanwhile, last)
+        self._leave(step, [position for position in mine if position not in groups])
+        return [r for group in carried for r in group] + [
+            rollout for position in sorted(groups) for rollout in groups[position]
+        ]
 
-    def _forget(self, errand: Errand) -> None:
-        """The errand is done: rank 0 hears how long it took."""
+    def _score_meanwhile(
+        self, groups: list[list[Rollout]], meanwhile: Meanwhile | None, last: bool
+    ) -> None:
+        """Complete groups to the frozen model. ``last``: the step waits for no others."""
+        if meanwhile is None or not groups:
+            return
+        begun = time.perf_counter()
+        meanwhile(groups)
+        scored = time.perf_counter() - begun
+        self._scored_s += scored
+        self._ahead_s += 0.0 if last else scored
+
+    def _left_before(self, samples: int) -> list[list[Rollout]]:
+        """The groups that the step before left: they are complete since it sent its parameters."""
+        step, positions = self._left
+        if not positions:
+            return []
+        size = len(positions) * samples
+
+        def take() -> list[GradedResponse]:
+            assert self._inbox is not None
+            return self._inbox.responses(_errand(step), size)
+
+        prompts, version = self._prompts(step), self._versions.pop(step)
+        groups: dict[int, list[Rollout]] = {}
+        for response in from_first(take, self.topology.mp_group):
+            prompt = prompts[response.position // self.topology.dp_size]
+            groups.setdefault(response.position, []).append(response.rollout(prompt, version))
+        return list(groups.values())
+
+    def _leave(self, step: int, left: list[int]) -> None:
+        """The update begins without the groups ``left``, which are sampled on."""
+        self._left = step, left
+        self._carry.note(step, left)
+        if self._inbox is not None:
+            self._inbox.keep(_errand(step), left)
+        if not left:
+            self._versions.pop(step)
+        if not self._carry.most:
+            self._end(_errand(step), 0)
+
+    def _end(self, errand: Errand, responses: int) -> None:
+        """So many more of this replica's are waited for, then rank 0 hears how long all took."""
 
         def end() -> list[ErrandDone]:
             assert self._inbox is not None
-            self._inbox.responses(errand, 0)
+            if responses:
+                self._inbox.wait(errand, responses)
             main = self.topology.is_main
             return self._inbox.done(errand, self.config.sampling_ranks) if main else []
 
@@ -170,33 +234,52 @@ class RemoteActor:
     def _drain(self) -> None:
         """Take in what was asked for ahead: until then the engines take no parameters."""
         settings = self.config.rollout
+        if self._carry.most and self._step:
+            self._await_left()
         if self._inbox is None or settings is None or not settings.lag or not self._asked:
             return
         begun = time.perf_counter()
         mine = range(self.topology.dp_rank, settings.prompts_per_step, self.topology.dp_size)
-        errand: Errand = ("train", self._asked)
+        errand = _errand(self._asked)
         if self._asked > self._step:
             with span("wait for sampling"):
                 self._inbox.wait(errand, len(mine) * settings.group_size)
         self._waited_s += time.perf_counter() - begun
 
+    def _await_left(self) -> None:
+        """Until the groups that this step left are complete, of all replicas."""
+        step, positions = self._left
+        settings, begun = self.config.rollout, time.perf_counter()
+        assert settings is not None
+        self._end(_errand(step), len(positions) * settings.group_size)
+        self._tail_s = time.perf_counter() - begun
+        self._waited_s += self._tail_s
+
     def in_flight(self, done: int) -> dict[str, Any] | None:
-        """The responses of the next step, at ``rollout.lag`` 1; the same on every rank."""
-        if not self.config.lag or self._asked <= done:
+        """The responses of the next step at ``rollout.lag`` 1, those that step ``done`` left for it
+        with ``rollout.carry_over``; the same on every rank."""
+        step = done + 1 if self.config.lag else done
+        if not self.config.stale or (self.config.lag and self._asked <= done):
             return None
-        held = self._inbox.held(("train", done + 1)) if self._inbox is not None else []
+        held = self._inbox.held(_errand(step)) if self._inbox is not None else []
         everyone = [r for part in from_all(held) for r in part]
-        return encode_batch(self.config, done + 1, everyone)
+        return encode_batch(self.config, step, everyone, done - 1) if everyone else None
 
     def resume(self, done: int, saved: dict[str, Any]) -> None:
-        """Take the next step's responses from the checkpoint instead of asking for them."""
-        responses = decode_batch(self.config, done + 1, saved) if self.config.lag else []
+        """Take the responses from the checkpoint that :meth:`in_flight` put there."""
+        step = done + 1 if self.config.lag else done
+        responses = decode_batch(self.config, step, saved) if self.config.stale else []
         if not responses:
             return
-        self._asked, self._resumed = done + 1, ("train", done + 1)
+        place, replicas = self.topology.dp_rank, self.topology.dp_size
+        mine = [r for r in responses if r.position % replicas == place]
+        self._versions[step] = int(saved.get("version", done - 1))
+        if self.config.lag:
+            self._asked, self._resumed = step, _errand(step)
+        else:
+            self._left = step, sorted({r.position for r in mine})
         if self._inbox is not None:
-            place, replicas = self.topology.dp_rank, self.topology.dp_size
-            self._inbox.put([r for r in responses if r.position % replicas == place])
+            self._inbox.put(mine)
 
     def observe(self, metrics: StepMetrics) -> None:
         """The step's times of the sampling ranks."""
@@ -214,9 +297,16 @@ class RemoteActor:
         metrics.maximum("sampling/waited_s", self._waited_s)
         metrics.maximum("sampling/scored_s", self._scored_s)
         metrics.maximum("sampling/ahead_s", self._ahead_s)
-        metrics.maximum("staleness/steps", float(min(self.config.lag, self._step - 1)))
+        stale, responses, age = self._stale
+        metrics.maximum("staleness/steps", float(age))
+        if self.config.stale:
+            metrics.mean("staleness/share", stale, responses)
+        if self._carry.most:
+            groups = self.config.prompts_per_step // self.topology.dp_size
+            metrics.mean("sampling/left", len(self._left[1]), groups)
+            metrics.maximum("sampling/tail_s", self._tail_s)
         self._told = []
-        self._waited_s = self._scored_s = self._ahead_s = 0.0
+        self._waited_s = self._scored_s = self._ahead_s = self._tail_s = 0.0
 
     def rest(self) -> None:
         """Its memory is its own: it need not sleep."""
@@ -280,3 +370,8 @@ class RemoteActor:
             pass  # the run ends because of it
         if self._inbox is not None:
             self._inbox.post.close()
+
+
+def _errand(step: int) -> Errand:
+    """To sample a training step's responses."""
+    return "train", step

@@ -59,7 +59,7 @@ class Trainer:
         if verifiers is not None:
             self._actor = Actor(config, tokenizer, self.topology, verifiers)
         elif config.separate:
-            self._actor = RemoteActor(config, self.topology, found)
+            self._actor = RemoteActor(config, self.topology, found, self.prompts)
         self.arithmetic = Arithmetic.of(self.learner.student.hf["hidden_size"])
         self.progress = Progress()
         self.memory = PhaseMemory(self._tenants(), watch=config.logging.memory == "all")

@@ -113,3 +113,29 @@ def look(rank: int, world_size: int, root: Path) -> dict[str, dict[str, Any]]:
 def by_place(batch: Any, values: dict[int, torch.Tensor]) -> dict[Place, torch.Tensor]:
     held = batch.rollouts
     return {(held[i].prompt.index, held[i].sample): value for i, value in values.items()}
+
+
+@pytest.mark.timeout(120)
+def test_of_several_streamed_teachers_each_is_asked_again(tmp_path: Path) -> None:
+    """One at a time is on the device, and its output weight stays for the divergence."""
+    for name, family in (("student", "qwen2-bias"), ("math", "llama"), ("code", "qwen3-norms")):
+        make_tiny_model(family, tmp_path / name, layers=2)
+    (found,) = run_distributed_test(ask_again, 1, tmp_path)
+    expected = {name: logprobs(tmp_path / name, 1.0) for name in ("math", "code")}
+    assert found.keys() == expected["math"].keys()
+    for place, best in found.items():
+        right = expected["math" if place[0] % 2 == 0 else "code"][place]
+        close(best[:, 1], right.topk(COUNT).values, str(place))
+
+
+def ask_again(rank: int, world_size: int, root: Path) -> dict[Place, torch.Tensor]:
+    from scope_megatron.parallel import platform
+
+    platform.initialize()
+    teachers = {n: {"path": str(root / n), "offload": "cpu"} for n in ("math", "code")}
+    changes = {"model.teacher": None, "model.teachers": teachers, "objective.kl": "reverse_kl"}
+    learner = learner_of(root, {}, changes)
+    batch = batch_of(share(learner), learner.topology)
+    learner.score(batch)
+    learner.note_alternatives(batch, sorted(batch.rollouts), COUNT)
+    return by_place(batch, batch.teacher_best)

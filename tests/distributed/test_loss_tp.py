@@ -207,3 +207,12 @@ def test_harness_reports_a_rank_that_was_killed():
 def test_harness_ends_a_hang_and_shows_where_it_was():
     with pytest.raises(DistributedTestError, match=r"(?s)\[0, 1\] still ran.*in hang_on_one_rank"):
         run_distributed_test(hang_on_one_rank, 2, timeout=2)
+
+
+def threads_of_the_server(rank: int, size: int) -> int:
+    return len(os.listdir(f"/proc/{os.getppid()}/task"))
+
+
+def test_harness_forks_ranks_from_a_process_of_one_thread():
+    """Another thread would be gone in a rank, with the locks that it held."""
+    assert run_distributed_test(threads_of_the_server, 1, timeout=60) == [1]

@@ -26,6 +26,7 @@ from tests.support.doc_commands import ROOT, DocCommand, commands
 # what a command needs that is not here, by what it begins with or has in it
 ELSEWHERE = {
     r"^make test$": "long: CI runs it",
+    r"^make env$": "a package index: CI runs it",
     r"^make gpu-proof": "a GPU",
     r"tools\.gpu_proof --rehearse": "long: tests/e2e/test_gpu_proof.py runs it",
     r"transformer-engine": "a GPU, and a package index",
@@ -82,7 +83,8 @@ def test_what_is_left_out_is_there() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A clone with this environment, and the files that a reader has."""
+    """A clone with the files that a reader has, and with programs of this environment in runs/bin:
+    nothing there may install the clone in it."""
     clone = tmp_path_factory.mktemp("reader") / "scope_megatron"
     subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
     changed = subprocess.run(
@@ -96,17 +98,18 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
-    (clone / ".venv").symlink_to(Path(sys.prefix), target_is_directory=True)
     rows = (clone / "assets/arithmetic/eval.jsonl").read_text().splitlines(keepends=True)[:6]
     for name in ("aime24.jsonl", "math500.jsonl"):
         (clone / name).write_text("".join(rows))
     shutil.copy(clone / "tests/data/deepmath_20.parquet", clone / "rows.parquet")
     shutil.copy(clone / "configs/quickstart.yaml", clone / "my_run.yaml")
-    programs = clone / "runs/bin"  # scope-megatron of the clone, whatever is installed
+    programs = clone / "runs/bin"
     programs.mkdir(parents=True)
     modules = {"scope-megatron": "-m scope_megatron", "torchrun": "-m torch.distributed.run"}
     for name, module in (modules | {"python": ""}).items():
-        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
+        lines = ["#!/bin/sh", 'case "$*" in "-m pip"*) exit 9;; esac']
+        lines.append(f'exec {sys.executable} {module} "$@"')
+        (programs / name).write_text("\n".join(lines) + "\n")
         (programs / name).chmod(0o755)
     yield clone
 
@@ -123,9 +126,9 @@ def test_it_runs(copy: Path, command: DocCommand) -> None:
     for what, more in SHORT.items():
         if what in text:
             text = " ".join((text, *more))
-    text = text.replace(".venv/bin/scope-megatron", "scope-megatron")
+    text = re.sub("^make ", "make -o env VENV=runs ", text.replace(".venv/bin/", ""))
     _evaluations(copy)
-    paths = os.pathsep.join([str(copy / "runs/bin"), str(copy / ".venv/bin"), os.environ["PATH"]])
+    paths = os.pathsep.join([str(copy / "runs/bin"), os.environ["PATH"]])
     environment = os.environ | {"PATH": paths, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     process = subprocess.Popen(

@@ -49,7 +49,10 @@ def start(args: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(args: list[str], code: int = 0) -> str:
-    process = start(args)
+    return ended(start(args), code)
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -63,11 +66,28 @@ def samples(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "samples").iterdir())}
 
 
+Cut = tuple[Path, int, str]  # its directory, samples that it had drawn, what it printed
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> tuple[Path, str]:
-    """An evaluation in one go, and what it printed."""
-    out = tmp_path_factory.mktemp("evaluation") / "whole"
-    return out, finish(asked(sets, out))
+def both(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> tuple[tuple[Path, str], Cut]:
+    """An evaluation in one go, and one that is killed in the middle, at the same time."""
+    directory = tmp_path_factory.mktemp("evaluation")
+    out, cut = directory / "whole", directory / "cut"
+    one, other = start(asked(sets, out)), start(asked(sets, cut))
+    deadline = time.monotonic() + TIMEOUT_S
+    while written(cut) < SAMPLES and time.monotonic() < deadline and other.poll() is None:
+        time.sleep(0.02)
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    before = written(cut)
+    return (out, ended(one)), (cut, before, other.communicate()[0])
+
+
+@pytest.fixture(scope="module")
+def whole(both: tuple[tuple[Path, str], Cut]) -> tuple[Path, str]:
+    """The evaluation in one go, and what it printed."""
+    return both[0]
 
 
 def test_the_teacher_is_nearly_always_right(whole: tuple[Path, str]) -> None:
@@ -86,17 +106,10 @@ def test_the_teacher_is_nearly_always_right(whole: tuple[Path, str]) -> None:
 
 
 def test_killed_in_the_middle_and_resumed_gives_the_same(
-    whole: tuple[Path, str], sets: list[str], tmp_path: Path
+    both: tuple[tuple[Path, str], Cut], sets: list[str]
 ) -> None:
-    out = tmp_path / "cut"
-    process = start(asked(sets, out))
-    deadline = time.monotonic() + TIMEOUT_S
-    while written(out) < SAMPLES and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = written(out)
-    assert SAMPLES <= before < 2 * PROBLEMS * SAMPLES, process.communicate()[0]
+    whole, (out, before, said) = both
+    assert SAMPLES <= before < 2 * PROBLEMS * SAMPLES, said
     printed = finish(asked(sets, out))
     assert f"{before} samples are there already" in printed
     assert samples(out) == samples(whole[0])
@@ -144,9 +157,10 @@ def test_a_checkpoint_is_judged_as_its_export_is(sets: list[str], tmp_path: Path
     run = tmp_path / "run"
     (run / "hf").rename(tmp_path / "exported")
     few = ["--limit", "3"]
-    printed = finish(asked(sets, tmp_path / "a", *few, model=str(run)))
-    assert f"converting {run}/checkpoints/step_00000002 for vLLM" in printed
-    finish(asked(sets, tmp_path / "b", *few, model=str(tmp_path / "exported")))
+    one = start(asked(sets, tmp_path / "a", *few, model=str(run)))
+    other = start(asked(sets, tmp_path / "b", *few, model=str(tmp_path / "exported")))
+    assert f"converting {run}/checkpoints/step_00000002 for vLLM" in ended(one)
+    ended(other)
     assert samples(tmp_path / "a") == samples(tmp_path / "b")
     assert not (tmp_path / "a" / "converted").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import golden_losses
-from tests.e2e.golden_losses import COLUMNS, LAYOUTS
+from tests.e2e.golden_losses import APART, COLUMNS, LAYOUTS
 from tests.support.traces import require_trace
 
 # On the processor that wrote the file only a sum taken in another order may differ: float32 keeps
@@ -19,7 +19,9 @@ SAME_PROCESSOR, OTHER_PROCESSOR, OTHER_RESPONSES = 1e-5, 1e-4, 0.25
 
 
 @pytest.mark.timeout(270)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.study) for name in APART)]
+)
 def test_ten_steps_of_the_quickstart(layout: str, tmp_path: Path) -> None:
     written_on, golden = golden_losses.read()
     traced = layout == "data2"  # and then no number may differ either

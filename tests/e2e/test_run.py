@@ -191,15 +191,25 @@ def test_interrupt_saves_and_resume_gives_the_same_run_bit_for_bit(
     assert [r["step"] for r in rows(output) if "eval/avg@8" in r] == [0, STEPS]
 
 
+LAYOUTS = {
+    "pipeline": ("parallel.tensor=1", "parallel.pipeline=2"),
+    "one-engine-over-both-ranks": (
+        *("parallel.tensor=2", "parallel.sequence=true"),
+        "rollout.engine.tensor=2",
+    ),
+    "data": ("parallel.tensor=1", "parallel.data=2", "optimizer.distributed=true"),
+    "context": ("parallel.tensor=1", "parallel.context=2"),
+}
+# ten steps of these, started otherwise, are in test_golden_losses.py: pytest -m study
+GOLDEN_TOO = ("pipeline", "data")
+
+
 @pytest.mark.parametrize(
     "layout",
     [
-        ("parallel.tensor=1", "parallel.pipeline=2"),
-        ("parallel.tensor=2", "parallel.sequence=true", "rollout.engine.tensor=2"),
-        ("parallel.tensor=1", "parallel.data=2", "optimizer.distributed=true"),
-        ("parallel.tensor=1", "parallel.context=2"),
+        pytest.param(settings, id=name, marks=[pytest.mark.study] if name in GOLDEN_TOO else [])
+        for name, settings in LAYOUTS.items()
     ],
-    ids=["pipeline", "one-engine-over-both-ranks", "data", "context"],
 )
 def test_other_layouts_start_the_same_run(
     uninterrupted: tuple[Path, str], tmp_path: Path, layout: tuple[str, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from tests.faults.cases import ENGINE_AT, Case, killed, restarted, stopped
 from tests.faults.stage import Outcome, Stage
 
@@ -17,6 +19,17 @@ def sampling_hangs(stage: Stage) -> Outcome:
     stage.inject("hang", "verify", ENGINE_AT)
     run = stage.start("faults.restarts=1", "faults.hang_timeout_s=20", *AHEAD)
     return restarted(stage, run, r"rank 1 \(.*made no progress", 1)
+
+
+def under_torchrun(stage: Stage) -> Outcome:
+    stage.inject("kill", "rollout", ENGINE_AT)
+    program = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    program += ("--max-restarts", "1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+    run = stage.start("resume=auto", *AHEAD, program=program)
+    at, step = stage.injected(run)
+    noticed, said = run.said(r"rank 1 \(.*went away")
+    run.finish(0)
+    return Outcome(noticed - at, stage.again(run, step), "torchrun --max-restarts", said)
 
 
 APART_CASES = [
@@ -40,5 +53,6 @@ APART_CASES = [
         stopped(1, "rollout", ENGINE_AT, AHEAD),
         engine=True,
     ),
+    Case("kill -9 of a sampling rank under torchrun", under_torchrun, engine=True),
     Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True),
 ]

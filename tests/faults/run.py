@@ -1,6 +1,6 @@
 """Put faults into real runs and print what became of each.
 
-    python tests/faults/run.py [--only PATTERN] [--list] [--markdown FILE]
+    python tests/faults/run.py [--only PATTERN] [--list] [--markdown FILE] [--patience FACTOR]
 
 Exit code 1 when a case misses its target: noticed within 30 s, at most the step in flight made
 again, no process left behind, every step once in the metrics, and the run gone on with.
@@ -50,10 +50,13 @@ class Result:
         return (self.case.name, noticed, str(self.outcome.again), self.outcome.went_on, result)
 
 
-def run_case(case: Case, keep: bool = False) -> Result:
-    """Play it in a directory of its own, and judge it. Of one that missed, the output stays."""
+def run_case(case: Case, keep: bool = False, patience: float = 1.0) -> Result:
+    """Play it in a directory of its own, and judge it. Of one that missed, the output stays.
+
+    ``patience``: factor of the time that it may take in all.
+    """
     directory = Path(tempfile.mkdtemp(prefix="fault-"))
-    stage = Stage(directory, case.timeout_s, case.engine, case.steps)
+    stage = Stage(directory, case.timeout_s * patience, case.engine, case.steps)
     begin, outcome, reason, skipped = time.monotonic(), None, "", ""
     try:
         outcome = case.body(stage)
@@ -97,6 +100,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the cases, run none")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there too")
     parser.add_argument("--keep", action="store_true", help="keep every case's directory")
+    parser.add_argument(
+        "--patience", metavar="FACTOR", type=float, default=1.0, help="on a machine that is busy"
+    )
     options = parser.parse_args()
     chosen = [case for case in [*CASES, *APART_CASES] if re.search(options.only, case.name)]
     if options.list:
@@ -104,7 +110,7 @@ def main() -> int:
         return 0
     console, results = Console(), list[Result]()
     for number, case in enumerate(chosen, 1):
-        result = run_case(case, options.keep)
+        result = run_case(case, options.keep, options.patience)
         results.append(result)
         _, *cells = result.cells()
         line = f"{number:2}/{len(chosen)} {case.name}: {', '.join(cells)} ({result.seconds:.0f} s)"

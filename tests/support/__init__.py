@@ -1,7 +1,7 @@
 """What several tests and benchmarks share. They import from here, never from each other.
 
 harness              a function on several processes that form one torch.distributed world
-preload              what processes that a test forks have imported
+preload              what the server that forks their ranks has imported
 tiny_hf              tiny models of every family as Hugging Face directories
 config_run           a directory with everything a configuration names
 kd_run               a short supervised run in a process of its own, to be killed and resumed

@@ -4,6 +4,9 @@
 
     results = run_distributed_test(check, 2, 64)       # one result per rank
 
+The ranks are forked from a server that has imported torch, megatron-core and, for tests of the
+engine, vLLM (preload.py); GPUs do not survive a fork, so with nccl they are fresh interpreters.
+
 A rank that raises makes the call raise with that rank's traceback; a hang makes it raise at the
 timeout with the stack of every rank. No process outlives the call.
 """
@@ -19,16 +22,18 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+ENGINES_TOO = "SCOPE_MEGATRON_TESTS_ENGINES_TOO"  # environment: the ranks will start engines
 _START_S = 120
 _POLL_S = 0.1
 _GRACE_S = 0.5  # for the other ranks to report as well, when one has failed
@@ -62,11 +67,10 @@ def run_distributed_test(
     """
     with tempfile.TemporaryDirectory(prefix="distributed-test-") as name:
         folder = Path(name)
-        context = mp.get_context("spawn")
+        context, call = _context(backend), (func, args, dict(os.environ))
+        settings = (world_size, folder, timeout, backend)
         ranks = [
-            context.Process(
-                target=_run_rank, args=(func, rank, world_size, args, folder, timeout, backend)
-            )
+            context.Process(target=_run_rank, args=(call, rank, *settings))
             for rank in range(world_size)
         ]
         try:
@@ -81,16 +85,27 @@ def run_distributed_test(
                     process.join()
 
 
+def _context(backend: str) -> Any:
+    """How the ranks' processes start."""
+    if backend != "gloo":
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.preload"])
+    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # no pool that a fork would lose
+        forkserver.ensure_running()
+    return context
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, str]]
+
+
 def _run_rank(
-    func: Callable[..., Any],
-    rank: int,
-    world_size: int,
-    args: tuple[Any, ...],
-    folder: Path,
-    timeout: float,
-    backend: str,
+    call: Call, rank: int, world_size: int, folder: Path, timeout: float, backend: str
 ) -> None:
     """The body of one process. It leaves ``RANK.result`` or ``RANK.error`` in the folder."""
+    func, args, environment = call
+    os.environ.clear()
+    os.environ.update(environment)  # the server's is that of the first test
     with open(folder / f"{rank}.stack", "w") as stack:
         try:
             threading.Thread(target=_follow_parent, daemon=True).start()
@@ -109,7 +124,8 @@ def _run_rank(
             _write(folder / f"{rank}.joined", b"")
             faulthandler.dump_traceback_later(max(timeout - 1.0, timeout / 2), file=stack)
             _write(folder / f"{rank}.result", pickle.dumps(func(rank, world_size, *args)))
-            dist.destroy_process_group()
+            if dist.is_initialized():  # an engine that is collected ends the world itself
+                dist.destroy_process_group()
         except BaseException:
             _write(folder / f"{rank}.error", traceback.format_exc().encode())
             os._exit(1)  # tearing the groups down could wait for ranks that are gone

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from tests.support.config_run import (
     write_tokenizer,
 )
 from tests.unit.logging_error_cases import LOGGING_CASES
+from tests.unit.placement_error_cases import PLACEMENT_CASES, SURROUNDINGS
 from tests.unit.teacher_error_cases import TEACHER_CASES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "config_errors.txt"
@@ -191,27 +193,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     "moe_aux_loss_without_experts": (leave, ["objective.moe_aux_loss_coeff=0.01"]),
     "moe_aux_loss_negative": (leave, ["objective.moe_aux_loss_coeff=-1"]),
     "engine_tensor": (leave, ["rollout.engine.tensor=2"]),
-    "sampling_ranks_colocated": (leave, ["rollout.ranks=2"]),
-    "sampling_ranks_missing": (leave, ["rollout.placement=separate"]),
-    "sampling_ranks_and_engine": (
-        leave,
-        ["rollout.placement=separate", "rollout.ranks=3", "rollout.engine.tensor=2"],
-    ),
-    "more_engines_than_prompts": (leave, ["rollout.placement=separate", "rollout.ranks=5"]),
-    "separate_without_sampling": (
-        append("algorithm: {name: kd}\n"),
-        ["rollout.placement=separate", "rollout.ranks=1", "train.batch_sequences=4"],
-    ),
-    "lag_colocated": (leave, ["rollout.lag=1"]),
-    "lag_of_two": (leave, ["rollout.lag=2", "rollout.placement=separate", "rollout.ranks=1"]),
-    "lag_with_top_p": (
-        leave,
-        ["rollout.lag=1", "rollout.placement=separate", "rollout.ranks=1", "rollout.top_p=0.9"],
-    ),
-    "separate_engine_cuts_heads": (
-        leave,
-        ["rollout.placement=separate", "rollout.ranks=4", "rollout.engine.tensor=4"],
-    ),
+    **PLACEMENT_CASES,
     "microbatch_below_sequence": (leave, ["train.microbatch_tokens=399"]),
     "model_len_below_sequence": (leave, ["rollout.engine.max_model_len=399"]),
     "model_len_below_evaluation": (
@@ -376,7 +358,8 @@ def test_bad_setting(name: str, run: Path) -> None:
     change, overrides = CASES[name]
     change()
     before = sorted(run.rglob("*"))
-    result = CliRunner().invoke(cli.app, ["train", "run.yaml", *overrides])
+    with SURROUNDINGS.get(name, nullcontext)():
+        result = CliRunner().invoke(cli.app, ["train", "run.yaml", *overrides])
     assert result.exit_code == 2, result.exception
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n")
     assert result.stdout == ""

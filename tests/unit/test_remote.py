@@ -73,11 +73,11 @@ def test_groups_come_when_they_are_complete(
     inbox = Inbox(trainer)
     for message in (response(2, 1), response(0, 1), response(2, 0)):
         first.send(message)
-    found = inbox.finished_groups(STEP, 2, set())
+    found = inbox.finished_groups(STEP, 2, range(3))
     assert [(r.position, r.sample) for r in found] == [(2, 0), (2, 1)]
     second.send(response(1, 0))
     second.send(response(0, 0))
-    found = inbox.finished_groups(STEP, 2, {2})
+    found = inbox.finished_groups(STEP, 2, {0, 1})
     assert [(r.position, r.sample) for r in found] == [(0, 0), (0, 1)]
 
 
@@ -102,9 +102,10 @@ def config(*more: str) -> Any:
 def test_the_batch_in_flight_comes_back_bit_for_bit() -> None:
     batch = [response(position, sample) for position in (1, 0) for sample in (1, 0)]
     file = io.BytesIO()
-    torch.save(encode_batch(config(), 3, batch), file)
+    torch.save(encode_batch(config(), 3, batch, 1), file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
+    assert saved["version"] == 1, "the parameters that sampled it"
     assert decode_batch(config(), 3, saved) == sorted(batch, key=lambda r: (r.position, r.sample))
     assert decode_batch(config(), 4, saved) == [], "another step's"
     assert decode_batch(config("rollout.temperature=0.5"), 3, saved) == [], "sampled otherwise"
@@ -114,3 +115,4 @@ def test_ratios_are_cut_off_at_lag_1_unless_told_otherwise() -> None:
     assert config().objective.tis_clip == 2.0
     assert config("objective.tis_clip=null").objective.tis_clip is None
     assert config("rollout.lag=0").objective.tis_clip is None
+    assert config("rollout.lag=0", "rollout.carry_over=0.5").objective.tis_clip == 2.0

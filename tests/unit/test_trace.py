@@ -78,6 +78,16 @@ def test_spans_of_the_steps_that_are_asked_for(tmp_path: Path) -> None:
     assert abs(by_name["step 2"]["ts"] / 1e6 - time.time()) < 60, "times of day"
 
 
+def test_a_phase_that_is_over_is_on_the_disk(tmp_path: Path) -> None:
+    record(tmp_path)
+    with traced_step(1):
+        for phase in ("rollout", "verify"):
+            with span(phase), span("sample"):
+                pass
+            found = [e["name"] for e in events(tmp_path / "trace/rank_00000.json")]
+            assert found[-2:] == ["sample", phase]
+
+
 def test_off_nothing_is_made_and_nothing_written(tmp_path: Path) -> None:
     assert span("a") is span("b", "grading", responses=3)
     make_step(1)

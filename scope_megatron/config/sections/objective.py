@@ -130,7 +130,7 @@ class ObjectiveConfig(Section):
         None,
         gt=0,
         description="truncated importance weight min(trainer/engine, tis_clip) per token; "
-        "null: off. 2.0 where rollout.lag is 1 and nothing is given",
+        "null: off. 2.0 where rollout.lag or rollout.carry_over is set and nothing is given",
     )
     moe_aux_loss_coeff: float = Field(
         0.0,

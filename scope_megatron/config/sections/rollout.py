@@ -96,6 +96,15 @@ class RolloutConfig(Section):
         "so with parameters that are one update older; the loss weighs every token by its ratio to "
         "the policy that sampled it, cut off at objective.tis_clip",
     )
+    carry_over: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="separate, lag 0: a step begins its update while at most this share of its "
+        "groups is still being sampled; those go into the next step, sampled to their end by the "
+        "parameters that began them, and the loss weighs their tokens as lag says; 0: a step waits "
+        "for all of its groups",
+    )
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="before")
