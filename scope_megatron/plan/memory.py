@@ -270,7 +270,13 @@ def _scoring(
         tokens = work.pack_tokens(cut) / cut.context
         rows = min(models.build.head_chunk or tokens, tokens)
         head = rows * models.vocab(cut.tensor) / cut.tensor * FLOAT
-        return max(forward_only(shape, cut, models.build, tokens), head)
+        needed = forward_only(shape, cut, models.build, tokens)
+        places = layout.stages_of(cut, stage)
+        if places.stop > 1 and places.start < cut.pipeline - 1 and cut.pipeline > 2:
+            # between others: what was received besides what is sent
+            sent = tokens * shape.hidden * models.build.element
+            needed += sent / (cut.tensor if cut.sequence else 1)
+        return max(needed, head)
 
     own_pass = work.student_pass or (work.teacher_pass and not models.teachers)
     moments = [{"activations": activations(models.student, layout) if own_pass else 0.0}]

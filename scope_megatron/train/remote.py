@@ -251,7 +251,8 @@ class RemoteActor:
         step, positions = self._left
         settings, begun = self.config.rollout, time.perf_counter()
         assert settings is not None
-        self._end(_errand(step), len(positions) * settings.group_size)
+        with span("wait for the tail"):
+            self._end(_errand(step), len(positions) * settings.group_size)
         self._tail_s = time.perf_counter() - begun
         self._waited_s += self._tail_s
 
