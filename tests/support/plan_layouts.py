@@ -61,7 +61,6 @@ class Case:
 
 
 SEQUENCE = {"parallel.sequence": True}
-VIRTUAL = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 EXACT = {"objective.kl": "reverse_kl"}
 TWO = {"model.teacher": None, "model.teachers": ("teacher", "student")}  # by parity of the prompt
 EACH = {  # the first over both ranks, the second brought while it scores
@@ -80,12 +79,7 @@ CASES = (
     Case("tensor 4, sequence", {"parallel.tensor": 4, **SEQUENCE}),
     Case("pipeline 2", {"parallel.pipeline": 2}),
     Case("pipeline 4", {"parallel.pipeline": 4}),
-    Case("pipeline 2, virtual 2", VIRTUAL),
-    Case("pipeline 4, virtual 2", VIRTUAL | {"parallel.pipeline": 4}, microbatches=8),
-    Case(
-        "pipeline 2, virtual 2, recompute full, 1 layer",
-        VIRTUAL | {"parallel.recompute": "full", "parallel.recompute_layers": 1},
-    ),
+    Case("pipeline 2, virtual 2", {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}),
     Case(
         "tensor 2 x pipeline 2, sequence", {"parallel.tensor": 2, "parallel.pipeline": 2} | SEQUENCE
     ),

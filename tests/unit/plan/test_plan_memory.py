@@ -5,9 +5,12 @@ Against measured memory: tests/distributed/test_plan_memory.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scope_megatron.config import load_config
+from scope_megatron.plan.activations import stage_kept
 from scope_megatron.plan.estimate import models_of
 from scope_megatron.plan.facts.shapes import total_parameters
 from scope_megatron.plan.memory import in_flight
@@ -71,6 +74,17 @@ def test_recomputation_keeps_less() -> None:
     assert kept["none"] > kept["selective"] > kept["full"] > 0
     some = plan_of(recompute="full", recompute_layers=14).ranks[0].phases["train"]["activations"]
     assert kept["full"] < some < kept["none"]
+
+
+def test_recomputed_layers_are_those_of_each_chunk() -> None:
+    some = {"pipeline": 2, "recompute": "full"}
+    shape, build = plan_of().models.student, plan_of().models.build
+    chunks = plan_of(**some, virtual=2, recompute_layers=3).layout
+    whole = plan_of(**some, recompute_layers=6).layout
+    assert stage_kept(shape, chunks, build, 14) == stage_kept(shape, whole, build, 14)
+    assert stage_kept(shape, chunks, build, 14) < stage_kept(
+        shape, replace(chunks, recompute_layers=2), build, 14
+    )
 
 
 @pytest.mark.parametrize("name", ["tensor", "context"])
