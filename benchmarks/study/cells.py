@@ -31,9 +31,10 @@ class Profile:
 
 _SMALL = tuple(method.name for method in MAIN)
 _ALL = tuple(METHODS)
+_TASKS = ("walk_strong", "walk", "countdown")
 PROFILES = {
-    "small": Profile("small", ("countdown", "walk"), _SMALL, (1, 2, 3), tunes=False),
-    "full": Profile("full", ("countdown", "walk", "chains"), _ALL, (1, 2, 3, 4, 5), tunes=True),
+    "small": Profile("small", _TASKS, _SMALL, (1, 2, 3), tunes=False),
+    "full": Profile("full", (*_TASKS, "chains"), _ALL, (1, 2, 3, 4, 5), tunes=True),
 }
 
 

@@ -61,4 +61,4 @@ OTHERS = (
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
 METHODS: dict[str, Method] = {m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS)}
 TUNED = tuple(m.name for m in MAIN if m is not BASE)
-RATES = (1e-4, 3e-4, 1e-3)  # tried for each of TUNED
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for each of TUNED

@@ -22,7 +22,7 @@ TAUGHT_SAMPLES = -(-RESPONSES * STEPS // TRAIN)  # per prompt: as many as the ot
 
 def place_of(task: Task, work: Path) -> Place:
     """The task's files; its models are in assets/."""
-    names = SHIPPED.get(task.name, (f"study/{task.name}/student", f"study/{task.name}/teacher"))
+    names = SHIPPED.get(task.name, (f"study/{task.family}/student", f"study/{task.name}/teacher"))
     student, teacher = (ROOT / "assets" / name for name in names)
     return Place(work / task.name / "data", student, teacher)
 

@@ -7,7 +7,8 @@ import sys
 from tests.faults.cases import ENGINE_AT, Case, killed, restarted, stopped
 from tests.faults.stage import Outcome, Stage
 
-# Rank 0 trains, rank 1 samples a step ahead.
+# Rank 0 trains, rank 1 samples a step ahead: while it samples step 2, step 1 is trained and not
+# saved yet. So both have to be made again.
 AHEAD = (
     *("parallel.tensor=1", "parallel.data=1", "rollout.lag=1"),
     *("rollout.placement=separate", "rollout.ranks=1"),
@@ -37,11 +38,13 @@ APART_CASES = [
         "kill -9 of a sampling rank, in rollout",
         killed("rollout", step=ENGINE_AT, overrides=AHEAD),
         engine=True,
+        again=2,
     ),
     Case(
         "kill -9 of a sampling rank, as parameters come",
         killed("sync", step=ENGINE_AT, overrides=AHEAD),
         engine=True,
+        again=2,
     ),
     Case(
         "kill -9 of a training rank beside a sampling one, in train",
@@ -52,7 +55,8 @@ APART_CASES = [
         "SIGSTOP of a sampling rank",
         stopped(1, "rollout", ENGINE_AT, AHEAD),
         engine=True,
+        again=2,
     ),
-    Case("kill -9 of a sampling rank under torchrun", under_torchrun, engine=True),
-    Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True),
+    Case("kill -9 of a sampling rank under torchrun", under_torchrun, engine=True, again=2),
+    Case("hang of a sampling rank (hang_timeout_s=20)", sampling_hangs, engine=True, again=2),
 ]

@@ -114,7 +114,7 @@ def test_the_best_rate_is_chosen_when_all_were_tried(
 ) -> None:
     monkeypatch.setattr(cells, "fingerprint_of", lambda *_: "mark")
     rows = RowFile(tmp_path / "rows.jsonl")
-    for rate, right in zip(RATES, (5, 9, 9), strict=True):
+    for rate, right in zip(RATES, (5, 9, 9, 4), strict=True):
         assert cells.chosen_rates("walk", rows, tmp_path) == {}
         rows.add(row(lr=rate, split="tuning") | {"correct": {"tuning": [right, right]}})
     assert cells.chosen_rates("walk", rows, tmp_path) == {"scope": RATES[1]}, "ties: the smaller"
@@ -125,7 +125,7 @@ def test_the_best_rate_is_chosen_when_all_were_tried(
 def test_small_is_the_beginning_of_full() -> None:
     small = list(cells.test_cells(cells.PROFILES["small"]))
     full = list(cells.test_cells(cells.PROFILES["full"]))
-    assert len(small) == 2 * 5 * 3 and set(small) <= set(full)
+    assert len(small) == 3 * 5 * 3 and set(small) <= set(full)
     assert len(full) == len(set(full))
     main = [cell.method in cells.PROFILES["small"].methods for cell in full]
     assert main == sorted(main, reverse=True)

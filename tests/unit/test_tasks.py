@@ -145,7 +145,8 @@ def test_files_are_apart_and_the_teacher_s_lack_the_part_left_out(
     prompts = {stem: {row["prompt"] for row in found} for stem, found in read.items()}
     for stem in ("easy", "hard", "tuning"):
         assert not any(prompts[stem] & prompts[other] for other in prompts if other != stem)
-    assert all(task.known(row) for row in read["teacher"])
+    unknown = sum(not task.known(row) for row in read["teacher"])
+    assert 0 < unknown < 60 if task.glimpses else unknown == 0
     assert all(task.right(row["response"], row["answer"]) for row in read["teacher"])
     assert not all(task.known(row) for row in read["student"])
     assert not any("response" in row for row in read["train"])

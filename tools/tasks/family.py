@@ -19,8 +19,9 @@ class Task:
     `data_source`. ``solve`` gives a row a worked response: the habitual one, a roundabout one, or
     one that gives up, so that a student learns a habit, alternatives, and mistakes. ``right`` says
     whether a response is correct. ``known``: whether a row with a response is in the part that the
-    teacher may see; its supervised rows are those that are known and right. ``hard_share``: of hard
-    problems among the training rows.
+    teacher may see; its supervised rows are those that are known and right. ``glimpses``: the
+    share of right rows outside of that part which it sees all the same. ``hard_share``: of hard
+    problems among the training rows. Tasks of one ``family`` have the same problems and student.
     """
 
     name: str
@@ -33,3 +34,9 @@ class Task:
     max_prompt_tokens: int
     max_response_tokens: int
     hard_share: float = 0.5
+    glimpses: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """The name up to an underscore."""
+        return self.name.partition("_")[0]

@@ -20,7 +20,7 @@ import yaml
 
 from scope_megatron import outputs
 from tools.make_tiny_models import Recipe, random_model
-from tools.tasks.table import task_named
+from tools.tasks.table import TASKS, task_named
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDENT, TEACHER = "student", "teacher"
@@ -53,6 +53,9 @@ RECIPES = {
         TEACHER: _recipe(128, 3, lr=3e-3, schedule="cosine", steps=900),
     },
 }
+
+
+TRAINED = tuple(name for name, task in TASKS.items() if task.family in RECIPES)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def train_supervised(job: Supervised, work: Path, out: Path) -> None:
 
 
 def main(
-    task: Annotated[str, typer.Option(help="countdown or walk; chains has the shipped models.")],
+    task: Annotated[str, typer.Option(help=f"One of {', '.join(TRAINED)}.")],
     data: Annotated[Path, typer.Option(help="Directory that tools.tasks.write has written.")],
     out: Annotated[Path, typer.Option(help="Directory for student/ and teacher/.")],
     only: Annotated[str, typer.Option(help="Make only this: student or teacher.")] = "",
@@ -115,10 +118,10 @@ def main(
 ) -> None:
     """Train a task's student and teacher."""
     known = task_named(task)
-    if task not in RECIPES:
+    if task not in TRAINED:
         raise ValueError(f"--task: {task} has the shipped models in assets/; nothing to train")
     out.mkdir(parents=True, exist_ok=True)
-    for role, recipe in RECIPES[task].items():
+    for role, recipe in RECIPES[known.family].items():
         if only in ("", role):
             recipe = replace(recipe, steps=steps or recipe.steps)
             job = Supervised(role, recipe, data.resolve(), known.max_prompt_tokens)

@@ -1,13 +1,18 @@
-"""The tasks by name."""
+"""The tasks by name; walk also with a teacher that knows something of everything."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tools.tasks.chains import CHAINS
 from tools.tasks.countdown import COUNTDOWN
 from tools.tasks.family import Task
 from tools.tasks.walk import WALK
 
-TASKS: dict[str, Task] = {task.name: task for task in (COUNTDOWN, WALK, CHAINS)}
+WALK_STRONG = replace(
+    WALK, name="walk_strong", left_out=f"nine tenths of {WALK.left_out}", glimpses=0.1
+)
+TASKS: dict[str, Task] = {task.name: task for task in (COUNTDOWN, WALK, WALK_STRONG, CHAINS)}
 
 
 def task_named(name: str) -> Task:

@@ -7,7 +7,7 @@ tuning.jsonl     held out, for choosing learning rates and nothing else
 easy.jsonl       held out, for evaluation
 hard.jsonl
 student.jsonl    worked responses to the prompts that are not held out, for supervised training
-teacher.jsonl    the right ones alone, without the part that the teacher never sees
+teacher.jsonl    the right ones alone, without the part (or most of the part) that it never sees
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 
 from tools.make_arithmetic import write_jsonl
 from tools.tasks.family import EASY, HARD, Problem, Task
-from tools.tasks.table import task_named
+from tools.tasks.table import TASKS, task_named
 
 TRAIN, HELD_OUT, TUNING, SUPERVISED = 4096, 100, 100, 40_000
 _BARE = ("prompt", "answer", "data_source")
@@ -28,7 +28,7 @@ _BARE = ("prompt", "answer", "data_source")
 
 def write_rollout_files(task: Task, out: Path, seed: int) -> set[str]:
     """train, tuning, easy and hard into ``out``, no prompt in two of them; returns the held-out."""
-    rng = random.Random(f"{seed}:{task.name}")
+    rng = random.Random(f"{seed}:{task.family}")
     taken: set[str] = set()
     out.mkdir(parents=True, exist_ok=True)
     for split in (EASY, HARD):
@@ -43,7 +43,8 @@ def write_supervised_files(
     task: Task, out: Path, seed: int, held_out: set[str], count: int = SUPERVISED
 ) -> None:
     """student and teacher into ``out``: ``count`` rows each, whose prompts are not held out."""
-    rng = random.Random(f"{seed}:{task.name}:supervised")
+    rng = random.Random(f"{seed}:{task.family}:supervised")
+    glimpse = random.Random(f"{seed}:{task.name}:glimpses")
     student, teacher = list[Problem](), list[Problem]()
     while min(len(student), len(teacher)) < count:
         row = task.draw(rng, _split(task, rng))
@@ -52,14 +53,15 @@ def write_supervised_files(
         row = row | {"response": task.solve(row, rng)}
         if len(student) < count:
             student.append(row)
-        if len(teacher) < count and _teachable(task, row):
+        if len(teacher) < count and _teachable(task, row, glimpse):
             teacher.append(row)
     write_jsonl(out / "student.jsonl", student)
     write_jsonl(out / "teacher.jsonl", teacher)
 
 
-def _teachable(task: Task, row: Problem) -> bool:
-    return task.known(row) and task.right(row["response"], row["answer"])
+def _teachable(task: Task, row: Problem, glimpse: random.Random) -> bool:
+    seen = task.known(row) or glimpse.random() < task.glimpses
+    return seen and task.right(row["response"], row["answer"])
 
 
 def _split(task: Task, rng: random.Random) -> str:
@@ -80,7 +82,7 @@ def _different(
 
 
 def main(
-    task: Annotated[str, typer.Option(help="countdown, walk or chains.")],
+    task: Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}.")],
     out: Annotated[Path, typer.Option(help="Directory of the files.")],
     seed: Annotated[int, typer.Option(help="The same seed writes the same files.")] = 1234,
 ) -> None:
