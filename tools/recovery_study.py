@@ -47,7 +47,9 @@ def main(
 ) -> None:
     """Measure recovery by quartile of the teacher's perplexity."""
     with user_errors():
-        settings = load_config(config, overrides or [])
+        # nothing goes to the run's own directory, which may hold a finished run
+        here = f"output_dir={out / 'recovery'}"
+        settings = load_config(config, [*(overrides or []), here])
         if not settings.needs_teacher or settings.rollout is None:
             raise ConfigError("algorithm.name: the study needs a teacher; give scope or opd")
         source = settings.data.train[0] if data is None else DataSource(name=str(data))

@@ -34,12 +34,12 @@ MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 def run(config: Config) -> int:
     """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
     not be saved, 128 + signal when asked to stop before."""
-    if int(os.environ.get("RANK", "0")) >= config.training_ranks:  # with rollout.placement separate
-        return serve_samples(config)
     if config.resume == "auto" and (done := steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
             return 0
+    if int(os.environ.get("RANK", "0")) >= config.training_ranks:  # with rollout.placement separate
+        return serve_samples(config)
     with locked(config.output_dir, enabled=os.environ.get("RANK", "0") == "0"):
         return _run(config)
 

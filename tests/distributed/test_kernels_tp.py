@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +27,14 @@ KINDS = ["reverse_kl", "forward_kl", "jsd"]
 UPDATES = ["scope", "scope-fused", "scope-reverse-kl"]
 
 
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks' kernels run on CPU tensors: said before Triton is imported there."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
 def interpret() -> Counter:
-    """Let this process's kernels run on CPU tensors, and count the programs that do."""
-    os.environ["TRITON_INTERPRET"] = "1"
+    """Count the programs that run in this process."""
     counts, run = Counter(), kernels._run
 
     def counting(name: str, *args: Any, **constants: Any) -> None:

@@ -69,6 +69,8 @@ def test_random_kills_of_both_kinds_end_bit_identical(tmp_path: Path) -> None:
     whole.mkdir()
     code, output, _ = kd_run.finish(start(whole, *SMALL), within_s=240)
     assert code == 0, output
+    code, output, _ = kd_run.finish(start(whole, *SMALL, "resume=auto"), within_s=60)
+    assert code == 0 and "is finished" in output, "no rank waits for the other kind"
     expected = numbers(kd_run.rows(whole))
     draw = random.Random(12)
     for number in range(3):
