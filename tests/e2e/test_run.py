@@ -182,7 +182,7 @@ def test_interrupt_saves_and_resume_gives_the_same_run_bit_for_bit(
     assert sorted(cut) == sorted(whole)
     for step, row in whole.items():
         for name in row:
-            if not name.startswith(("time/", "memory/")):
+            if not name.startswith(("time/", "memory/", "overlap/", "sampling/")):
                 assert cut[step][name] == row[name], (step, name, done)
     last = f"checkpoints/step_{STEPS:08d}"
     ours, theirs = read_tensors(output / last), read_tensors(uninterrupted[0] / last)
