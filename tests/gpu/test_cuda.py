@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.distributed.test_step_layouts import OBJECTIVES, one_update, reference, settings
-from tests.support.harness import run_distributed_test
+from tests.support.harness import need_gpus, run_distributed_test
 from tests.support.tiny_hf import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +39,7 @@ DENSE_LAYOUTS = ["one", "one-small-microbatches", "tensor", "pipeline", "data"]
 def test_update_equals_transformers_on_nccl(tmp_path: Path, family: str, layout: str) -> None:
     """float32 on the device against transformers in float64, as on the CPU."""
     world = 1 if layout.startswith("one") else 2
-    if torch.cuda.device_count() < world:
-        pytest.skip(f"needs {world} GPUs")
+    need_gpus(world)
     make_tiny_model(family, tmp_path / "student")
     make_tiny_model("llama", tmp_path / "teacher")
     args = (world, tmp_path, [layout], list(OBJECTIVES))

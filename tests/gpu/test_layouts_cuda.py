@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.distributed.test_step_layouts import reference, settings
-from tests.support.harness import run_distributed_test
+from tests.support.harness import need_gpus, run_distributed_test
 from tools.proof.parts import update
 
 pytestmark = [
@@ -25,8 +25,7 @@ pytestmark = [
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("world", sorted({world for world, _ in update.LAYOUTS.values()}))
 def test_updates_equal_transformers(tmp_path: Path, world: int) -> None:
-    if torch.cuda.device_count() < world:
-        pytest.skip(f"needs {world} GPUs")
+    need_gpus(world)
     update.make_models(tmp_path)
     cases = {
         (layout, objective): {"model.dtype": "float32"} | parallel | more

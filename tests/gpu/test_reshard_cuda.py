@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.harness import run_distributed_test
+from tests.support.harness import need_gpus, run_distributed_test
 from tests.support.tiny_hf import make_tiny_model
 
 pytestmark = [
@@ -27,8 +27,7 @@ def test_direct_weights_equal_vllms_loaders(
 ) -> None:
     """The same log-probabilities to the bit as after a load by vLLM's own loaders."""
     world = layout[0] * layout[1]
-    if torch.cuda.device_count() < world:
-        pytest.skip(f"needs {world} GPUs")
+    need_gpus(world)
     for seed, name in enumerate(("a", "b")):
         make_tiny_model(family, tmp_path / name, torch.bfloat16, seed=seed)
     for result in run_distributed_test(

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -83,6 +84,13 @@ def run_distributed_test(
                 if process.pid is not None:
                     process.kill()
                     process.join()
+
+
+def need_gpus(count: int) -> None:
+    """Skip the test where this machine has fewer GPUs than a world of ``count`` ranks takes: two
+    NCCL ranks cannot share one."""
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} GPUs")
 
 
 def _context(backend: str) -> Any:
