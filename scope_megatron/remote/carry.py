@@ -76,5 +76,5 @@ def _append(path: Path, line: str) -> None:
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("ab") as file:
             file.write(b"\n" * torn + line.encode() + b"\n")
-    except OSError:
-        pass
+    except OSError as error:
+        print(f"warning: rollout.carry_over: {path} was not written: {error}", flush=True)
