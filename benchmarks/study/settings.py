@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.methods import BASE, GROUP, KD, PROMPTS, RESPONSES, STEPS, Method
+from benchmarks.study.methods import BASE, GROUP, KD, MAIN, PROMPTS, RESPONSES, STEPS, Method
 from tools.tasks.family import EASY, HARD, Task
 
 TEST, TUNING = "test", "tuning"
 SAMPLES = {TEST: 32, TUNING: 16}  # answers per problem
 LEVELS = {TEST: (EASY, HARD), TUNING: (TUNING,)}  # the sets that are evaluated
-CURVE = 10  # steps between evaluations
+CURVE = 10  # steps between evaluations of the methods whose curves are drawn
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run_settings(
         "train.microbatch_tokens": 4096,
         "evaluation.samples": SAMPLES[split],
         "evaluation.before": False,
-        "evaluation.every": CURVE if split == TEST else 0,
+        "evaluation.every": CURVE if split == TEST and method in MAIN else 0,
         "checkpoint.at_end": False,
         "checkpoint.export_hf": False,
         "logging.tensorboard": False,
