@@ -7,8 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.rounds import ROOT
+from benchmarks.study.ready import run_command
 from benchmarks.study.rows import Key, Row
 from benchmarks.study.settings import nested
 
@@ -42,25 +40,14 @@ class RunFailed(Exception):
 
 def call(arguments: list[str], log: Path) -> None:
     """`scope-megatron *arguments`, one thread, on the CPU; its output goes to ``log``."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "SCOPE_DEVICE": "cpu",
-    }
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        done = subprocess.run(
-            [sys.executable, "-m", "scope_megatron", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=out,
-            stderr=out,
-            timeout=LONGEST_S,
-        )
-    if done.returncode:
+    try:
+        code = run_command(arguments, log, LONGEST_S)
+    except TimeoutError as error:
+        raise RunFailed(str(error)) from None
+    if code:
         tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise RunFailed(f"exit code {done.returncode}: {' '.join(tail)} ({log})")
+        raise RunFailed(f"exit code {code}: {' '.join(tail)} ({log})")
 
 
 @contextmanager
