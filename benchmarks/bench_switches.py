@@ -42,6 +42,8 @@ SWITCHES: dict[str, tuple[str, ...]] = {
         "train.updates_per_batch=2",
     ),
     "iw-opd": ("algorithm.name=opd", "rollout.group_size=8", "objective.iw_gamma=0.5"),
+    "batch-weights": ("objective.weight_group=batch",),
+    "reversed": ("objective.student_weight=reversed", "objective.teacher_weight=reversed"),
     "prefix": ("objective.prefix_tokens=8",),
     "exopd": ("algorithm.name=opd", "rollout.group_size=8", "objective.extrapolation=1.25"),
     "opsd": (

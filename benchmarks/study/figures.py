@@ -22,6 +22,7 @@ CURVES = {
     "entropy/student_correct": "entropy on correct, nats",
     "entropy/student_incorrect": "entropy on incorrect, nats",
     "reward/mean": "rollouts right",
+    f"eval/avg@{SAMPLES[TEST]}": "answers right",
 }
 _MAIN = tuple(method.name for method in MAIN)
 Data = dict[str, Any]
@@ -80,6 +81,9 @@ def _curve(name: str, label: str) -> Panel:
         shown = Data()
         for method in present(results, _MAIN):
             steps, values = results.series(method, name)
+            if name.startswith("eval/"):  # all begin with the base student
+                start, first = results.series(BASE.name, name)
+                steps, values = start + steps, first + values
             if steps and method != BASE.name:
                 axes.plot(steps, values, color=COLORS[method], label=_short(method))
                 shown[method] = [steps, [float(f"{value:.4g}") for value in values]]

@@ -24,6 +24,8 @@ def write(profile: Profile, rows: RowFile, work: Path, out: Path) -> str:
         "brackets 95% intervals, bootstrap over seeds and problems (paired for differences). Bold: "
         "the interval leaves out 0."
     ]
+    if summary := tables.summary_table(found):
+        parts += ["## SCOPE against the others, easy and hard problems together", summary]
     for results in found:
         parts += [f"## {results.task}", tables.accuracy_table(results)]
         parts += [tables.difference_table(results)]

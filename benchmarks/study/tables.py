@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks.study.estimates import Estimate
 from benchmarks.study.methods import METHODS, RATES, TUNED
 from benchmarks.study.results import BOTH, TaskResults, compared, present
@@ -40,6 +42,20 @@ def difference_table(results: TaskResults) -> str:
             row = [METHODS[name].label, str(gains[0].seeds)]
             rows.append(row + [_points(gain) for gain in gains])
     return markdown_table(head, rows) if rows else "SCOPE has no finished run here yet."
+
+
+def summary_table(found: Sequence[TaskResults]) -> str:
+    """SCOPE minus every other method in Avg@n and Pass@n on easy and hard together, by task."""
+    kinds = [(f"Avg@{SAMPLES[TEST]}", 1), (f"Pass@{SAMPLES[TEST]}", SAMPLES[TEST])]
+    columns = [(results, what, k) for what, k in kinds for results in found]
+    shown = {name for results in found for name in compared(results)}
+    rows = []
+    for name in METHODS:
+        gains = [results.gain("scope", name, BOTH, k) for results, _, k in columns]
+        if name in shown and any(gains):
+            rows.append([METHODS[name].label, *map(_points, gains)])
+    head = ["SCOPE minus", *(f"{what} {results.task}" for results, what, _ in columns)]
+    return markdown_table(head, rows) if rows else ""
 
 
 def spread_table(results: TaskResults, steps: int = 5) -> str:
