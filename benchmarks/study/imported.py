@@ -12,6 +12,8 @@ for name in (
     "scope_megatron.train.run",
     "scope_megatron.train.trainer",
     "scope_megatron.evaluation.run",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
 ):
     importlib.import_module(name)
 gc.collect()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.study import figures, tables
-from benchmarks.study.cells import Profile
+from benchmarks.study.cells import Profile, test_cells
 from benchmarks.study.methods import METHODS
 from benchmarks.study.results import gather, present
 from benchmarks.study.rows import RowFile
@@ -17,7 +17,7 @@ def write(profile: Profile, rows: RowFile, work: Path, out: Path) -> str:
     """Write all of it into ``out``; returns the tables."""
     found = [gather(profile, task, rows, work) for task in profile.tasks]
     found = [results for results in found if results.runs]
-    wanted = len(profile.seeds) * len(profile.methods) * len(profile.tasks)
+    wanted = len(list(test_cells(profile)))
     made = sum(len(seeds) for results in found for seeds in results.runs.values())
     parts = [
         f"Profile {profile.name}: {made} of {wanted} runs are finished. Percent and points; in "
