@@ -94,7 +94,9 @@ def _percent(counts: list[int], samples: int) -> str:
 
 
 def main(
-    profile: Annotated[str, typer.Option(help="small: table 1 of three tasks; full: all.")] = "small",
+    profile: Annotated[
+        str, typer.Option(help="small: table 1 of three tasks; full: all.")
+    ] = "small",
     rows: Annotated[
         Path | None, typer.Option(help="File of finished runs; left out: WORK/rows.jsonl.")
     ] = None,
