@@ -24,6 +24,7 @@ plan_published      pre-training that others measured, beside its plan
 plan_steps          steps of reinforcement learning that others measured
 plan_tables         the layouts of docs/planning.md
 rounds              contestants that take turns; worker_scope and worker_trl are theirs
+ready, imported     runs forked from a process that has imported what they need
 products            the matrix products of a training step
 lengths, models     prescribed lengths, random models
 study               methods, tasks and seeds side by side

@@ -1,11 +1,11 @@
 """Ten steps of the quickstart with each switch, and the last five again after a resume.
 
-    python -m benchmarks.bench_switches [--out build/switches] [NAME ...]
+    python -m benchmarks.bench_switches [--out build/switches] [--jobs 2] [NAME ...]
 
 A line per switch: the command's exit, whether every loss and gradient norm is finite, the terms of
 the loss at the first and the last step, how far its losses are from those without a switch (0: it
 did nothing), and whether the run resumed from step 5 repeats the steps 6 to 10 digit for digit. A
-run that is there already (same --out) is not made again. One process per run, so two minutes each.
+run that is there already (same --out) is not made again. On the CPU; SCOPE_DEVICE=cuda: on a GPU.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.ready import run_command
+
 PLAIN = "none"
 NO_REFERENCE = "algorithm.kl_coef=0"
 # name: overrides of configs/quickstart.yaml
@@ -82,19 +83,13 @@ def train(output: Path, overrides: tuple[str, ...]) -> list[Row]:
     """The rows of metrics.jsonl of a run's steps; raises RuntimeError where it fails."""
     log = output.with_suffix(".log")
     if not (output / "done").exists():
-        command = (sys.executable, "-m", "scope_megatron", "train", "configs/quickstart.yaml")
-        settings = (*COMMON, *overrides, f"output_dir={output}")
-        with log.open("w") as file:
-            done = subprocess.run(
-                [*command, *settings],
-                cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=600,
-            )
-        if done.returncode:
-            raise RuntimeError(f"exit {done.returncode}: {log.read_text()[-600:]}")
+        shutil.rmtree(output, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        settings = [*COMMON, *overrides, f"output_dir={output}"]
+        device = os.environ.get("SCOPE_DEVICE", "cpu")
+        code = run_command(["train", "configs/quickstart.yaml", *settings], log, 600, device)
+        if code:
+            raise RuntimeError(f"exit {code}: {log.read_text()[-600:]}")
         (output / "done").touch()
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss/total" in row]
@@ -132,23 +127,28 @@ def report(name: str, out: Path, plain: list[Row] | None) -> str:
     )
 
 
+def tried(name: str, out: Path, plain: list[Row] | None) -> str:
+    """The line, or why there is none."""
+    try:
+        return report(name, out, plain)
+    except (RuntimeError, TimeoutError) as error:
+        return f"{name}: FAILED {error}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(SWITCHES))
     parser.add_argument("--out", type=Path, default=Path("build/switches"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     options = parser.parse_args()
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    plain: list[Row] | None = None
-    if (out / PLAIN / "done").exists():
-        plain = train(out / PLAIN, ())
-    for name in options.names:
-        try:
-            print(report(name, out, plain), flush=True)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
-            print(f"{name}: FAILED {error}", flush=True)
-        if name == PLAIN:
-            plain = train(out / PLAIN, ())
+    names = [name for name in options.names if name != PLAIN]
+    print(tried(PLAIN, out, None), flush=True)
+    plain = train(out / PLAIN, ())
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for line in pool.map(lambda name: tried(name, out, plain), names):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.study.ready import run_command
+from benchmarks.ready import run_command
 from benchmarks.study.rows import Key, Row
 from benchmarks.study.settings import nested
 

@@ -1,8 +1,8 @@
 """Commands of `scope-megatron` in processes forked from one that has imported what they need.
 
-Importing torch, Megatron-core and vLLM takes as long as ten steps of the study. Each command still
-has a process of its own, on the CPU and with one thread. A fork has no threads of its parent and
-must not know a GPU: nothing in imported.py may start the one or look at the other.
+Importing torch, Megatron-core and vLLM takes as long as ten steps of a tiny model. Each command
+still has a process of its own, with one thread. A fork has no threads of its parent and must not
+know a GPU: nothing in imported.py may start the one or look at the other.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from pathlib import Path
 
 from benchmarks.rounds import ROOT
 
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "SCOPE_DEVICE": "cpu",
-    "TORCH_WARM_POOL": "0",  # importing torch's compiler would start processes
-}
 
-
-def run_command(arguments: list[str], log: Path, longest_s: float) -> int:
+def run_command(arguments: list[str], log: Path, longest_s: float, device: str = "cpu") -> int:
     """The exit code of `scope-megatron *arguments`, its output appended to ``log``; raises
     TimeoutError after ``longest_s`` seconds."""
-    os.environ.update(ENVIRONMENT)  # for the server of forks
+    os.environ |= {  # for the server of forks
+        "OMP_NUM_THREADS": "1",
+        "SCOPE_DEVICE": device,
+        "TORCH_WARM_POOL": "0",  # importing torch's compiler would start processes
+    }
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.study.imported"])
+    context.set_forkserver_preload(["benchmarks.imported"])
     child = context.Process(target=_command, args=(arguments, log))
     child.start()
     child.join(longest_s)

@@ -1,9 +1,11 @@
-"""Imported by the server that forks the study's runs (ready.py): what every run would import."""
+"""Imported by the server that forks the runs of ready.py: what every run would import."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
+import os
 
 for name in (
     "transformers.models.auto.modeling_auto",
@@ -18,3 +20,4 @@ for name in (
     importlib.import_module(name)
 gc.collect()
 gc.freeze()  # the forks need not look through all that
+atexit.register(os._exit, 0)  # of the server: what it imported complains where it is taken apart
