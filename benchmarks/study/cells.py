@@ -62,10 +62,15 @@ def test_cells(profile: Profile) -> Iterator[Cell]:
     for part in (_SMALL, tuple(m for m in profile.methods if m not in _SMALL)):
         for seed in profile.seeds:
             for task in profile.tasks:
-                if part is _SMALL or task != CONTROL:
-                    yield from (
-                        Cell(task, name, seed, "test") for name in part if name in profile.methods
-                    )
+                for name in part:
+                    if name in profile.methods and asked_for(name, task):
+                        yield Cell(task, name, seed, "test")
+
+
+def asked_for(method: str, task: str) -> bool:
+    """Whether the study has this method on this task."""
+    tasks = METHODS[method].tasks
+    return method in _SMALL or (task != CONTROL if tasks is None else task in tasks)
 
 
 def fingerprint_of(cell: Cell, work: Path, lr: float) -> str:

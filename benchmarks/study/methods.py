@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PROMPTS, GROUP, STEPS = 16, 16, 30
@@ -12,12 +12,14 @@ Settings = dict[str, Any]  # dotted setting -> value
 
 @dataclass(frozen=True)
 class Method:
-    """``tuned_as``: the method whose learning rate this one takes; its own when it is itself."""
+    """``tuned_as``: the method whose learning rate this one takes; its own when it is itself.
+    ``tasks``: where it is asked for; None: wherever SCOPE's variants are."""
 
     name: str
     label: str
     settings: Settings
     tuned_as: str
+    tasks: tuple[str, ...] | None = None
 
     @property
     def algorithm(self) -> str:
@@ -58,7 +60,17 @@ OTHERS = (
     _scope("reference", "reference code's preset", preset="reference_code"),
     _scope("constant", "no teacher: a constant on incorrect responses", incorrect="constant"),
 )
+# do the teacher's weights choose, or do they only damp the largest gradients? These are bounded
+_BOUNDED = (
+    _scope("jsd", "SCOPE, Jensen-Shannon", kl="jsd"),
+    _scope(
+        "jsd_no_teacher", "Jensen-Shannon, no teacher weights", kl="jsd", teacher_weight="uniform"
+    ),
+)
+BOUNDED = tuple(replace(method, tasks=("walk",)) for method in _BOUNDED)
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
-METHODS: dict[str, Method] = {m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS)}
+METHODS: dict[str, Method] = {
+    m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS, *BOUNDED)
+}
 TUNED = tuple(m.name for m in MAIN if m is not BASE)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for each of TUNED
