@@ -29,7 +29,8 @@ def write(profile: Profile, rows: RowFile, work: Path, out: Path) -> str:
     for results in found:
         parts += [f"## {results.task}", tables.accuracy_table(results)]
         parts += [tables.difference_table(results)]
-        parts += [part for part in [tables.spread_table(results)] if part]
+        more = tables.spread_table(results), tables.endings_table(results)
+        parts += [part for part in more if part]
         if rates := tables.rates_table(results):
             parts += ["Avg@16 on the tuning problems:", rates]
     text = "\n\n".join(parts) + "\n"

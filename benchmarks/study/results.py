@@ -57,6 +57,15 @@ class TaskResults:
         steps = sorted(points)
         return steps, [sum(points[step]) / len(points[step]) for step in steps]
 
+    def ends(self, method: str, name: str, steps: int) -> list[float]:
+        """Mean over a run's last ``steps`` steps of a metric, of every seed that has it."""
+        found = []
+        for row in self.runs.get(method, {}).values():
+            values = [value for _, value in row["steps"].get(name, [])][-steps:]
+            if values:
+                found.append(sum(values) / len(values))
+        return found
+
     def mean(self, method: str, name: str, steps: int | None = None) -> float | None:
         """Mean over seeds and the first ``steps`` steps (None: all) of a metric."""
         values = self.series(method, name)[1][:steps]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.study.estimates import Estimate
-from benchmarks.study.methods import METHODS, RATES, TUNED
+from benchmarks.study.methods import BASE, METHODS, RATES, TUNED
 from benchmarks.study.results import BOTH, TaskResults, compared, present
 from benchmarks.study.settings import SAMPLES, TEST, TUNING
 from scope_megatron.evaluation.output.table import markdown_table
@@ -74,6 +74,29 @@ def spread_table(results: TaskResults, steps: int = 5) -> str:
             rows.append([label, f"{first:.3f}", f"{whole:.3f}"])
     head = ["SCOPE's runs", f"first {steps} steps", "all steps"]
     return markdown_table(head, rows) if rows else ""
+
+
+def endings_table(results: TaskResults, steps: int = 5) -> str:
+    """What the students sample at the end: how diverse, how often right; by method."""
+    names = {
+        "entropy/student_correct": "entropy on correct, nats",
+        "entropy/student_incorrect": "on incorrect",
+        "perplexity/student_correct": "student's perplexity of correct",
+        "reward/mean": "rollouts right",
+    }
+    rows = []
+    for name in present(results, tuple(METHODS)):
+        ends = [results.ends(name, metric, steps) for metric in names]
+        if name != BASE.name and any(ends):
+            rows.append([METHODS[name].label, *map(_ranged, ends)])
+    head = [f"last {steps} steps, mean (least to most of the seeds)", *names.values()]
+    return markdown_table(head, rows) if rows else ""
+
+
+def _ranged(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def rates_table(results: TaskResults) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.study import cells
+from benchmarks.study import cells, tables
 from benchmarks.study.estimates import bootstrap, difference, values_at
 from benchmarks.study.methods import KD, METHODS, RATES, RESPONSES, STEPS
+from benchmarks.study.results import TaskResults
 from benchmarks.study.rows import Key, RowFile
 from benchmarks.study.runner import claimed, read_correct, read_series
 from benchmarks.study.settings import TEST, Place, fingerprint, nested, run_settings
@@ -74,6 +75,29 @@ def test_pass_at_1_is_the_average() -> None:
     correct = np.array([[0.0, 1.0, 4.0]])
     assert values_at(correct, 4, 1)[0] == pytest.approx([0, 0.25, 1])
     assert values_at(correct, 4, 4)[0] == pytest.approx([0, 1, 1])
+
+
+def study_results(task: str, gain: int = 0) -> TaskResults:
+    """Two seeds of SCOPE, right ``gain`` times more of 32 than OPD on every problem."""
+    runs: dict[str, dict[int, dict]] = {"scope": {}, "opd": {}}
+    for name, right in (("scope", 16 + gain), ("opd", 16)):
+        for seed in (1, 2):
+            entropy = [[step, float(seed) if step > 2 else 100.0] for step in range(1, 8)]
+            correct = {"easy": [right] * 3, "hard": [right] * 3}
+            steps = {"entropy/student_correct": entropy}
+            runs[name][seed] = {"correct": correct, "samples": 32, "steps": steps}
+    return TaskResults(task, {}, runs, [])
+
+
+def test_the_summary_has_a_column_for_every_task() -> None:
+    table = tables.summary_table([study_results("walk", 8), study_results("chains")])
+    row = "| OPD | **+25.0** [+25.0, +25.0] | +0.0 [+0.0, +0.0] "
+    assert row in table and "Avg@32 walk | Avg@32 chains | Pass@32 walk" in table
+
+
+def test_endings_are_of_the_last_steps_and_all_seeds() -> None:
+    table = tables.endings_table(study_results("walk"), steps=5)
+    assert "| SCOPE | 1.500 (1.000 to 2.000) |  |  |  |" in table
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
