@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study.methods import ABLATIONS, BASE, MAIN, METHODS, SCOPE, TAUS
+from benchmarks.study.methods import ABLATIONS, BASE, MAIN, METHODS, SCOPE, TAUS, Method
 from benchmarks.study.results import BOTH, TaskResults, present
 from benchmarks.study.settings import SAMPLES, TEST
 from scope_megatron.disk import write_atomically
@@ -35,9 +35,16 @@ def draw_all(found: Sequence[TaskResults], out: Path) -> Data:
     return {
         "figure_3": _draw(found, curves, out / "figure_3.png"),
         "figure_4": _draw(found, [_pass_at_k], out / "figure_4.png"),
-        "figure_5": _draw(found, [_bars((SCOPE, *ABLATIONS))], out / "figure_5.png"),
-        "figure_6": _draw(found, [_bars((TAUS[0], SCOPE, TAUS[1]))], out / "figure_6.png"),
+        "figure_5": _draw_bars(found, (SCOPE, *ABLATIONS), out / "figure_5.png"),
+        "figure_6": _draw_bars(found, (TAUS[0], SCOPE, TAUS[1]), out / "figure_6.png"),
     }
+
+
+def _draw_bars(found: Sequence[TaskResults], methods: Sequence[Method], path: Path) -> Data:
+    """Of the tasks that have more than one of these methods; no file where none has."""
+    names = tuple(method.name for method in methods)
+    some = [results for results in found if len(present(results, names)) > 1]
+    return _draw(some, [_bars(methods)], path) if some else {}
 
 
 def _draw(found: Sequence[TaskResults], panels: Sequence[Panel], path: Path) -> Data:
@@ -117,7 +124,7 @@ def _pass_at_k(axes: Axes, results: TaskResults) -> Data:
     return {"pass_at_k": shown}
 
 
-def _bars(methods: Sequence[Any]) -> Panel:
+def _bars(methods: Sequence[Method]) -> Panel:
     """Avg@n of some methods on easy and hard together."""
 
     def paint(axes: Axes, results: TaskResults) -> Data:
