@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from benchmarks.bench_switches import COMMON, PLAIN, ROOT, SWITCHES
+from benchmarks.bench_switches import COMMON, PLAIN, SWITCHES
+from benchmarks.rounds import ROOT
 from scope_megatron.config import Config, load_config
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.steps import one_step
