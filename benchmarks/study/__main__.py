@@ -27,7 +27,7 @@ from benchmarks.study.settings import run_settings
 from benchmarks.study.stage import place_of, prepare_data, prepare_taught
 from tools.tasks.table import TASKS
 
-RUN_MINUTES = 1.2  # of one run on one core of the machine of docs/study.md
+RUN_MINUTES = 1.0  # of one run on one core of the machine of docs/study.md
 
 
 class Study:
