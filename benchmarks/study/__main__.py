@@ -1,4 +1,4 @@
-"""The study: `python -m benchmarks.study --profile small|full`. See the package's docstring.
+"""`python -m benchmarks.study --profile small|full|control`; see the package's docstring.
 
 Runs that are in the file of rows already are not made again; interrupt and start it as you like,
 also several times side by side: a run is made by one of them.
@@ -95,7 +95,7 @@ def _percent(counts: list[int], samples: int) -> str:
 
 def main(
     profile: Annotated[
-        str, typer.Option(help="small: table 1 of three tasks; full: all.")
+        str, typer.Option(help="small: table 1; full: all methods; control: chains.")
     ] = "small",
     rows: Annotated[
         Path | None, typer.Option(help="File of finished runs; left out: WORK/rows.jsonl.")
@@ -110,7 +110,7 @@ def main(
 ) -> None:
     """Make the runs that are missing, then write tables and figures."""
     if profile not in PROFILES:
-        raise SystemExit(f"--profile: {profile!r} is none; give {' or '.join(PROFILES)}")
+        raise SystemExit(f"--profile: {profile!r} is none; give {', '.join(PROFILES)}")
     chosen, work = PROFILES[profile], work.resolve()
     if tasks:
         chosen = replace(chosen, tasks=tuple(map(known_task, tasks.split(","))))

@@ -13,7 +13,7 @@ Settings = dict[str, Any]  # dotted setting -> value
 @dataclass(frozen=True)
 class Method:
     """``tuned_as``: the method whose learning rate this one takes; its own when it is itself.
-    ``tasks``: where it is asked for; None: wherever SCOPE's variants are."""
+    ``tasks``: where it is asked for; None: on all."""
 
     name: str
     label: str
