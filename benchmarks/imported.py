@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import os
+import sys
 
 for name in (
     "transformers.models.auto.modeling_auto",
@@ -20,4 +21,5 @@ for name in (
     importlib.import_module(name)
 gc.collect()
 gc.freeze()  # the forks need not look through all that
-atexit.register(os._exit, 0)  # of the server: what it imported complains where it is taken apart
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
+    atexit.register(os._exit, 0)  # what is imported complains where it is taken apart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 PROMPTS, GROUP, STEPS = 16, 16, 30
@@ -26,9 +26,9 @@ class Method:
         return str(self.settings.get("algorithm.name", "scope"))
 
 
-def _scope(name: str, label: str, **objective: Any) -> Method:
+def _scope(name: str, label: str, tasks: tuple[str, ...] | None = None, **objective: Any) -> Method:
     settings = {f"objective.{key}": value for key, value in objective.items()}
-    return Method(name, label, {"algorithm.name": "scope", **settings}, tuned_as="scope")
+    return Method(name, label, {"algorithm.name": "scope", **settings}, "scope", tasks)
 
 
 BASE = Method("base", "base student", {}, "base")
@@ -61,13 +61,13 @@ OTHERS = (
     _scope("constant", "no teacher: a constant on incorrect responses", incorrect="constant"),
 )
 # do the teacher's weights choose, or do they only damp the largest gradients? These are bounded
-_BOUNDED = (
-    _scope("jsd", "SCOPE, Jensen-Shannon", kl="jsd"),
+_JSD: Settings = {"tasks": ("walk",), "kl": "jsd"}
+BOUNDED = (
+    _scope("jsd", "SCOPE, Jensen-Shannon", **_JSD),
     _scope(
-        "jsd_no_teacher", "Jensen-Shannon, no teacher weights", kl="jsd", teacher_weight="uniform"
+        "jsd_no_teacher", "Jensen-Shannon, no teacher weights", **_JSD, teacher_weight="uniform"
     ),
 )
-BOUNDED = tuple(replace(method, tasks=("walk",)) for method in _BOUNDED)
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
 METHODS: dict[str, Method] = {
     m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS, *BOUNDED)
