@@ -11,10 +11,10 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart check test doctor gpu-proof lint format docs clean
+.PHONY: help env system-deps quickstart check test test-instruments doctor gpu-proof lint format docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  VENV=$(VENV)  PYTHON=$(or $(PYTHON),(python3.11 or python3.12))  DEVICE=$(or $(DEVICE),(cuda with a GPU whose driver is new enough, else cpu))  ARGS=$(or $(ARGS),(none: key=value ...))"
 
@@ -28,12 +28,14 @@ quickstart: env  ## train the small example on this machine (ARGS: key=value ove
 check: lint  ## lint, types and the unit tests that are quick: under two minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/unit $(ARGS)
 
-# Unit tests share the cores; what starts ranks and engines fills them by itself.
-test: env  ## run all tests (ARGS: more of pytest's arguments)
-	@unit=0; rest=0; \
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit $(ARGS) || unit=$$?; \
-	$(BIN)/python -m pytest -q tests --ignore tests/unit $(ARGS) || rest=$$?; \
-	case "$$unit $$rest" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac  # 5: ARGS chose none there
+test: env  ## run the tests (ARGS: more of pytest's arguments)
+	@tools/test.sh $(BIN)/python $(ARGS)
+
+test-instruments: env  ## the tests of planner, view page, benchmarks and proofs, which `test` leaves out
+	@tools/test.sh $(BIN)/python -m instrument $(ARGS)
+
+system-deps:  ## install with apt what some tests need: bubblewrap, Chromium, Slurm, rsync
+	@tools/system_deps.sh
 
 doctor: env  ## say what of this machine works, what is missing and how to get it
 	@$(BIN)/scope-megatron doctor

@@ -20,6 +20,7 @@ from _pytest.mark.expression import Expression
 
 from scope_megatron.machine import DEVICE_VARIABLE
 from scope_megatron.machine.builds import vllm_is_for_cpu, vllm_version
+from tests.support import left_out
 
 # Tests that start vLLM, by the beginning of their names.
 ENGINE = ("tests/e2e/", "tests/faults/", "tests/slurm/test_jobs.py::test_quickstart")
@@ -74,6 +75,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.nodeid.startswith(ENGINE):
                 item.add_marker(pytest.mark.skip(reason=f"{reason}; see docs/gpu.md"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out.note(terminalreporter.stats.get("skipped", []))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from scope_megatron.config import load_config
+from tests.support.forked import run_command
+from tests.support.harness import ENGINES_TOO
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/golden/losses.txt"
@@ -45,19 +48,14 @@ Row = dict[str, float]
 
 
 def run(layout: str, output: Path, *more: str) -> list[Row]:
-    """The metrics named by COLUMNS of each step, by the command line in processes of its own;
-    ``more``: further settings."""
-    arguments = ("train", "configs/quickstart.yaml", f"output_dir={output}", *SETTINGS)
-    done = subprocess.run(
-        [sys.executable, "-m", "scope_megatron", *arguments, *(LAYOUTS | APART)[layout], *more],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=WITHIN_S,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{layout} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    """The metrics named by COLUMNS of each step, by the command; ``more``: further settings."""
+    settings = (f"output_dir={output}", *SETTINGS, *(LAYOUTS | APART)[layout], *more)
+    config = load_config(ROOT / "configs/quickstart.yaml", list(settings))
+    log = output.with_name(f"{output.name}.log")
+    arguments = ["train", "configs/quickstart.yaml", *settings]
+    codes, text = run_command(arguments, config.world_size, log, WITHIN_S)
+    if any(code != 0 for code in codes):
+        raise RuntimeError(f"{layout}: its ranks ended with {codes}:\n{text}")
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{name: row[name] for name in COLUMNS} for row in rows if "reward/mean" in row]
 
@@ -91,6 +89,7 @@ def read() -> tuple[str, dict[str, list[Row]]]:
 
 def main() -> None:
     written_on, rows = read()
+    os.environ[ENGINES_TOO] = "1"
     chosen = sys.argv[1:] or [*LAYOUTS, *APART]
     if written_on != processor() and {*rows} - {*chosen}:
         raise SystemExit(f"{GOLDEN} was written on a {written_on}: write all layouts on this one")

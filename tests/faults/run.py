@@ -53,7 +53,7 @@ class Result:
 def run_case(case: Case, keep: bool = False, patience: float = 1.0) -> Result:
     """Play it in a directory of its own, and judge it. Of one that missed, the output stays.
 
-    ``patience``: factor of the time that it may take in all.
+    ``patience``: factor of the times in which it has to be noticed and to end.
     """
     directory = Path(tempfile.mkdtemp(prefix="fault-"))
     stage = Stage(directory, case.timeout_s * patience, case.engine, case.steps)
@@ -61,8 +61,8 @@ def run_case(case: Case, keep: bool = False, patience: float = 1.0) -> Result:
     try:
         outcome = case.body(stage)
         stage.check()
-        if outcome.noticed_s > NOTICED_S:
-            reason = f"noticed after more than {NOTICED_S:.0f} s"
+        if outcome.noticed_s > NOTICED_S * patience:
+            reason = f"noticed after more than {NOTICED_S * patience:.0f} s"
         elif outcome.again > case.again:
             reason = f"more than {case.again} steps were made again"
     except Missed as missed:

@@ -97,6 +97,11 @@ def _context(backend: str) -> Any:
     """How the ranks' processes start. Triton decides when it is imported whether it interprets."""
     if backend != "gloo" or os.environ.get("TRITON_INTERPRET") == "1":
         return mp.get_context("spawn")
+    return forked_context()
+
+
+def forked_context() -> Any:
+    """Processes are forked from a server that has imported what ranks need (preload.py)."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.preload"])
     with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # no pool that a fork would lose
@@ -116,7 +121,7 @@ def _run_rank(
     os.environ.update(environment)  # the server's is that of the first test
     with open(folder / f"{rank}.stack", "w") as stack:
         try:
-            threading.Thread(target=_follow_parent, daemon=True).start()
+            threading.Thread(target=follow_parent, daemon=True).start()
             os.environ["LOCAL_RANK"] = str(rank)  # names the device of a rank
             torch.set_num_threads(1)
             if backend == "nccl":
@@ -141,7 +146,7 @@ def _run_rank(
             faulthandler.cancel_dump_traceback_later()
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End this rank when the test run is killed, which then cannot end it."""
     process = parent_process()
     if process is not None:

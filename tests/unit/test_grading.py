@@ -51,7 +51,7 @@ def test_a_response_that_takes_its_time_limit_delays_the_others_once() -> None:
         for one in [*slow, *swift]:
             grading.put(one)
         grading.finish()
-    assert time.monotonic() - started < 20  # 100 of them one after the other would take 100 s
+    assert time.monotonic() - started < 60  # 100 of them one after the other would take 100 s
     assert {one.verdict for one in swift} == {Verdict.CORRECT}
 
 

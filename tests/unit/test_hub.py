@@ -304,7 +304,8 @@ def test_a_launch_passes_caches_and_commits_but_no_token(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "30")
     cluster = Cluster(container="image", env={"HF_ENDPOINT": "http://mirror"})
-    assert with_caches(cluster, [load_config("configs/quickstart.yaml")]) == cluster
+    local = load_config("configs/quickstart.yaml", [f"output_dir={tmp_path / 'out'}"])
+    assert with_caches(cluster, [local]) == cluster
     told = with_caches(cluster, [load()])
     assert told.env == {
         "HF_HUB_ETAG_TIMEOUT": "30",

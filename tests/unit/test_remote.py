@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from scope_megatron.config import load_config
+from scope_megatron.config import Config, load_config
 from scope_megatron.parallel import platform
 from scope_megatron.remote.collect import Inbox
 from scope_megatron.remote.inflight import decode_batch, encode_batch
@@ -94,12 +94,19 @@ def test_a_process_that_is_gone_is_noticed(
         first.receive()
 
 
-def config(*more: str) -> Any:
-    settings = ("rollout.placement=separate", "rollout.ranks=1", "rollout.lag=1", *more)
-    return load_config(QUICKSTART, list(settings))
+Configure = Callable[..., Config]
 
 
-def test_the_batch_in_flight_comes_back_bit_for_bit() -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Configure:
+    def load(*more: str) -> Config:
+        settings = ["rollout.placement=separate", "rollout.ranks=1", "rollout.lag=1"]
+        return load_config(QUICKSTART, [f"output_dir={tmp_path / 'run'}", *settings, *more])
+
+    return load
+
+
+def test_the_batch_in_flight_comes_back_bit_for_bit(config: Configure) -> None:
     batch = [response(position, sample) for position in (1, 0) for sample in (1, 0)]
     file = io.BytesIO()
     torch.save(encode_batch(config(), 3, batch, 1), file)
@@ -111,7 +118,7 @@ def test_the_batch_in_flight_comes_back_bit_for_bit() -> None:
     assert decode_batch(config("rollout.temperature=0.5"), 3, saved) == [], "sampled otherwise"
 
 
-def test_ratios_are_cut_off_at_lag_1_unless_told_otherwise() -> None:
+def test_ratios_are_cut_off_at_lag_1_unless_told_otherwise(config: Configure) -> None:
     assert config().objective.tis_clip == 2.0
     assert config("objective.tis_clip=null").objective.tis_clip is None
     assert config("rollout.lag=0").objective.tis_clip is None

@@ -202,7 +202,7 @@ def test_clocks_of_two_nodes_agree(tmp_path: Path) -> None:
     here, there = Clock(server.address), Clock(server.address, node="another")
     assert here.describe() == "rank 0's clock" and here.error_ns == 0
     there.measure()
-    assert there.error_ns is not None and there.error_ns < 50_000_000
+    assert there.error_ns is not None and there.error_ns < 1_000_000_000
     now = time.perf_counter_ns()
     expected = (now + server._offset) // 1000
     assert abs(there.microseconds(now) - expected) <= there.error_ns // 1000 + 1
@@ -213,7 +213,7 @@ def test_clocks_of_two_nodes_agree(tmp_path: Path) -> None:
     lost = Clock(silent, node="another")
     lost.measure()
     assert lost.describe() == "this node's time of day: rank 0 did not answer"
-    assert abs(lost.microseconds(time.perf_counter_ns()) / 1e6 - time.time()) < 0.1
+    assert abs(lost.microseconds(time.perf_counter_ns()) / 1e6 - time.time()) < 1.0
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from scope_megatron.config import VerifierConfig
@@ -74,11 +72,8 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
     config = VerifierConfig(name="custom", custom="own_grader:length", timeout_s=1.0)
     said = ["abc", "ab", "raise", "odd", "die", "hang", "xyz"]
     with Verifiers(config, [prompt("3")]) as verifiers:
-        started = time.monotonic()
         verdicts = verifiers.grade([(text, prompt("3")) for text in said])
-        seconds = time.monotonic() - started
         assert verifiers.grade([("ab", prompt(("3", "2")))]) == [C]
         assert verifiers.grade([("x" * 500_000, prompt("500000"))]) == [C]
     crash = Verdict.CRASH
     assert verdicts == [C, W, crash, Verdict.REFUSED, crash, Verdict.TIMEOUT, C]
-    assert seconds < 4.0
