@@ -24,6 +24,33 @@ from tests.support import left_out
 
 # Tests that start vLLM, by the beginning of their names.
 ENGINE = ("tests/e2e/", "tests/faults/", "tests/slurm/test_jobs.py::test_quickstart")
+# Of instruments (planner, page, reports, proofs, studies), benchmarks and the documentation.
+INSTRUMENTS = (
+    "tests/distributed/test_alternatives.py",
+    "tests/distributed/test_plan_memory.py",
+    "tests/e2e/test_bench_ready.py",
+    "tests/e2e/test_doc_commands.py",
+    "tests/e2e/test_gpu_proof.py",
+    "tests/e2e/test_trace.py",
+    "tests/e2e/test_view.py",
+    "tests/unit/plan/",
+    "tests/unit/test_arithmetic.py",
+    "tests/unit/test_bench_",
+    "tests/unit/test_contracts.py",
+    "tests/unit/test_doc_commands.py",
+    "tests/unit/test_doctor.py",
+    "tests/unit/test_fit.py",
+    "tests/unit/test_gpu_proof.py",
+    "tests/unit/test_gpu_tests.py",
+    "tests/unit/test_health.py",
+    "tests/unit/test_recovery.py",
+    "tests/unit/test_report.py",
+    "tests/unit/test_site.py",
+    "tests/unit/test_smollm2.py",
+    "tests/unit/test_tasks.py",
+    "tests/unit/test_view.py",
+    "tests/unit/test_webpage.py",
+)
 NO_ENGINE = pytest.StashKey[str]()
 FOLDER = pytest.StashKey[str]()
 
@@ -65,12 +92,25 @@ def _let_settings_pass(folder: Path) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Studies are left out unless ``-m`` names them; vLLM's builds for GPUs take a GPU or fail,
-    whatever CUDA_VISIBLE_DEVICES says."""
-    if "study" not in config.getoption("markexpr", ""):
-        left_out = [item for item in items if item.get_closest_marker("study")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Studies are left out unless ``-m`` names them, instruments too unless the command line names
+    their file; vLLM's builds for GPUs take a GPU or fail, whatever CUDA_VISIBLE_DEVICES says."""
+    for item in items:
+        if item.nodeid.startswith(INSTRUMENTS):
+            item.add_marker("instrument")
+    expression = config.getoption("markexpr", "")
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    left_out = [
+        item
+        for item in items
+        if ("study" not in expression and item.get_closest_marker("study"))
+        or (
+            not {"study", "instrument"} & set(expression.split())
+            and item.get_closest_marker("instrument")
+            and item.path not in named
+        )
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     if reason := config.stash.get(NO_ENGINE, ""):
         for item in items:
             if item.nodeid.startswith(ENGINE):
