@@ -60,10 +60,11 @@ class Learner:
         clipped = config.rewards_groups or config.train.updates_per_batch > 1
         self.clip = Clip(
             eps=config.algorithm.clip_eps if clipped else None,
-            tis=config.objective.tis_clip,
+            tis=config.objective.tis_clip if config.on_policy else None,
             high=config.algorithm.clip_high,
             dual=config.algorithm.clip_dual,
             old_gap=config.objective.teacher_gap == "old",
+            engine_old=self.passes.ratio and self.passes.student == "engine",
         )
 
     def score(self, batch: Batch) -> None:

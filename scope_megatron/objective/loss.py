@@ -9,13 +9,19 @@ sum over tokens of
     kl      A = -kl (logp' - logp_teacher)           SCOPE's distillation path, sampled (eq. 3)
             each of them -tis min(rho A, clip(rho, 1 - eps, 1 + high) A), or -tis rho A without
             eps; with dual c, never less than c A where A is negative
-    kl      tis kl divergence                        instead, where a divergence is given
-    nll     -nll logp                                supervised
-    kl_ref  kl_ref (e^d - d - 1), d = logp_ref - logp    reference KL, the k3 estimator
-    pull    pull (logp_teacher - logp)                   the sampled token up, by a gate in pull
+    kl      kl divergence                            instead, where a divergence is given: given
+            what came before, it does not depend on the token that was sampled, nor on its ratio
+    nll     -tis nll logp                            supervised
+    kl_ref  tis kl_ref (e^d - d - 1), d = logp_ref - logp    reference KL, the k3 estimator
+    pull    tis pull (logp_teacher - logp)                   the sampled token up, by a gate in pull
 
 Without given logp_old the current weights are the ones that sampled: logp_old = logp', and rho is 1
 with the gradient of logp. That is so at the first update of a batch.
+
+tis is 1, or with a bound C the truncated importance weight min(exp(logp_old - logp_engine), C).
+Where the engine's log-probabilities are themselves taken for logp_old, that ratio is rho: there rho
+is min(exp(logp' - logp_engine), C) in value, with the gradient of rho logp, and no tis comes before
+it; in terms without rho the same value is tis. At a first update all three are one.
 """
 
 from __future__ import annotations
@@ -100,10 +106,11 @@ class Clip:
     """
 
     eps: float | None = None  # PPO's clip of rho; None: off
-    tis: float | None = None  # C of the weight min(exp(old - engine), C); None: no such weight
+    tis: float | None = None  # C of the importance weight against the engine; None: no such weight
     high: float | None = None  # its upper side (clip-higher, arXiv 2503.14476); None: eps
     dual: float | None = None  # c of dual clip (arXiv 1912.09729); None: off
     old_gap: bool = False  # sampled kl: logp_old - logp_teacher, not logp' - logp_teacher
+    engine_old: bool = False  # the old log-probabilities are the engine's own: tis bounds rho
 
     def __post_init__(self) -> None:
         if self.tis is not None and not self.tis > 0:
@@ -178,42 +185,47 @@ class _Tokens:
     def kl(self, factor: Tensor) -> Tensor:
         on = factor != 0
         if self.divergence is not None:
-            return self._importance(on) * factor * self._read("divergence", self.divergence, on)
-        own = torch.where(on, self.logprob.detach(), 0.0)
-        gap = self._old(on) if self.clip.old_gap else own
+            return factor * self._read("divergence", self.divergence, on)
+        gap = self._old(on) if self.clip.old_gap else self._own(on)
         gap = gap - self._read("teacher", self.known.teacher, on)
         return self._surrogate(-factor * gap.detach(), on)
 
     def nll(self, factor: Tensor) -> Tensor:
-        return -factor * torch.where(factor != 0, self.logprob, 0.0)
+        on = factor != 0
+        return -self._importance(on) * factor * self._own(on)
 
     def kl_ref(self, factor: Tensor) -> Tensor:
         on = factor != 0
-        gap = self._read("reference", self.known.reference, on).detach()
-        gap = gap - torch.where(on, self.logprob, 0.0)
-        return factor * (torch.expm1(gap) - gap)
+        gap = self._read("reference", self.known.reference, on).detach() - self._own(on)
+        return self._importance(on) * factor * (torch.expm1(gap) - gap)
 
     def pull(self, factor: Tensor) -> Tensor:
         on = factor != 0
-        theirs = self._read("teacher", self.known.teacher, on).detach()
-        return factor * (theirs - torch.where(on, self.logprob, 0.0))
+        gap = self._read("teacher", self.known.teacher, on).detach() - self._own(on)
+        return self._importance(on) * factor * gap
 
     def _surrogate(self, advantage: Tensor, on: Tensor | None = None) -> Tensor:
         """-tis rho A [R], clipped as ``Clip.gain`` says."""
         on = advantage != 0 if on is None else on
-        rho = torch.exp(torch.where(on, self.logprob, 0.0) - self._old(on))
-        return -self._importance(on) * self.clip.gain(rho, advantage)
+        own, tis = self._own(on), self._importance(on)
+        if self.clip.engine_old and self.clip.tis is not None:  # what is cut at C is rho
+            return -self.clip.gain(tis * torch.exp(own - own.detach()), advantage)
+        return -tis * self.clip.gain(torch.exp(own - self._old(on)), advantage)
 
     def _importance(self, on: Tensor) -> Tensor | float:
         """The truncated importance weight of trainer against engine."""
         if self.clip.tis is None:
             return 1.0
         engine = self._read("engine", self.known.engine, on)
-        return torch.exp(self._old(on) - engine).clamp_max(self.clip.tis).detach()
+        ours = self._own(on) if self.clip.engine_old else self._old(on)
+        return torch.exp(ours - engine).clamp_max(self.clip.tis).detach()
+
+    def _own(self, on: Tensor) -> Tensor:
+        return torch.where(on, self.logprob, 0.0)
 
     def _old(self, on: Tensor) -> Tensor:
         if self.known.old is None:
-            return torch.where(on, self.logprob.detach(), 0.0)
+            return self._own(on).detach()
         return self._read("old", self.known.old, on).detach()
 
     def _read(self, name: str, value: Tensor | None, on: Tensor) -> Tensor:

@@ -18,13 +18,18 @@ def policy_terms(
     engine_logprob: Tensor | None = None,
     tis_clip: float | None = None,
     clip_eps: float | None = None,
+    engine_old: bool = False,
 ) -> dict[str, Tensor]:
     known = Known(old_logprob, teacher_logprob, ref_logprob, engine_logprob)
-    return token_losses(logprob, streams, known, Clip(clip_eps, tis_clip), divergence)
+    clip = Clip(clip_eps, tis_clip, engine_old=engine_old)
+    return token_losses(logprob, streams, known, clip, divergence)
 
 
 def policy_loss(
-    logprob: Tensor, old_logprob: Tensor | None, streams: Streams, **inputs: Tensor | float | None
+    logprob: Tensor,
+    old_logprob: Tensor | None,
+    streams: Streams,
+    **inputs: Tensor | float | bool | None,
 ) -> Tensor:
     """The sum over terms and tokens; without any stream a zero with a gradient."""
     terms = policy_terms(logprob, old_logprob, streams, **inputs)

@@ -83,17 +83,56 @@ def test_truncated_importance_weights():
     logprob = tensor(-1.0, -1.0, -1.0, -1.0, grad=True)
     old, engine = logprob.detach(), tensor(-1.3, -0.8, -9.0, NAN)
     weights = [math.exp(0.3), math.exp(-0.2), 2.0]
-    divergence = tensor(1.0, 1.0, 1.0, 1.0, grad=True)
-    streams = Streams(
-        mle=tensor(1, 1, 1, 0), kl=tensor(1, 1, 1, 0), pg=tensor(1, 1, 1, 0), nll=tensor(1, 1, 1, 1)
-    )
+    divergence, on = tensor(1.0, 1.0, 1.0, 1.0, grad=True), tensor(1, 1, 1, 0)
+    streams = Streams(mle=on, kl=on, pg=on, nll=on)
     terms = policy_terms(
         logprob, old, streams, divergence=divergence, engine_logprob=engine, tis_clip=2.0
     )
-    assert terms["mle"].tolist() == pytest.approx([-w for w in weights] + [0])
-    assert terms["pg"].tolist() == pytest.approx([-w for w in weights] + [0])
-    assert terms["kl"].tolist() == pytest.approx([*weights, 0])
-    assert terms["nll"].tolist() == pytest.approx([1.0] * 4)  # supervised: no engine involved
+    for name in ("mle", "pg"):
+        assert terms[name].tolist() == pytest.approx([-w for w in weights] + [0])
+    assert terms["nll"].tolist() == pytest.approx([*weights, 0])
+    # a divergence over the vocabulary does not depend on the token that was sampled
+    assert terms["kl"].tolist() == pytest.approx([1.0, 1.0, 1.0, 0])
+    terms = policy_terms(logprob, old, Streams(nll=on), engine_logprob=engine)
+    assert terms["nll"].tolist() == pytest.approx([1.0] * 3 + [0])  # given responses: no engine
+
+
+@pytest.mark.parametrize("cut", [0.5, 2.0, 3.0])
+@pytest.mark.parametrize("name", ["mle", "pg", "kl", "nll", "pull", "kl_ref"])
+def test_the_ratio_to_the_engine_is_cut_whatever_is_taken_for_old(name, cut):
+    """objective.old_logprobs auto, recompute, rollout at a first update: each weighs a token by
+    min(trainer / engine, C), in value and in the gradient of log p, here of up to 0.5 / 0.01."""
+    ratios = [0.3, 1.0, 1.9, 2.1, 50.0]
+    logprob = torch.full((5,), math.log(0.5), dtype=torch.float64, requires_grad=True)
+    engine = tensor(*(math.log(0.5 / ratio) for ratio in ratios))
+    sizes = tensor(0.7, -0.4, 0.2, -1.1, 0.9)
+    models = {"teacher_logprob": tensor(*[-1.5] * 5), "ref_logprob": tensor(*[-0.2] * 5)}
+    bare = policy_terms(logprob, None, Streams(**{name: sizes}), **models)[name]
+    slopes = gradient(bare.sum(), logprob)
+    weights = [min(ratio, cut) for ratio in ratios]
+    for old, rest in (
+        (None, {}),
+        (logprob.detach(), {}),
+        (engine, {"engine_old": True}),
+    ):
+        given = models | {"engine_logprob": engine, "tis_clip": cut} | rest
+        term = policy_terms(logprob, old, Streams(**{name: sizes}), **given)[name]
+        wanted = [w * v for w, v in zip(weights, bare.tolist(), strict=True)]
+        assert term.tolist() == pytest.approx(wanted, rel=1e-14)
+        wanted = [w * v for w, v in zip(weights, slopes, strict=True)]
+        assert gradient(term.sum(), logprob) == pytest.approx(wanted, rel=1e-14)
+
+
+def test_ppo_clips_the_ratio_to_the_engine_that_tis_has_cut():
+    """Old are the engine's: rho 50 is 2 for a negative advantage, 1 + eps for a positive one."""
+    logprob, engine = tensor(*[math.log(0.5)] * 4, grad=True), tensor(*[math.log(0.01)] * 4)
+    given = {"engine_logprob": engine, "engine_old": True, "clip_eps": 0.2}
+    streams = Streams(pg=tensor(0.4, -0.4, 0.4, -0.4))
+    term = policy_terms(logprob, engine, streams, tis_clip=2.0, **given)["pg"]
+    assert term.tolist() == pytest.approx([-0.48, 0.8, -0.48, 0.8])
+    assert gradient(term.sum(), logprob) == pytest.approx([0.0, 0.8, 0.0, 0.8])
+    term = policy_terms(logprob, engine, streams, **given)["pg"]  # without C nothing is cut
+    assert term.tolist() == pytest.approx([-0.48, 20.0, -0.48, 20.0])
 
 
 def test_reference_kl_is_k3():

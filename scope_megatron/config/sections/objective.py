@@ -129,7 +129,8 @@ class ObjectiveConfig(Section):
     tis_clip: float | None = Field(
         None,
         gt=0,
-        description="truncated importance weight min(trainer/engine, tis_clip) per token; "
+        description="truncated importance weight min(trainer/engine, tis_clip) per token, on every "
+        "term but exact divergences, which do not depend on the token that was sampled; "
         "null: off. 2.0 where rollout.lag or rollout.carry_over is set and nothing is given",
     )
     moe_aux_loss_coeff: float = Field(
