@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scope_megatron.config import Config
 from scope_megatron.learn import models, observe
-from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, weigh
+from scope_megatron.learn.algorithms import ALGORITHMS, Weighed, kept_routes, pack_streams, weigh
 from scope_megatron.learn.balance import ExpertBalance
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
@@ -24,8 +24,7 @@ from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
 from scope_megatron.objective.head.spec import Spec
-from scope_megatron.objective.loss import TERMS, Clip, Streams
-from scope_megatron.objective.normalize import microbatch_scales
+from scope_megatron.objective.loss import TERMS, Clip
 from scope_megatron.objective.packing import filler, scatter_to_sequences
 from scope_megatron.parallel import pipeline, platform
 from scope_megatron.parallel.agree import all_sum
@@ -251,7 +250,7 @@ class Learner:
             Rows.of(
                 pack,
                 batch,
-                self._streams(weighed, batch, pack),
+                pack_streams(weighed.streams, batch, self.config, pack),
                 self.clip,
                 self.topology,
                 taught_by=taught_by,
@@ -277,14 +276,6 @@ class Learner:
             _, grad_norm, _ = self.student.optimizer.step()
         self.student.scheduler.step(increment=1)
         metrics.maximum("grad_norm", float(grad_norm))
-
-    def _streams(self, weighed: Weighed, batch: Batch, pack: PackedBatch) -> Streams:
-        """Of a pack: with normalization microbatch_mean, the denominators are its own."""
-        if self.config.objective.normalization != "microbatch_mean":
-            return weighed.streams
-        correct = batch.routes.correct[torch.tensor(pack.members, dtype=torch.int64)].tolist()
-        sequences = int(batch.routes.routed.sum())
-        return weighed.streams.scaled(microbatch_scales(pack.counts, correct, sequences))
 
     def _idle(self) -> list[PackedBatch]:
         """For a replica without a response: the graph runs on every rank."""

@@ -43,16 +43,20 @@ class Totals:
         return self.values[2]
 
 
-def local_totals(routes: Routes, group: Tensor, response_lengths: Tensor) -> Totals:
+def local_totals(
+    routes: Routes, group: Tensor, response_lengths: Tensor, *, filtered: bool = False
+) -> Totals:
     """Count this rank's batch. ``group`` and ``response_lengths`` are [B] integers.
 
-    A prompt counts whether or not any of its responses is routed; a routed response counts with
-    its response tokens. Each prompt must be on one rank only, or it counts twice.
+    A prompt counts whether or not any of its responses is routed, but for one that was left out
+    (``filtered``: such prompts have no routed response); a routed response counts with its response
+    tokens. Each prompt must be on one rank only, or it counts twice.
     """
     _check_shapes(routes, group, response_lengths)
     routed = routes.routed
     tokens = torch.where(routed, response_lengths, 0).sum()
-    counts = [tokens, routed.sum(), torch.tensor(torch.unique(group).numel())]
+    prompts = torch.unique(group[routed] if filtered else group).numel()
+    counts = [tokens, routed.sum(), torch.tensor(prompts)]
     return Totals(torch.stack([count.to(group.device, torch.float64) for count in counts]))
 
 

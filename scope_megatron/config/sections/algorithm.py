@@ -58,8 +58,8 @@ class AlgorithmConfig(Section):
     )
     group_filter: Literal["none", "mixed"] = Field(
         "none",
-        description="mixed: groups whose responses are all correct or all incorrect are left out "
-        "(DAPO, without sampling others in their place)",
+        description="mixed: groups whose responses are all correct or all incorrect are left out, "
+        "of the denominators, too (DAPO, without sampling others in their place)",
     )
     overlong_buffer: int = Field(
         0,

@@ -17,7 +17,15 @@ registry     every algorithm by its name, and the switches around it
 from __future__ import annotations
 
 from scope_megatron.learn.algorithms.groups import group_advantages, kept_routes
-from scope_megatron.learn.algorithms.registry import ALGORITHMS, weigh
+from scope_megatron.learn.algorithms.registry import ALGORITHMS, pack_streams, weigh
 from scope_megatron.learn.algorithms.weighed import Algorithm, Weighed
 
-__all__ = ["ALGORITHMS", "Algorithm", "Weighed", "group_advantages", "kept_routes", "weigh"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Weighed",
+    "group_advantages",
+    "kept_routes",
+    "pack_streams",
+    "weigh",
+]

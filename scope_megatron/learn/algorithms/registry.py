@@ -13,7 +13,10 @@ from scope_megatron.learn.algorithms.groups import kept_routes, pass_rate_weight
 from scope_megatron.learn.algorithms.tokens import with_teacher_tokens
 from scope_megatron.learn.algorithms.weighed import Algorithm, Weighed
 from scope_megatron.learn.batch import Batch
+from scope_megatron.objective.loss import Streams
+from scope_megatron.objective.normalize import microbatch_scales
 from scope_megatron.objective.routing import Routes
+from scope_megatron.types import PackedBatch
 
 
 def weigh(batch: Batch, config: Config) -> Weighed:
@@ -26,6 +29,17 @@ def weigh(batch: Batch, config: Config) -> Weighed:
     if by_prompt is not None:
         streams = streams.scaled({name: by_prompt for name, _ in streams})
     return replace(weighed, streams=streams)
+
+
+def pack_streams(streams: Streams, batch: Batch, config: Config, pack: PackedBatch) -> Streams:
+    """The streams as a pack has them: with normalization microbatch_mean the denominators are its
+    own. Groups that are left out count nowhere, nor do tokens behind a prefix."""
+    if config.objective.normalization != "microbatch_mean":
+        return streams
+    routes, members = kept_routes(batch, config), list(pack.members)
+    lengths = _counted(replace(batch, routes=routes), config)[members].tolist()
+    correct = routes.correct[members].tolist()
+    return streams.scaled(microbatch_scales(lengths, correct, int(routes.routed.sum())))
 
 
 def _counted(batch: Batch, config: Config) -> Tensor:

@@ -36,7 +36,8 @@ class Algorithm:
 
 def factors(weights: Tensor, routes: Routes, batch: Batch, config: Config) -> Tensor:
     """[B] factors of weights that sum to 1 over the paths of ``routes``."""
-    totals = local_totals(batch.routes, batch.group, batch.lengths)
+    filtered = config.algorithm.group_filter != "none"
+    totals = local_totals(batch.routes, batch.group, batch.lengths, filtered=filtered)
     return sequence_token_weights(
         weights, routes, batch.group, batch.lengths, config.objective.normalization, totals
     ).float()
