@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from scope_megatron.config import Config
-from scope_megatron.learn.algorithms import weigh
+from scope_megatron.learn.algorithms import group_advantages, weigh
 from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.privileged import extrapolated
 from scope_megatron.objective.loss import Clip, Known, token_losses
 from scope_megatron.objective.packing import build
+from scope_megatron.types import Prompt, Rollout, Verdict
+from tests.support.steps import batch_of
 from tests.support.switches import GROUP, LIMIT, RESPONSES, Response, made_batch, made_config
 
 # of one token: (response, place) -> d loss / d log pi, at the first update of a batch
@@ -102,6 +105,8 @@ def filtered(response: Response, place: int) -> float:
 
 def overlong(response: Response, place: int) -> float:
     def reward(r: Response) -> float:
+        if not mixed(r):  # lengths are compared where verdicts differ, as DAPO's filter leaves it
+            return float(r.right)
         start = LIMIT - 6
         penalty = 0.0 if r.length <= start else 0.5 * (start - r.length) / 6
         return float(r.right) + max(penalty, -0.5)
@@ -197,6 +202,24 @@ def test_gradient_is_the_formulas(name: str) -> None:
             slope(response, place) if response.judged else 0.0 for place in range(response.length)
         ]
         assert ours[response.number] == pytest.approx(wanted, rel=2e-5, abs=1e-9), response.number
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+@pytest.mark.parametrize("name", ["grpo", "kdrl", "rlsd", "sdar", "srpo"])
+def test_one_token_in_the_overlong_buffer_is_no_advantage(name: str, verdict: bool) -> None:
+    """Of eight that are all correct, or all incorrect; of the seven others A would be 0.38."""
+    given = Rollout(Prompt(0, (1,), "1"), 0, [5] * 10, [], True)
+    given.verdict = Verdict.CORRECT if verdict else Verdict.INCORRECT
+    longer = replace(given, token_ids=[5] * 11)
+    batch = batch_of([replace(given, sample=k) for k in range(7)] + [replace(longer, sample=7)])
+    config = made_config(algorithm={"name": name, "overlong_buffer": 6}, rollout={"group_size": 8})
+    assert group_advantages(batch, config).tolist() == [0.0] * 8
+    batch.routes.correct[0], batch.routes.incorrect[0] = not verdict, verdict  # a mixed group
+    rewards = [float(not verdict), *[float(verdict)] * 6, verdict - 1 / 6]
+    mean = sum(rewards) / 8
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 8)
+    wanted = [(r - mean) / (std + 1e-6) for r in rewards]
+    assert group_advantages(batch, config).tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in SWITCHES if name != "scope"])

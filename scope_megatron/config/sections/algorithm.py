@@ -64,8 +64,9 @@ class AlgorithmConfig(Section):
     overlong_buffer: int = Field(
         0,
         ge=0,
-        description="grpo, kdrl, rlsd, sdar, srpo: the reward falls by overlong_penalty over the "
-        "last so many tokens before rollout.max_response_tokens (DAPO); 0: off",
+        description="grpo, kdrl, rlsd, sdar, srpo: in groups that are neither all correct nor all "
+        "incorrect the reward falls by overlong_penalty over the last so many tokens before "
+        "rollout.max_response_tokens (DAPO); 0: off",
     )
     overlong_penalty: float = Field(1.0, gt=0, description="at the full length")
     pass_rate_alpha: float = Field(

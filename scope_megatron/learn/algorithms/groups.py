@@ -16,10 +16,13 @@ def group_advantages(batch: Batch, config: Config) -> Tensor:
     """[B] (R_i - mean R) / (std R + 1e-6) over the judged responses of each group, 0 for others.
 
     The reward is 1 on the correct path and 0 on the incorrect one: a truncated response counts as
-    its route says. Overlong shaping (DAPO, arXiv 2503.14476, eq. 13) takes from it.
+    its route says. Overlong shaping (DAPO, arXiv 2503.14476, eq. 13) takes from it in groups with
+    responses of both paths: in others the advantage is 0. DAPO leaves those out by accuracy, and a
+    std of lengths alone would make much of one token.
     """
     routed = batch.routes.routed.float()
-    rewards = batch.routes.correct.float() - _overlong(batch, config)
+    shaped = torch.where(_mixed(batch), _overlong(batch, config), 0.0)
+    rewards = batch.routes.correct.float() - shaped
     count = _total(routed, batch).clamp_min(1)
     mean = _total(rewards * routed, batch) / count
     variance = _total((rewards - mean) ** 2 * routed, batch) / count
@@ -31,8 +34,7 @@ def kept_routes(batch: Batch, config: Config) -> Routes:
     routes = batch.routes
     if config.algorithm.group_filter == "none":
         return routes
-    right, wrong = (_total(mask.float(), batch) > 0 for mask in (routes.correct, routes.incorrect))
-    mixed = right & wrong
+    mixed = _mixed(batch)
     correct, incorrect = routes.correct & mixed, routes.incorrect & mixed
     return replace(routes, correct=correct, incorrect=incorrect, masked=~(correct | incorrect))
 
@@ -50,6 +52,12 @@ def pass_rate_weights(batch: Batch, config: Config) -> Tensor | None:
     share = routed / count.clamp_min(1)  # sums to 1 over a prompt
     mean = (share * weight).sum() / share.sum().clamp_min(1)
     return (weight / mean.clamp_min(1e-12)).float()
+
+
+def _mixed(batch: Batch) -> Tensor:
+    """[B] bool: the response's group has correct and incorrect ones."""
+    correct, incorrect = batch.routes.correct.float(), batch.routes.incorrect.float()
+    return (_total(correct, batch) > 0) & (_total(incorrect, batch) > 0)
 
 
 def _overlong(batch: Batch, config: Config) -> Tensor:
