@@ -235,7 +235,8 @@ def _served(config: Config, shape: ModelShape) -> Problems:
 
 
 def _vocabulary(config: Config, shapes: dict[str, ModelShape], command: Command) -> Problems:
-    """One token map for both models, within both embeddings; top-k within the vocabulary."""
+    """One token map for both models, within both embeddings; every id that the student may sample,
+    its padding's as well, within the teacher's; top-k within the vocabulary."""
     chosen = config.model.tokenizer or config.model.student
     key = "model.tokenizer" if config.model.tokenizer else "model.student"
     size = min(shape.vocab for shape in shapes.values())
@@ -249,15 +250,20 @@ def _vocabulary(config: Config, shapes: dict[str, ModelShape], command: Command)
     except ModelDirError as error:
         yield f"{key}: {error}"
         return
-    if tokens is not None:
-        end = max(tokens, default=0) + 1
-        for model, shape in shapes.items():
-            if end > shape.vocab:
-                yield (
-                    f"{model}: has vocab_size {shape.vocab} but the tokenizer needs {end}; "
-                    "use the tokenizer that the model was trained with"
-                )
-        size = min(size, end)
+    end = 0 if tokens is None else max(tokens, default=0) + 1
+    sampled = shapes["model.student"].vocab if command == "train" else 0
+    for model, shape in shapes.items():
+        if end > shape.vocab:
+            yield (
+                f"{model}: has vocab_size {shape.vocab} but the tokenizer needs {end}; "
+                "use the tokenizer that the model was trained with"
+            )
+        elif sampled > shape.vocab:
+            yield (
+                f"{model}: has vocab_size {shape.vocab} but model.student has {sampled} and may "
+                f"sample any of them; use a teacher with a vocab_size of {sampled} or more"
+            )
+    size = min(size, end or size)
     yield from _top_k(config, size, command)
 
 

@@ -54,6 +54,12 @@ TEACHER_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         rename_token,
         ["model.teacher=null", "model.teachers={a: student, b: teacher}"],
     ),
+    # ids that the student may sample, and that its teacher has no column for
+    "teacher_vocabulary_below_the_students": (teacher(vocab_size=63), []),
+    "one_teachers_vocabulary_below_the_students": (
+        teacher(vocab_size=40),
+        ["model.teacher=null", "model.teachers={a: student, b: teacher}"],
+    ),
     "teacher_layout_without_one": (
         leave,
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.parallel={tensor: 2}"],
