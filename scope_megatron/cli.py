@@ -14,7 +14,13 @@ from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import launch_again, must_launch, settle_device, user_errors
+from scope_megatron.commands.common import (
+    launch_again,
+    must_launch,
+    print_warnings,
+    settle_device,
+    user_errors,
+)
 from scope_megatron.commands.diagnosis import diagnose
 from scope_megatron.commands.evaluation import compare, evaluate, regrade
 from scope_megatron.commands.planning import plan
@@ -46,6 +52,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train; starts one process per rank itself unless torchrun or Slurm already did."""
     with user_errors():
         settings = load_config(config, overrides or [])
+        print_warnings(settings)
         if "RANK" not in os.environ:  # a rank would find its own run's lock
             require_free(settings.output_dir)
         settle_device(settings.platform.device, settings.parallel.tensor)
@@ -100,6 +107,7 @@ def check(
         sys.exit(USAGE)
     if gpus_per_node is None:
         print(choose(settings.platform.device).line(), file=sys.stderr)
+    print_warnings(settings)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     print(settings.to_yaml(), end="")

@@ -78,9 +78,8 @@ def study(
     attempts = complete(settings, tokenizer, wrong, completions)
     found = summarize_recovery(attempts)
     if top_k:
-        masses = top_k_masses(
-            model.student, teacher, wrong[:256], top_k, settings.rollout.temperature
-        )
+        heats = (settings.student_temperature, settings.teacher_temperature)
+        masses = top_k_masses(model.student, teacher, wrong[:256], top_k, heats)
         found |= {"top_k": top_k, "student_mass": masses[0], "teacher_mass": masses[1]}
     found |= {"student": str(model.student), "teacher": str(teacher), "data": str(source.name)}
     lines = "".join(json.dumps(asdict(one)) + "\n" for one in attempts)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from scope_megatron.config import ConfigError
+from scope_megatron.config import Config, ConfigError, setting_warnings
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
 from scope_megatron.job import LAUNCHER_VARIABLE
 from scope_megatron.machine import choose, settle
@@ -19,9 +19,20 @@ PACKAGE = Path(__file__).parents[1]
 
 def settle_device(device: str, tensor: int, file: TextIO | None = None) -> None:
     """Follow the chosen device from here on, and say once which it is and why."""
-    if os.environ.get("RANK", "0") == "0" and LAUNCHER_VARIABLE not in os.environ:
+    if _speaks_first():
         print(choose(device).line(), file=file, flush=True)
     settle(device, tensor)
+
+
+def print_warnings(config: Config) -> None:
+    """Say once of a job which settings may not be meant."""
+    for line in setting_warnings(config) if _speaks_first() else ():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _speaks_first() -> bool:
+    """Whether this is the job's first process: of ranks that are started here, who starts them."""
+    return os.environ.get("RANK", "0") == "0" and LAUNCHER_VARIABLE not in os.environ
 
 
 def must_launch(ranks: int) -> bool:

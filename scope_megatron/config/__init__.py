@@ -23,6 +23,7 @@ from scope_megatron.config.errors import ConfigError
 from scope_megatron.config.load import load_config
 from scope_megatron.config.modeldir import CPU_HEAD_DIMS
 from scope_megatron.config.reference import reference_markdown
+from scope_megatron.config.rules_algorithm import setting_warnings
 from scope_megatron.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -70,5 +71,6 @@ __all__ = [
     "VerifierConfig",
     "load_config",
     "reference_markdown",
+    "setting_warnings",
     "validating_for",
 ]

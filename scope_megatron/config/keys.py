@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -81,11 +81,10 @@ def _entry_around(key: str) -> type[Section] | None:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The values a field may take, if they are listed."""
-    for kind in _alternatives(field.annotation):
-        if get_origin(kind) is Literal:
-            return get_args(kind)
-    return ()
+    """The values a field may take, if they are all listed; null aside."""
+    kinds = [kind for kind in _alternatives(field.annotation) if kind is not NoneType]
+    listed = all(get_origin(kind) is Literal for kind in kinds)
+    return tuple(value for kind in kinds for value in get_args(kind)) if listed else ()
 
 
 def yaml_text(value: Any) -> str:

@@ -243,6 +243,17 @@ def _objective(config: Config, command: Command) -> Problems:
         )
 
 
+def setting_warnings(config: Config) -> Problems:
+    """What is allowed and may not be meant, in the form of the rules."""
+    student, teacher = config.student_temperature, config.teacher_temperature
+    if config.needs_teacher and teacher != student:
+        yield (
+            f"objective.teacher_temperature: is {teacher:g} but rollout.temperature is "
+            f"{student:g}: a student that is its teacher would not be at rest; set it to "
+            "as_rollout, or leave it as the published code has it (docs/reference_code.md)"
+        )
+
+
 def _optimizer(config: Config, command: Command) -> Problems:
     if config.optimizer.states == "parameters" and config.optimizer.distributed:
         yield (

@@ -246,6 +246,17 @@ class Config(Section):
         return self.algorithm.name in ("opd", "kdrl", "rlsd", "sdar", "srpo")
 
     @property
+    def teacher_temperature(self) -> float:
+        """What the teacher's logits are divided by: ``objective.teacher_temperature``, resolved."""
+        given = self.objective.teacher_temperature
+        return self.student_temperature if isinstance(given, str) else given
+
+    @property
+    def student_temperature(self) -> float:
+        """What the student's logits are divided by wherever it is scored or trained."""
+        return self.rollout.temperature if self.rollout is not None else 1.0
+
+    @property
     def rewards_groups(self) -> bool:
         """Whether the algorithm compares the rewards of a group's responses."""
         return self.algorithm.name in ("grpo", "kdrl", "rlsd", "sdar", "srpo")

@@ -191,8 +191,8 @@ def build_head(
     objective = config.objective
     teachers = frozen if config.needs_teacher and objective.kl != "sampled" else ()
     spec = Spec(
-        temperature=config.rollout.temperature if config.rollout else 1.0,
-        teacher_temperature=objective.teacher_temperature,
+        temperature=config.student_temperature,
+        teacher_temperature=config.teacher_temperature,
         divergence=None if not teachers or objective.kl == "sampled" else objective.kl,
         beta=objective.jsd_beta,
         topk=objective.topk,

@@ -125,7 +125,7 @@ class Learner:
         ahead is not scored again."""
         spec = self.head.spec.alone()
         if self.config.needs_teacher:
-            spec = spec.at(self.config.objective.teacher_temperature)
+            spec = spec.at(self.config.teacher_temperature)
             spec = replace(spec, entropy=spec.entropy or self.passes.teacher_entropy)
         members = batch.members(self.algorithm.frozen_scores(kept_routes(batch, self.config)))
         scored = self._passes_of_frozen(batch, members, spec, self._wanted(), ahead=ahead)
@@ -175,7 +175,7 @@ class Learner:
         with span("student scores", responses=len(members)):
             batch.student_best = self.scorer.score(self.student, batch.rollouts, members, spec).best
         if self.config.needs_teacher:
-            spec = spec.at(self.config.objective.teacher_temperature)
+            spec = spec.at(self.config.teacher_temperature)
             wanted = {"logprobs": True, "hidden": False}
             scored = self._passes_of_frozen(batch, members, spec, wanted, anew=True)
             batch.teacher_best, batch.teacher_aside = scored.best, scored.logprobs

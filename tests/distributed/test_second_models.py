@@ -30,6 +30,9 @@ CASES: dict[str, dict[str, Any]] = {
     "teacher-with-the-answer": OPD
     | {"teacher.privileged": "{answer}", "objective.kl": "reverse_kl"},
     "extrapolated": OPD | {"objective.extrapolation": 1.25},
+    "at-the-rollouts-temperature": OPD | {"objective.teacher_temperature": "as_rollout"},
+    "exact-at-the-rollouts-temperature": OPD
+    | {"objective.teacher_temperature": "as_rollout", "objective.kl": "reverse_kl"},
     "student-topk": TOPK | {"objective.topk_of": "student", "objective.head": "fused"},
     "union-topk-tail": TOPK | {"objective.topk_of": "union", "objective.topk_tail": True},
     "entropy": OPD | {"objective.kl": "entropy_kl", "objective.entropy_threshold": 4.5},
@@ -83,10 +86,11 @@ def expected(root: Path, changes: dict[str, Any]) -> tuple[float, float]:
         with torch.no_grad():
             zt = _rows(other, told if privileged else plain, ids)
             ref = _rows(first, plain, ids) / 0.7
-        # self-distillation scores at the teacher's temperature, 1
+        # self-distillation scores at the teacher's temperature, 1 unless it is the rollout's
+        heat = 0.7 if "objective.teacher_temperature" in changes else 1.0
         at = torch.tensor(ids)[:, None]
         own = (z / 0.7).log_softmax(-1).gather(1, at)[:, 0]
-        theirs = zt.log_softmax(-1).gather(1, at)[:, 0]
+        theirs = (zt / heat).log_softmax(-1).gather(1, at)[:, 0]
         scale = changes.get("objective.extrapolation", 1.0)
         reference = ref.log_softmax(-1).gather(1, at)[:, 0]
         target = scale * (theirs - reference) + reference
@@ -94,8 +98,8 @@ def expected(root: Path, changes: dict[str, Any]) -> tuple[float, float]:
         if kind == "sampled":
             loss = loss + ((own - own.detach()).exp() * (own.detach() - target)).sum()
         else:
-            options = {"temperature": 0.7, "teacher_temperature": 1.0, "kind": kind}
-            options |= {k.split(".")[1]: v for k, v in changes.items() if k != "objective.kl"}
+            options = {k.split(".")[1]: v for k, v in changes.items() if k != "objective.kl"}
+            options |= {"temperature": 0.7, "teacher_temperature": heat, "kind": kind}
             options = {"topk_tail": False} | options
             loss = loss + sum(divergence_of_row(a, b, options) for a, b in zip(z, zt, strict=True))
         count += len(ids)

@@ -13,10 +13,11 @@ import yaml
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from scope_megatron.commands.common import must_launch, user_errors
+from scope_megatron.commands.common import must_launch, print_warnings, user_errors
 from scope_megatron.config import Config, load_config, modeldir
 from tests.support.config_run import make_run
 from tests.unit.test_config_errors import CASES, read_golden
+from tests.unit.test_lock import start
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +61,46 @@ def test_check_prints_a_config_that_loads(run: Path) -> None:
     result = CliRunner().invoke(cli.app, ["check", "run.yaml", "seed=7"])
     assert result.exit_code == 0
     assert Config.model_validate(yaml.safe_load(result.stdout)).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ([], True),
+        (["objective.kl=reverse_kl", "objective.teacher_temperature=0.5"], True),
+        (["objective.teacher_temperature=as_rollout"], False),
+        (["objective.teacher_temperature=0.6"], False),
+        (["rollout.temperature=1.0"], False),
+        (["algorithm.name=grpo"], False),
+    ],
+)
+def test_another_temperature_of_the_teacher_is_told(
+    run: Path, given: list[str], warned: bool
+) -> None:
+    """By `check`, and by `train` before anything else: here the run's directory is in use."""
+    told = "warning: objective.teacher_temperature: is "
+    result = CliRunner().invoke(cli.app, ["check", "run.yaml", *given])
+    assert (result.exit_code, result.stderr.count(told)) == (0, int(warned))
+    holder = start(run / "run", child_s=0.0)
+    try:
+        result = CliRunner().invoke(cli.app, ["train", "run.yaml", *given])
+    finally:
+        holder.kill()
+        holder.wait(10)
+    lines = result.stderr.splitlines()
+    assert [line.startswith(told) for line in lines] == ([True, False] if warned else [False])
+    assert lines[-1].startswith("error: output_dir: run is in use by process")
+
+
+def test_one_rank_of_a_job_warns(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load_config("run.yaml")
+    for rank, lines in (("0", 1), ("1", 0), ("8", 0)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        print_warnings(settings)
+        assert capsys.readouterr().err.count("\n") == lines
 
 
 def test_one_rank_of_a_node_speaks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_yaml_anchors_merge(run: Path) -> None:
 
 def test_round_trip(run: Path) -> None:
     config = load_config("run.yaml", ["objective.tis_clip=2", "data.train=[train.jsonl]"])
-    Path("again.yaml").write_text(config.to_yaml())
+    Path("again.yaml").write_text(config.to_yaml())  # it follows the rollouts still
     assert load_config("again.yaml") == config
 
 
@@ -88,7 +88,7 @@ def test_reference_code_reverses_the_students_weights(run: Path) -> None:
     config = load_config("run.yaml", ["objective.preset=reference_code"])
     assert config.objective.student_weight == "reversed"
     assert config.objective.teacher_weight == "perplexity"
-    Path("again.yaml").write_text(config.to_yaml())
+    Path("again.yaml").write_text(config.to_yaml())  # it follows the rollouts still
     assert load_config("again.yaml") == config
     assert load_config("run.yaml").objective.student_weight == "perplexity"
 
@@ -106,6 +106,21 @@ def test_kd_needs_neither_rollout_nor_engine(run: Path) -> None:
     config = load_config("run.yaml", overrides)
     assert not config.needs_engine and not config.needs_teacher
     assert config.max_sequence_tokens == config.train.microbatch_tokens == 400
+
+
+def test_the_teachers_temperature_is_a_number_of_its_own_or_the_rollouts(run: Path) -> None:
+    heat = "objective.teacher_temperature"
+    for given, wanted in (
+        ([], 1.0),
+        ([f"{heat}=2"], 2.0),
+        ([f"{heat}=as_rollout"], 0.6),
+        ([f"{heat}=as_rollout", "rollout.temperature=0.7"], 0.7),
+    ):
+        assert load_config("run.yaml", given).teacher_temperature == wanted
+    config = load_config("run.yaml", [f"{heat}=as_rollout"])
+    Path("again.yaml").write_text(config.to_yaml())  # it follows the rollouts still
+    again = load_config("again.yaml", ["rollout.temperature=0.9"])
+    assert (again.teacher_temperature, again.student_temperature) == (0.9, 0.9)
 
 
 def test_evaluation_length_sets_the_engines(run: Path) -> None:

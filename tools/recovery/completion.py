@@ -59,7 +59,7 @@ def complete(
     sampling = Sampling(
         samples=completions,
         max_tokens=rollout.max_response_tokens,
-        temperature=config.objective.teacher_temperature,
+        temperature=config.teacher_temperature,
         seed=config.seed,
         logprobs=False,
     )

@@ -17,11 +17,11 @@ from tools.recovery.samples import Wrong
 
 @torch.no_grad()
 def top_k_masses(
-    student: Path, teacher: Path, wrong: Sequence[Wrong], k: int, temperature: float
+    student: Path, teacher: Path, wrong: Sequence[Wrong], k: int, temperatures: tuple[float, float]
 ) -> tuple[float, float]:
     """(student's mass on the teacher's top k, teacher's on the student's), mean over tokens.
 
-    ``temperature`` divides the student's logits, as in its rollouts; the teacher's are as they are.
+    ``temperatures`` divide the student's logits and the teacher's, as in the loss.
     """
     from transformers import AutoModelForCausalLM
 
@@ -35,7 +35,7 @@ def top_k_masses(
         first = len(one.prompt.token_ids) - 1
         ours, theirs = (
             (model(ids).logits[0, first:].float() / heat).softmax(-1)
-            for model, heat in zip(models, (temperature, 1.0), strict=True)
+            for model, heat in zip(models, temperatures, strict=True)
         )
         totals += torch.stack([_mass(ours, theirs, k), _mass(theirs, ours, k)]).double().cpu()
         tokens += len(ours)

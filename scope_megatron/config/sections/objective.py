@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from scope_megatron.config.sections.section import Section
 
 Weighting = Literal["perplexity", "uniform", "reversed"]
+AS_ROLLOUT = "as_rollout"
+
+
+def _to_temperature(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != AS_ROLLOUT and not (number and 0 < value < math.inf):
+        raise ValueError(
+            f"is {value!r} but must be a number above 0, or {AS_ROLLOUT}; the default is 1.0"
+        )
+    return value
 
 
 class ObjectiveConfig(Section):
@@ -115,8 +126,13 @@ class ObjectiveConfig(Section):
     truncated: Literal["incorrect", "mask"] = Field(
         "incorrect", description="what a response cut off at the length limit counts as"
     )
-    teacher_temperature: float = Field(
-        1.0, gt=0, description="the teacher's logits are divided by it"
+    teacher_temperature: Annotated[
+        float | Literal["as_rollout"], BeforeValidator(_to_temperature)
+    ] = Field(
+        1.0,
+        description="the teacher's logits are divided by it; as_rollout: by rollout.temperature, "
+        "as the student's are. Where the two differ, student and teacher are compared at two "
+        "temperatures, as in the published code (docs/reference_code.md), and a warning says so",
     )
     old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
         "auto",
