@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support import kd_run
+from tests.support.forked import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "assets/tiny-teacher"
@@ -62,6 +63,13 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
+def forked(args: list[str], log: Path, ranks: int = 1) -> str:
+    """What a command prints whose processes are forked (tests/support/forked.py)."""
+    codes, text = run_command(args[3:], ranks, log, TIMEOUT_S)
+    assert codes == [0] * ranks, text
+    return text
+
+
 def samples(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((out / "samples").iterdir())}
 
@@ -106,16 +114,18 @@ def test_the_teacher_is_nearly_always_right(whole: tuple[Path, str]) -> None:
 
 
 def test_killed_in_the_middle_and_resumed_gives_the_same(
-    both: tuple[tuple[Path, str], Cut], sets: list[str]
+    both: tuple[tuple[Path, str], Cut], sets: list[str], tmp_path: Path
 ) -> None:
     whole, (out, before, said) = both
     assert SAMPLES <= before < 2 * PROBLEMS * SAMPLES, said
-    printed = finish(asked(sets, out))
+    printed = forked(asked(sets, out), tmp_path / "resumed")
     assert f"{before} samples are there already" in printed
     assert samples(out) == samples(whole[0])
     for name in ("table.md", "results.json", "pass_at_k.png"):
         assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
-    again = finish(asked(sets, out))  # nothing is left to draw: no engine starts
+    again = forked(
+        asked(sets, out), tmp_path / "again"
+    )  # nothing is left to draw: no engine starts
     assert "samples to draw" not in again
     assert (whole[0] / "table.md").read_text() in again
     other = finish(asked(sets, out, "--seed", "7"), code=2)
@@ -153,14 +163,13 @@ def test_regraded_and_compared(whole: tuple[Path, str], tmp_path: Path) -> None:
 def test_a_checkpoint_is_judged_as_its_export_is(sets: list[str], tmp_path: Path) -> None:
     """Converted on the way to vLLM: the same tokens as from the exported directory."""
     settings = kd_run.settings(tmp_path, "train.steps=2", "checkpoint.export_hf=true")
-    finish(command("train", *settings))
+    forked(command("train", *settings), tmp_path / "train", ranks=2)
     run = tmp_path / "run"
     (run / "hf").rename(tmp_path / "exported")
     few = ["--limit", "3"]
-    one = start(asked(sets, tmp_path / "a", *few, model=str(run)))
-    other = start(asked(sets, tmp_path / "b", *few, model=str(tmp_path / "exported")))
-    assert f"converting {run}/checkpoints/step_00000002 for vLLM" in ended(one)
-    ended(other)
+    printed = forked(asked(sets, tmp_path / "a", *few, model=str(run)), tmp_path / "one")
+    forked(asked(sets, tmp_path / "b", *few, model=str(tmp_path / "exported")), tmp_path / "other")
+    assert f"converting {run}/checkpoints/step_00000002 for vLLM" in printed
     assert samples(tmp_path / "a") == samples(tmp_path / "b")
     assert not (tmp_path / "a" / "converted").exists()
 
@@ -169,7 +178,7 @@ def test_with_a_configuration(tmp_path: Path) -> None:
     """As before: model.student on data.eval, one JSON line at the end; now with samples kept."""
     few = ["evaluation.samples=2", "evaluation.limit=8", f"output_dir={tmp_path / 'run'}"]
     arguments = ["configs/quickstart.yaml", *few, "model.student=assets/tiny-teacher"]
-    line = finish(command("evaluate", *arguments)).splitlines()[-1]
+    line = forked(command("evaluate", *arguments), tmp_path / "log").splitlines()[-1]
     values = json.loads(line)
     assert values["model"] == "assets/tiny-teacher"
     assert values["eval/avg@2"] > 0.8 and values["eval/pass@2"] >= values["eval/avg@2"]

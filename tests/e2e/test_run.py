@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.checkpoint_tensors import read_tensors
+from tests.support.forked import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10
@@ -68,6 +69,14 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 def steps(output: Path) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in rows(output) if "reward/mean" in row}
+
+
+def forked(output: Path, *overrides: str) -> str:
+    """What the command prints where its two ranks are forked (tests/support/forked.py)."""
+    arguments = command(output, *overrides)[3:]
+    codes, text = run_command(arguments, 2, output.with_suffix(".log"), TIMEOUT_S)
+    assert codes == [0, 0], text
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +183,9 @@ def test_interrupt_saves_and_resume_gives_the_same_run_bit_for_bit(
     assert "resume=auto" in text and "Traceback" not in text
     done = max(steps(output))
     assert 3 <= done < STEPS
-    code, text = finish(start(command(output, "resume=auto")))
-    assert code == 0, text
-    code, text = finish(start(command(output, "resume=auto")))  # once more: nothing is left to do
-    assert code == 0 and "is finished" in text
+    forked(output, "resume=auto")
+    text = forked(output, "resume=auto")  # once more: nothing is left to do
+    assert "is finished" in text
     whole, cut = steps(uninterrupted[0]), steps(output)
     assert sorted(cut) == sorted(whole)
     for step, row in whole.items():
@@ -214,13 +222,16 @@ GOLDEN_TOO = ("pipeline", "data")
 def test_other_layouts_start_the_same_run(
     uninterrupted: tuple[Path, str], tmp_path: Path, layout: tuple[str, ...]
 ) -> None:
-    """Started by torchrun; the first step samples the same tokens and sees the same loss."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    overrides = ("train.steps=2", "evaluation.before=false", "evaluation.after=false")
-    launcher = (*torchrun, "--rdzv-endpoint=localhost:0", "--rdzv-backend=c10d", "-m")
-    args = command(tmp_path / "run", *overrides, *layout, launcher=(*launcher, "scope_megatron"))
-    code, text = finish(start(args))
-    assert code == 0, text
+    """By torchrun, or forked; the first step samples the same tokens and sees the same loss."""
+    overrides = ("train.steps=2", "evaluation.before=false", "evaluation.after=false", *layout)
+    if layout == LAYOUTS["one-engine-over-both-ranks"]:
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+        launcher = (*torchrun, "--rdzv-endpoint=localhost:0", "--rdzv-backend=c10d", "-m")
+        args = command(tmp_path / "run", *overrides, launcher=(*launcher, "scope_megatron"))
+        code, text = finish(start(args))
+        assert code == 0, text
+    else:
+        forked(tmp_path / "run", *overrides)
     first, expected = steps(tmp_path / "run")[1], steps(uninterrupted[0])[1]
     assert first["tokens/response"] == expected["tokens/response"]
     assert first["reward/mean"] == expected["reward/mean"]

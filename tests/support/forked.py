@@ -31,15 +31,14 @@ def run_command(
 
     Args:
         arguments: of the command.
-        ranks: how many processes of one world run it.
+        ranks: how many processes of one world run it; 1: one that knows of no world.
         log: a new file for what they print.
         within_s: after so many seconds what still runs is killed and has the code None.
     """
     store = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=30)
     )
-    environment = dict(os.environ) | {
-        "OMP_NUM_THREADS": "1",
+    world = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
@@ -47,10 +46,15 @@ def run_command(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    environments = [
+        environment | (world | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})
+        for rank in range(ranks)
+    ]
     context = forked_context()
     processes = [
-        context.Process(target=_rank, args=(arguments, rank, environment, log))
-        for rank in range(ranks)
+        context.Process(target=_rank, args=(arguments, environment, log))
+        for environment in environments
     ]
     for process in processes:
         process.start()
@@ -68,13 +72,13 @@ def run_command(
     return codes, log.read_text(errors="replace")
 
 
-def _rank(arguments: list[str], rank: int, environment: dict[str, str], log: Path) -> None:
+def _rank(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
     with log.open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     os.environ.clear()
-    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = ["scope-megatron", *arguments]
     from scope_megatron.cli import main
