@@ -75,7 +75,7 @@ class ModelConfig(Section):
     teacher: ModelPath | None = Field(
         None,
         description="the frozen teacher, a directory or a Hub name, with the student's token map; "
-        "grpo and kd ignore it, the other algorithms need it",
+        "grpo and kd leave it alone, so that one file serves all algorithms; the others need it",
     )
     teachers: Annotated[dict[str, TeacherEntry] | None, BeforeValidator(_to_teachers)] = Field(
         None,
