@@ -11,7 +11,7 @@ class Condition:
     """Another setting that has to be ``value``, or a number above ``above``."""
 
     key: str
-    value: str | None = None
+    value: str | bool | None = None
     above: float = 0
 
     def holds(self, value: Any) -> bool:
@@ -19,7 +19,9 @@ class Condition:
         return bool(value == self.value if self.value is not None else value > self.above)
 
     def __str__(self) -> str:
-        return f"{self.key} > {self.above}" if self.value is None else f"{self.key}={self.value}"
+        if self.value is None:
+            return f"{self.key} > {self.above}"
+        return f"{self.key}={str(self.value).lower()}"
 
 
 # dotted setting -> where it is read: with all of these, which are of settings that are read

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from scope_megatron.algorithm import ALGORITHM_SPECS, readers_of
 from scope_megatron.config.keys import choices, entry_section_of, section_of, walk, yaml_text
 from scope_megatron.config.schema import Config, Section
+from scope_megatron.config.sections.read_with import READ_WITH
 
 INTRODUCTION = """\
 # Configuration
@@ -59,6 +60,8 @@ def _meaning(key: str, field: FieldInfo) -> str:
         text = f"one of {', '.join(f'`{value}`' for value in allowed)}. {text}"
     if readers := _readers(key):
         text = f"{text}. Read by {readers}"
+    if key in READ_WITH:
+        text = f"{text}. Read with `{READ_WITH[key]}`"
     return text.replace("|", "\\|")
 
 

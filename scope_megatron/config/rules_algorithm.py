@@ -5,41 +5,60 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scope_megatron.algorithm import readers_of
-from scope_megatron.config.keys import algorithm_settings, choices, yaml_text
+from scope_megatron.algorithm import Condition, readers_of
+from scope_megatron.config.keys import algorithm_settings, choices, field_of, walk, yaml_text
 from scope_megatron.config.rules_models import Command, Problems, divisors, layout_setting
 from scope_megatron.config.schema import LAG_CLIP, AlgorithmConfig, Config
 from scope_megatron.config.sections.presets import REFERENCE_CODE
+from scope_megatron.config.sections.read_with import READ_WITH
 from scope_megatron.config.sections.teacher import TeacherParallel
 
 
 def _unread(config: Config, command: Command) -> Problems:
-    """Settings that change nothing: the algorithm's record says which it reads, and with what.
+    """Settings that the algorithm does not read, and those of its own that others turn off.
 
     What has its default is let pass, given or not: a resolved configuration has every key.
     """
     if command != "train":
         return
-    name, filled = config.algorithm.name, _filled_in(config)
+    name, reads, filled = config.algorithm.name, config.spec.reads, _filled_in(config)
     for key, field in algorithm_settings():
         value = config.value_of(key)
-        if config.reads(key) or value in (field.default, filled.get(key, field.default)):
+        if value in (field.default, filled.get(key, field.default)):
             continue
-        short = isinstance(value, bool | int | float) or choices(field)
-        is_ = f"is {yaml_text(value)}" if short else "is given"
-        if key not in config.spec.reads:
-            *more, last = readers_of(key)
-            others = f" to {', '.join(more)} or {last}" if more else f"={last}"
-            yield (
-                f"{key}: {is_} but algorithm.name {name} does not read it; remove it, or set "
-                f"algorithm.name{others}"
-            )
+        if key in reads:
+            yield from _turned_off(config, key, *reads[key])
             continue
-        missing = next(c for c in config.spec.reads[key] if not c.holds(config.value_of(c.key)))
+        *more, last = readers_of(key)
+        others = f" to {', '.join(more)} or {last}" if more else f"={last}"
         yield (
-            f"{key}: {is_} but {missing.key} is {config.value_of(missing.key)}; "
-            f"set {missing}, or remove it"
+            f"{key}: {_is(config, key)} but algorithm.name {name} does not read it; "
+            f"remove it, or set algorithm.name{others}"
         )
+
+
+def _idle(config: Config, command: Command) -> Problems:
+    """Settings of other sections that another one turns off."""
+    if command != "train":
+        return
+    for key, field in walk():
+        if key in READ_WITH and not (config.rollout is None and key.startswith("rollout.")):
+            if config.value_of(key) != field.default:
+                yield from _turned_off(config, key, READ_WITH[key])
+
+
+def _turned_off(config: Config, key: str, *where: Condition) -> Problems:
+    missing = next((one for one in where if not one.holds(config.value_of(one.key))), None)
+    if missing is not None:
+        its = yaml_text(config.value_of(missing.key))
+        yield f"{key}: {_is(config, key)} but {missing.key} is {its}; set {missing}, or remove it"
+
+
+def _is(config: Config, key: str) -> str:
+    """What a message says of a value: all, where it is a number or a word of a list."""
+    value, field = config.value_of(key), field_of(key)
+    short = isinstance(value, bool | int | float) or (field is not None and choices(field))
+    return f"is {yaml_text(value)}" if short else "is given"
 
 
 def _filled_in(config: Config) -> dict[str, Any]:
@@ -234,15 +253,11 @@ def _optimizer(config: Config, command: Command) -> Problems:
             "optimizer.states: is parameters but optimizer.distributed keeps float32 copies; "
             "set one of them to its default"
         )
-    if config.optimizer.overlap and not config.optimizer.distributed:
-        yield (
-            "optimizer.overlap: is true but optimizer.distributed is false; "
-            "set optimizer.distributed=true, or overlap to false"
-        )
 
 
 ALGORITHM_RULES = (
     _unread,
+    _idle,
     _algorithm,
     _groups,
     _teacher,

@@ -67,7 +67,7 @@ class OptimizerConfig(Section):
     )
     overlap: bool = Field(
         False,
-        description="distributed: gradients are summed over the replicas beside the backward pass "
+        description="gradients are summed over the replicas beside the backward pass "
         "that makes them, bucket by bucket",
     )
     offload: Literal["none", "rollout"] = Field(

@@ -1,10 +1,11 @@
-"""Settings that the algorithm does not read, for ``test_config_errors.py``."""
+"""Settings that nobody reads, for ``test_config_errors.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from tests.support.config_run import leave
+from tests.unit.placement_error_cases import APART
 
 # name: (change of the files, overrides)
 ALGORITHM_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
@@ -57,4 +58,24 @@ ALGORITHM_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["objective={tau: 2.0, student_weight: uniform, teacher_weight: uniform}"],
     ),
+    # whatever the algorithm
+    "sleep_of_separate_engines": (leave, [*APART, "rollout.engine.sleep=false"]),
+    "check_every_without_checks": (
+        leave,
+        ["rollout.engine.check_samples=0", "rollout.engine.check_every=2"],
+    ),
+    "tolerance_without_checks": (
+        leave,
+        ["rollout.engine.check_samples=0", "rollout.engine.logprob_tolerance=0.1"],
+    ),
+    "rollouts_groups_of_all": (
+        leave,
+        ["logging.rollouts.select=all", "logging.rollouts.groups=8"],
+    ),
+    "verifier_custom_of_another": (
+        leave,
+        ["verifier.name=math", "verifier.custom=tools.make_smollm2:names_answer"],
+    ),
+    "verifier_code_of_another": (leave, ["verifier.name=exact", "verifier.code.memory_mib=512"]),
+    "verifier_workers_of_text": (leave, ["verifier.name=exact", "verifier.workers=2"]),
 }

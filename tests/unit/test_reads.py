@@ -11,6 +11,7 @@ from scope_megatron.algorithm import ALGORITHM_SPECS, readers_of
 from scope_megatron.config import AlgorithmConfig, Config
 from scope_megatron.config.keys import algorithm_settings, choices, field_of
 from scope_megatron.config.rules import setting_problems
+from scope_megatron.config.sections.read_with import READ_WITH
 from scope_megatron.learn.algorithms import ALGORITHMS, weigh
 from tests.support.switches import made_batch, made_config
 
@@ -70,11 +71,14 @@ def test_each_algorithm_has_a_record() -> None:
 
 def test_records_name_settings_and_values_that_exist() -> None:
     assert [key for key in FIELDS if not readers_of(key)] == []
-    for spec in ALGORITHM_SPECS.values():
-        assert spec.reads.keys() <= {*FIELDS, "algorithm.name"}
-        for one in (one for where in spec.reads.values() for one in where):
+    tables = [spec.reads for spec in ALGORITHM_SPECS.values()]
+    tables.append({key: (one,) for key, one in READ_WITH.items()})
+    for key, where in (entry for reads in tables for entry in reads.items()):
+        assert field_of(key) is not None
+        for one in where:
             field = field_of(one.key)
-            assert field is not None and (one.value is None or one.value in choices(field))
+            assert field is not None
+            assert one.value in (None, True, *choices(field)), one
 
 
 @pytest.mark.parametrize("name", ALGORITHM_SPECS)
