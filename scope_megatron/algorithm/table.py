@@ -23,12 +23,14 @@ _EVERY = _settings("algorithm", "name") | _settings(
 )
 _SAMPLING = {
     **_settings("algorithm", "group_filter pass_rate_alpha pass_rate_beta"),
-    **_settings("objective", "truncated old_logprobs tis_clip"),
+    **_settings("objective", "truncated old_logprobs"),
 }
+_RATIOS = _settings("objective", "tis_clip")
 _CLIP = _settings("algorithm", "clip_eps clip_high clip_dual")
 _LATER_CLIP = _only(_CLIP, Condition("train.updates_per_batch", above=1))
 _REWARDS = {
     **_CLIP,
+    **_RATIOS,
     **_settings("algorithm", "overlong_buffer"),
     **_settings("algorithm", "overlong_penalty", Condition("algorithm.overlong_buffer")),
 }
@@ -55,6 +57,7 @@ ALGORITHM_SPECS: dict[str, AlgorithmSpec] = {
     "scope": AlgorithmSpec(
         _EVERY
         | _SAMPLING
+        | _RATIOS
         | _LATER_CLIP
         | _only(_TEACHER | _DIVERGENCE | _settings("objective", "teacher_weight"), _TAUGHT)
         | _settings("objective", "tau student_weight weight_group likelihood incorrect")
@@ -65,7 +68,11 @@ ALGORITHM_SPECS: dict[str, AlgorithmSpec] = {
         ),
     ),
     "opd": AlgorithmSpec(
-        _EVERY | _SAMPLING | _only(_LATER_CLIP, _kl("sampled")) | _TEACHER | _DIVERGENCE,
+        _EVERY
+        | _SAMPLING
+        | _only(_RATIOS | _LATER_CLIP, _kl("sampled"))  # exact divergences have no ratio
+        | _TEACHER
+        | _DIVERGENCE,
     ),
     "grpo": AlgorithmSpec(
         _EVERY

@@ -38,6 +38,10 @@ ALGORITHM_CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm={name: opd, clip_high: 0.28}", "objective.kl=jsd", "train.updates_per_batch=2"],
     ),
+    "ratio_of_an_exact_divergence": (
+        leave,
+        ["algorithm.name=opd", "objective={kl: reverse_kl, tis_clip: 2.0}"],
+    ),
     "teacher_weight_without_teacher": (
         leave,
         ["objective={incorrect: constant, teacher_weight: uniform}"],
