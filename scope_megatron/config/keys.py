@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from scope_megatron.algorithm import ALGORITHM_SPECS
 from scope_megatron.config.schema import Config, Section
 
 
@@ -39,6 +40,14 @@ def walk(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[st
         yield prefix + name, field
         if member := section_of(field):
             yield from walk(member, f"{prefix}{name}.")
+
+
+def algorithm_settings() -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, field) of the settings that an algorithm's record says the readers of."""
+    named = {key for spec in ALGORITHM_SPECS.values() for key in spec.reads}
+    for key, field in walk():
+        if key in named or key.rpartition(".")[0] in ("algorithm", "objective", "teacher"):
+            yield key, field
 
 
 def field_of(key: str) -> FieldInfo | None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scope_megatron.algorithm import readers_of
 from scope_megatron.config.modeldir import ModelDirError, read_shape
 from scope_megatron.machine import Machine
 
@@ -87,13 +88,10 @@ def _tensor_sizes(values: dict[str, Any], per_node: int, nodes: int) -> list[int
     return sizes or [1]
 
 
-_TAUGHT = (None, "scope", "opd", "kdrl", "rlsd", "sdar", "srpo")  # None: the default, scope
-
-
 def _models(values: dict[str, Any]) -> list[Any]:
     """The paths of the run's models, as they are given."""
     found = [_get(values, "model.student")]
-    if _get(values, "algorithm.name") in _TAUGHT:
+    if _get(values, "algorithm.name") in (None, *readers_of("teacher.source")):  # None: scope
         entries = _get(values, "model.teachers")
         several = list(entries.values()) if isinstance(entries, dict) else []
         alike = not _get(values, "teacher.parallel")  # else they are cut otherwise
@@ -106,7 +104,7 @@ def _models(values: dict[str, Any]) -> list[Any]:
 
 def _data_sizes(values: dict[str, Any], slots: int) -> list[int]:
     """Numbers of replicas that divide a step's batch."""
-    kd = _get(values, "algorithm.name") == "kd"
+    kd = _get(values, "algorithm.name") in readers_of("train.batch_sequences")
     batch = _get(values, "train.batch_sequences" if kd else "rollout.prompts_per_step")
     updates = _size(_get(values, "train.updates_per_batch"))
     if not isinstance(batch, int):

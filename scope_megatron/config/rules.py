@@ -25,6 +25,15 @@ from scope_megatron.config.rules_models import (
 from scope_megatron.config.rules_output import output_problems, room_problems
 from scope_megatron.config.schema import Config
 from scope_megatron.config.sections.rollout import RolloutConfig
+from scope_megatron.config.sections.verifier import VerifierConfig
+
+# which verifiers read a setting of theirs
+_VERIFIERS_READ = {
+    "custom": ("custom",),
+    "code": ("code",),
+    "timeout_s": ("math", "custom"),
+    "workers": ("math", "code", "custom"),
+}
 
 
 def setting_problems(config: Config, command: Command) -> list[str]:
@@ -37,7 +46,6 @@ def setting_problems(config: Config, command: Command) -> list[str]:
         _verifier,
         _evaluation,
         _profile,
-        _responses,
         _trace,
         _parallel,
         _placement,
@@ -75,6 +83,14 @@ def _verifier(config: Config, command: Command) -> Problems:
         yield "verifier.custom: is missing but verifier.name custom needs it; give module:function"
     elif function is not None and not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", function):
         yield f"verifier.custom: {function} names no function; give module:function"
+    name, defaults = config.verifier.name, VerifierConfig()
+    for key, readers in _VERIFIERS_READ.items():
+        given = getattr(config.verifier, key) != getattr(defaults, key)
+        if command == "train" and given and name not in ("auto", *readers):
+            yield (
+                f"verifier.{key}: is given but verifier.name {name} does not read it; remove it, "
+                f"or set verifier.name to auto or {readers[0]}"
+            )
 
 
 def _evaluation(config: Config, command: Command) -> Problems:
@@ -109,15 +125,6 @@ def _profile(config: Config, command: Command) -> Problems:
         )
 
 
-def _responses(config: Config, command: Command) -> Problems:
-    written = config.logging.rollouts
-    if written.alternatives and not written.every:
-        yield (
-            f"logging.rollouts.alternatives: is {written.alternatives} but logging.rollouts.every "
-            "is 0, which writes no response; set logging.rollouts.every > 0, or alternatives=0"
-        )
-
-
 def _trace(config: Config, command: Command) -> Problems:
     given, last = config.logging.trace, config.train.steps
     if given.steps is None:
@@ -141,21 +148,6 @@ def _trace(config: Config, command: Command) -> Problems:
 def _parallel(config: Config, command: Command) -> Problems:
     parallel, rollout = config.parallel, config.rollout
     tensor, data = parallel.tensor, parallel.data
-    if parallel.sequence and tensor == 1:
-        yield (
-            "parallel.sequence: is true but parallel.tensor is 1; "
-            "set parallel.tensor > 1 or parallel.sequence=false"
-        )
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
-        yield (
-            f"parallel.virtual_pipeline: is {parallel.virtual_pipeline} but parallel.pipeline is "
-            "1; set parallel.pipeline > 1, or it to 1"
-        )
-    if parallel.recompute_layers is not None and parallel.recompute != "full":
-        yield (
-            f"parallel.recompute_layers: is {parallel.recompute_layers} but parallel.recompute is "
-            f"{parallel.recompute}; set parallel.recompute=full, or remove it"
-        )
     stage = tensor * parallel.context * data
     if stage % parallel.expert:
         between = " x parallel.context" if parallel.context > 1 else ""
@@ -205,11 +197,6 @@ def _placement(config: Config, command: Command) -> Problems:
             yield (
                 f"rollout.lag: is {rollout.lag} but rollout.placement is colocated, where nothing "
                 "trains while engines sample; set rollout.placement=separate, or rollout.lag=0"
-            )
-        if rollout.ranks is not None:
-            yield (
-                f"rollout.ranks: is {rollout.ranks} but rollout.placement is colocated; "
-                "set rollout.placement=separate, or remove it"
             )
         return
     if config.stale and config.objective.tis_clip is not None and _cuts_sampling(config):

@@ -3,10 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from scope_megatron.algorithm import Condition, readers_of
+from scope_megatron.config.keys import algorithm_settings, choices, field_of, walk, yaml_text
 from scope_megatron.config.rules_models import Command, Problems, divisors, layout_setting
-from scope_megatron.config.schema import AlgorithmConfig, Config, ObjectiveConfig
+from scope_megatron.config.schema import LAG_CLIP, AlgorithmConfig, Config
+from scope_megatron.config.sections.presets import REFERENCE_CODE
+from scope_megatron.config.sections.read_with import READ_WITH
 from scope_megatron.config.sections.teacher import TeacherParallel
+
+
+def _unread(config: Config, command: Command) -> Problems:
+    """Settings that the algorithm does not read, and those of its own that others turn off.
+
+    What has its default is let pass, given or not: a resolved configuration has every key.
+    """
+    if command != "train":
+        return
+    name, reads, filled = config.algorithm.name, config.spec.reads, _filled_in(config)
+    for key, field in algorithm_settings():
+        value = config.value_of(key)
+        if value in (field.default, filled.get(key, field.default)):
+            continue
+        if key in reads:
+            yield from _turned_off(config, key, *reads[key])
+            continue
+        *more, last = readers_of(key)
+        others = f" to {', '.join(more)} or {last}" if more else f"={last}"
+        yield (
+            f"{key}: {_is(config, key)} but algorithm.name {name} does not read it; "
+            f"remove it, or set algorithm.name{others}"
+        )
+
+
+def _idle(config: Config, command: Command) -> Problems:
+    """Settings of other sections that another one turns off."""
+    if command != "train":
+        return
+    for key, field in walk():
+        if key in READ_WITH and not (config.rollout is None and key.startswith("rollout.")):
+            if config.value_of(key) != field.default:
+                yield from _turned_off(config, key, READ_WITH[key])
+
+
+def _turned_off(config: Config, key: str, *where: Condition) -> Problems:
+    missing = next((one for one in where if not one.holds(config.value_of(one.key))), None)
+    if missing is not None:
+        its = yaml_text(config.value_of(missing.key))
+        yield f"{key}: {_is(config, key)} but {missing.key} is {its}; set {missing}, or remove it"
+
+
+def _is(config: Config, key: str) -> str:
+    """What a message says of a value: all, where it is a number or a word of a list."""
+    value, field = config.value_of(key), field_of(key)
+    short = isinstance(value, bool | int | float) or (field is not None and choices(field))
+    return f"is {yaml_text(value)}" if short else "is given"
+
+
+def _filled_in(config: Config) -> dict[str, Any]:
+    """The values that another setting stands for."""
+    filled: dict[str, Any] = {}
+    if config.objective.preset == "reference_code":
+        for section, values in REFERENCE_CODE.items():
+            filled |= {f"{section}.{name}": value for name, value in values.items()}
+    if config.rollout is not None and (config.rollout.lag or config.rollout.carry_over):
+        filled["objective.tis_clip"] = LAG_CLIP
+    return filled
 
 
 def _algorithm(config: Config, command: Command) -> Problems:
@@ -23,11 +86,6 @@ def _algorithm(config: Config, command: Command) -> Problems:
                 "give the sequences per step"
             )
         return
-    if config.train.batch_sequences is not None:
-        yield (
-            f"train.batch_sequences: is for algorithm.name kd, not {name}; "
-            "remove it and set rollout.prompts_per_step"
-        )
     if rollout is None:
         yield (
             f"rollout: the section is missing but algorithm.name {name} needs it; "
@@ -43,76 +101,27 @@ def _algorithm(config: Config, command: Command) -> Problems:
 def _groups(config: Config, command: Command) -> Problems:
     """Switches that compare the responses of a group."""
     algorithm, rollout, defaults = config.algorithm, config.rollout, AlgorithmConfig()
-    size = rollout.group_size if config.on_policy and rollout is not None else 1
+    if not config.on_policy or rollout is None:
+        return
     for name in ("group_filter", "pass_rate_alpha", "pass_rate_beta"):
         value, default = getattr(algorithm, name), getattr(defaults, name)
-        if value != default and size < 2:
+        if value != default and rollout.group_size < 2:
             yield (
                 f"algorithm.{name}: is {value} but there is one response per prompt; "
                 "set rollout.group_size to 2 or more, or remove it"
             )
     buffer = algorithm.overlong_buffer
-    if buffer and not config.rewards_groups:
-        yield (
-            f"algorithm.overlong_buffer: is {buffer} but algorithm.name {algorithm.name} has no "
-            "reward that it could shape; remove it"
-        )
-    elif rollout is not None and buffer > rollout.max_response_tokens:
+    if config.rewards_groups and buffer > rollout.max_response_tokens:
         yield (
             f"algorithm.overlong_buffer: is {buffer}, above rollout.max_response_tokens "
             f"{rollout.max_response_tokens}; set it to {rollout.max_response_tokens} or less"
         )
 
 
-def _teachers_term(config: Config, command: Command) -> Problems:
-    """Switches of the teacher's divergence, where there is none."""
-    objective, name = config.objective, config.algorithm.name
-    defaults = ObjectiveConfig()
-    without = not config.needs_teacher or name in ("rlsd", "sdar")
-    for key in ("extrapolation", "iw_gamma", "prefix_tokens"):
-        value = getattr(objective, key)
-        if without and value != getattr(defaults, key):
-            yield (
-                f"objective.{key}: is {value} but algorithm.name {name} has no divergence from a "
-                "teacher here; remove it"
-            )
-    if config.extrapolates and objective.kl != "sampled":
-        yield (
-            f"objective.extrapolation: is {objective.extrapolation} but objective.kl is "
-            f"{objective.kl}; set objective.kl=sampled, or remove it"
-        )
-    if name in ("rlsd", "sdar") and objective.kl != "sampled":
-        yield (
-            f"objective.kl: is {objective.kl} but algorithm.name {name} reads the teacher's "
-            "log-probabilities of sampled tokens alone; set it to sampled"
-        )
-    for key, kl in (
-        ("topk_of", "topk"),
-        ("topk_tail", "topk"),
-        ("entropy_threshold", "entropy_kl"),
-    ):
-        value = getattr(objective, key)
-        if objective.kl != kl and value != getattr(defaults, key):
-            yield (
-                f"objective.{key}: is {str(value).lower()} but objective.kl is {objective.kl}; "
-                f"set objective.kl={kl}, or remove it"
-            )
-
-
 def _teacher(config: Config, command: Command) -> Problems:
-    """Settings of a frozen model that is not there, or that contradict each other."""
+    """Settings of frozen models that contradict each other."""
     if command != "train":
         return
-    teacher, defaults = config.teacher, type(config.teacher)()
-    for name in ("offload", "dtype", "parallel"):
-        value, default = getattr(teacher, name), getattr(defaults, name)
-        if value != default and not config.has_frozen:
-            given = "is given" if name == "parallel" else f"is {value}"
-            back = "" if name == "parallel" else f", or set it to {default}"
-            yield (
-                f"teacher.{name}: {given} but algorithm.name {config.algorithm.name} has no "
-                f"frozen model here; remove it{back}"
-            )
     if config.model.teacher is not None and config.model.teachers is not None:
         yield (
             "model.teachers: is given beside model.teacher; remove one of them (model.teacher "
@@ -179,22 +188,15 @@ def _layout(config: Config, key: str, parallel: TeacherParallel) -> Problems:
 
 def _privileged(config: Config, command: Command) -> Problems:
     """A teacher that reads more than the student, or is the student."""
-    teacher, name = config.teacher, config.algorithm.name
-    for key, given in (("privileged", teacher.privileged), ("source", teacher.source != "model")):
-        if given and not config.needs_teacher:
-            yield f"teacher.{key}: is set but algorithm.name {name} has no teacher here; remove it"
-            return
+    teacher = config.teacher
+    if not config.needs_teacher:
+        return
     if teacher.privileged is not None and "{answer}" not in teacher.privileged:
         yield (
             "teacher.privileged: has no {answer}, so the teacher would know no more than its "
             "words; write {answer} where the row's reference answer belongs"
         )
     if teacher.source == "student":
-        if config.model.teachers is not None:
-            yield (
-                "model.teachers: is given but teacher.source is student, which teaches every row; "
-                "remove one of the two"
-            )
         if teacher.privileged is None:
             yield (
                 "teacher.source: is student, but without a privileged prompt it would teach what "
@@ -215,26 +217,17 @@ def _objective(config: Config, command: Command) -> Problems:
             f"objective.student_weight: is {objective.student_weight} but objective.preset "
             "reference_code makes it reversed; remove one of the two"
         )
+    modes = [objective.student_weight, *[objective.teacher_weight] * config.needs_teacher]
+    if config.reads("objective.tau") and objective.tau != 1.0 and {*modes} == {"uniform"}:
+        yield (
+            f"objective.tau: is {objective.tau} but all weights are uniform, whatever it is; "
+            "remove it, or set objective.student_weight=perplexity"
+        )
     teachers = {entry.path.resolve() for entry in config.teachers.values()}
     if objective.weight_group == "batch" and len(teachers) > 1:
         yield (
             f"objective.weight_group: is batch but {len(teachers)} teachers are given, whose "
             "perplexities do not compare; set it to prompt"
-        )
-    if objective.weight_group == "batch" and config.algorithm.name != "scope":
-        yield (
-            "objective.weight_group: is batch but algorithm.name "
-            f"{config.algorithm.name} has no perplexity weights; remove it"
-        )
-    if objective.incorrect == "constant" and config.algorithm.name != "scope":
-        yield (
-            "objective.incorrect: is constant but algorithm.name "
-            f"{config.algorithm.name} has no path of incorrect responses; remove it"
-        )
-    if objective.constant_below is not None and objective.incorrect != "constant":
-        yield (
-            f"objective.constant_below: is {objective.constant_below} but objective.incorrect is "
-            f"{objective.incorrect}; remove it, or set objective.incorrect=constant"
         )
     if objective.kernel == "triton" and config.platform.device == "cpu":
         yield (
@@ -260,19 +253,15 @@ def _optimizer(config: Config, command: Command) -> Problems:
             "optimizer.states: is parameters but optimizer.distributed keeps float32 copies; "
             "set one of them to its default"
         )
-    if config.optimizer.overlap and not config.optimizer.distributed:
-        yield (
-            "optimizer.overlap: is true but optimizer.distributed is false; "
-            "set optimizer.distributed=true, or overlap to false"
-        )
 
 
 ALGORITHM_RULES = (
+    _unread,
+    _idle,
     _algorithm,
     _groups,
     _teacher,
     _objective,
-    _teachers_term,
     _privileged,
     _optimizer,
 )

@@ -7,11 +7,13 @@ descriptions are the reference manual: `tools/config_reference.py` prints them.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
+from scope_megatron.algorithm import ALGORITHM_SPECS, AlgorithmSpec
 from scope_megatron.config.sections.algorithm import AlgorithmConfig
 from scope_megatron.config.sections.data import DataConfig
 from scope_megatron.config.sections.faults import FaultsConfig
@@ -26,7 +28,7 @@ from scope_megatron.config.sections.section import Section
 from scope_megatron.config.sections.teacher import TeacherConfig
 from scope_megatron.config.sections.verifier import VerifierConfig
 
-_LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1, and with rollout.carry_over
+LAG_CLIP = 2.0  # objective.tis_clip at rollout.lag 1, and with rollout.carry_over
 _ROUNDING = 1e-9  # of a product that is a whole number: 0.29 * 100 is 28.999999999999996
 
 
@@ -65,7 +67,7 @@ class OptimizerConfig(Section):
     )
     overlap: bool = Field(
         False,
-        description="distributed: gradients are summed over the replicas beside the backward pass "
+        description="gradients are summed over the replicas beside the backward pass "
         "that makes them, bucket by bucket",
     )
     offload: Literal["none", "rollout"] = Field(
@@ -85,7 +87,7 @@ class TrainConfig(Section):
     )
     updates_per_batch: int = Field(1, ge=1, description="optimizer steps per batch of rollouts")
     batch_sequences: int | None = Field(
-        None, ge=1, description="kd only: sequences per step, all replicas together"
+        None, ge=1, description="sequences per step, all replicas together"
     )
 
 
@@ -184,8 +186,22 @@ class Config(Section):
         if not (isinstance(objective, dict) and isinstance(rollout, dict)):
             return values
         if rollout.get("lag") == 1 or rollout.get("carry_over"):
-            return values | {"objective": {"tis_clip": _LAG_CLIP} | objective}
+            return values | {"objective": {"tis_clip": LAG_CLIP} | objective}
         return values
+
+    @property
+    def spec(self) -> AlgorithmSpec:
+        """The algorithm's record."""
+        return ALGORITHM_SPECS[self.algorithm.name]
+
+    def value_of(self, key: str) -> Any:
+        """The value of a dotted key, `objective.tau`."""
+        return reduce(getattr, key.split("."), self)
+
+    def reads(self, key: str) -> bool:
+        """Whether the algorithm, as the other settings have it, reads a setting of its record."""
+        where = self.spec.reads.get(key)
+        return where is not None and all(one.holds(self.value_of(one.key)) for one in where)
 
     @property
     def lag(self) -> int:
@@ -228,7 +244,7 @@ class Config(Section):
     @property
     def on_policy(self) -> bool:
         """Whether the student samples what it is trained on (all but kd)."""
-        return self.algorithm.name != "kd"
+        return self.spec.samples
 
     @property
     def prompts_per_step(self) -> int:
@@ -241,9 +257,7 @@ class Config(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether the algorithm scores with the teacher."""
-        if self.algorithm.name == "scope":
-            return self.objective.incorrect == "teacher"
-        return self.algorithm.name in ("opd", "kdrl", "rlsd", "sdar", "srpo")
+        return self.reads("teacher.source")
 
     @property
     def teacher_temperature(self) -> float:
@@ -259,17 +273,17 @@ class Config(Section):
     @property
     def rewards_groups(self) -> bool:
         """Whether the algorithm compares the rewards of a group's responses."""
-        return self.algorithm.name in ("grpo", "kdrl", "rlsd", "sdar", "srpo")
+        return self.spec.rewards
 
     @property
     def has_frozen(self) -> bool:
         """Whether a frozen model stands beside the student: the teacher, or grpo's reference."""
-        return self.loads_teacher or (self.algorithm.name == "grpo" and self.algorithm.kl_coef > 0)
+        return self.reads("teacher.offload")
 
     @property
     def loads_teacher(self) -> bool:
         """Whether the teacher is a model beside the student, not the student itself."""
-        return self.needs_teacher and self.teacher.source == "model"
+        return self.reads("model.teachers")
 
     @property
     def extrapolates(self) -> bool:
@@ -320,7 +334,7 @@ class Config(Section):
     @property
     def needs_engine(self) -> bool:
         """Whether responses are sampled at any time of the training."""
-        return self.algorithm.name != "kd" or self.evaluates
+        return self.on_policy or self.evaluates
 
     @property
     def engine(self) -> EngineConfig:

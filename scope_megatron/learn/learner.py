@@ -311,7 +311,7 @@ class Learner:
             step,
             number,
             topology.rank,
-            writes=topology.tp_rank == topology.cp_rank == topology.pp_rank == 0,
+            writes=topology.is_replica_first,
             scores=lambda: (
                 self.scorer.score(
                     self.student, batch.rollouts, held, self.head.spec.alone()

@@ -67,6 +67,12 @@ class Topology:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def is_replica_first(self) -> bool:
+        """Whether this is the first of a replica's ranks, the one that writes, or sends, what all
+        of them have."""
+        return self.tp_rank == self.cp_rank == self.pp_rank == 0
+
     def holds_whole_experts(self, is_expert: bool) -> bool:
         """Whether such a parameter is not cut: expert parallelism deals out whole experts."""
         return is_expert and self.ep_size > 1

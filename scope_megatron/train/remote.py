@@ -85,9 +85,8 @@ class RemoteActor:
         self.signum = 0
         self.waits_in = frozenset({"rollout", "evaluate", *(["sync"] if config.stale else [])})
         bridge = Bridge(place, timeout_s)
-        first = topology.tp_rank == topology.cp_rank == topology.pp_rank == 0
         self._inbox: Inbox | None = None
-        if first:
+        if topology.is_replica_first:
             post = TrainerPost(place.store, topology.dp_rank, config.sampling_ranks, timeout_s)
             self._inbox = Inbox(post)
         self._parameters = ParameterSender(bridge, self._inbox if topology.is_main else None)

@@ -28,7 +28,7 @@ class ResponseLog:
         self._records: list[ResponseRecord] = []
         self.shown: list[ShownResponse] = []  # of the last step, for TensorBoard and W&B
         self._writer: RolloutWriter | None = None
-        if self._settings.every and topology.tp_rank == topology.pp_rank == 0:
+        if self._settings.every and topology.is_replica_first:
             place = (self._dp_rank, self._dp_size)
             limit = self._settings.max_gib * 2**30
             self._writer = RolloutWriter(config.output_dir, tokenizer, place, limit)

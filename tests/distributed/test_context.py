@@ -6,6 +6,8 @@ weights and targets have to stay with their tokens.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,14 @@ from tests.distributed.test_step_layouts import (
     assert_same_update,
     one_update,
     reference,
+    rollouts,
     settings,
 )
+from tests.distributed.test_teacher_offload import learner_of, share
 from tests.support.harness import run_distributed_test
+from tests.support.steps import batch_of
 from tests.support.tiny_hf import make_tiny_model
+from tests.support.viewed_runs import Letters
 
 # (student, teacher, its layouts, objectives)
 RUNS: dict[str, tuple[str, str, list[str], list[str]]] = {
@@ -69,6 +75,38 @@ def test_update_equals_transformers(tmp_path: Path, run: str) -> None:
     assert len(found) == len(layouts) * len(objectives)
     for (layout, objective), ours in found.items():
         assert_same_update(ours, expected[objective], f"{run}: {layout}")
+
+
+@pytest.mark.timeout(240)
+def test_each_response_is_written_once(tmp_path: Path) -> None:
+    """Both context ranks have all of a replica's responses; one of them writes."""
+    make_tiny_model("qwen2-bias", tmp_path / "student", layers=2)
+    make_tiny_model("llama", tmp_path / "teacher", layers=2)
+    writers = run_distributed_test(write_responses, 2, tmp_path)
+    assert writers == [True, False]
+    index = tmp_path / "out/rollouts/index"
+    lines = [line for path in index.iterdir() for line in path.read_text().splitlines()]
+    found = Counter((row["group"], row["sample"]) for row in map(json.loads, lines))
+    assert found == Counter((r.prompt.index, r.sample) for r in rollouts())
+
+
+def write_responses(rank: int, world_size: int, root: Path) -> bool:
+    """One update whose responses are written down; whether this rank speaks for its replica."""
+    from scope_megatron.learn import observe
+    from scope_megatron.parallel import platform
+    from scope_megatron.train.responses import ResponseLog
+
+    platform.initialize()
+    written = {"logging.rollouts": {"every": 1, "select": "all"}}
+    learner = learner_of(root, {"context": 2}, written)
+    log = ResponseLog(learner.config, Letters(), learner.topology)  # type: ignore[arg-type]
+    batch = batch_of(share(learner), learner.topology)
+    learner.score(batch)
+    weighed = learner.weigh(batch)
+    learner.update(batch, weighed, observe.step_metrics())
+    log.note(batch, weighed, step=1, number=1)
+    log.close()
+    return bool(learner.topology.is_replica_first)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -17,6 +17,7 @@ from benchmarks.study.rows import Key, RowFile
 from benchmarks.study.runner import claimed, read_correct, read_series
 from benchmarks.study.settings import TEST, Place, fingerprint, nested, run_settings
 from scope_megatron.config import Config
+from scope_megatron.config.rules import setting_problems
 from tools.tasks.table import TASKS
 
 
@@ -108,6 +109,7 @@ def test_every_method_is_a_valid_configuration_with_as_many_responses(
     config = Config.model_validate(
         yaml.safe_load(yaml.safe_dump(nested({**settings, "output_dir": str(tmp_path / "run")})))
     )
+    assert setting_problems(config, "train") == []
     assert config.world_size == 1 and config.verifier.name == "custom"
     if method.name != "base":
         assert config.train.steps == STEPS

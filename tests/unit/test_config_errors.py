@@ -32,6 +32,7 @@ from tests.support.config_run import (
     write,
     write_tokenizer,
 )
+from tests.unit.algorithm_error_cases import ALGORITHM_CASES
 from tests.unit.logging_error_cases import LOGGING_CASES
 from tests.unit.placement_error_cases import PLACEMENT_CASES, SURROUNDINGS
 from tests.unit.teacher_error_cases import TEACHER_CASES
@@ -188,6 +189,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
         leave,
         ["algorithm.name=grpo", "algorithm.kl_coef=0", "teacher.dtype=bfloat16"],
     ),
+    **ALGORITHM_CASES,
     **TEACHER_CASES,
     **LOGGING_CASES,
     "offload_unknown": (leave, ["optimizer.offload=cpu"]),

@@ -12,12 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scope_megatron"
-# machine, exits, disk, outputs, family, hub <- config, types, trace <- parallel, plan, report
-# <- model, checkpoint, job <- convert, view <- engine, doctor, data <- rollout <- evaluation,
-# learn, remote <- train <- commands <- cli;  objective <- learn, train
+# machine, exits, disk, outputs, family, algorithm, hub <- config, types, trace <- parallel, plan,
+# report <- model, checkpoint, job <- convert, view <- engine, doctor, data <- rollout <-
+# evaluation, learn, remote <- train <- commands <- cli;  objective <- learn, train
 RANK = {
     "machine": 0,
     "family": 0,
+    "algorithm": 0,
     "hub": 0,
     "exits": 0,
     "disk": 0,

@@ -12,5 +12,6 @@ verifier     `verifier` and `verifier.code`
 faults       `faults`
 logging      `logging` and `logging.rollouts`
 profile      `profile`
+read_with    settings that are read only with another one
 presets      settings of several sections that one setting stands for
 """

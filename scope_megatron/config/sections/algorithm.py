@@ -26,8 +26,7 @@ class AlgorithmConfig(Section):
         0.2,
         gt=0,
         lt=1,
-        description="PPO clip of the ratio to the behaviour policy: grpo and the other algorithms "
-        "with rewards always, the rest only when train.updates_per_batch > 1",
+        description="PPO clip of the ratio to the behaviour policy",
     )
     clip_high: float | None = Field(
         None,
@@ -42,19 +41,17 @@ class AlgorithmConfig(Section):
         "c A; null: off",
     )
     kl_coef: float = Field(
-        1e-4, ge=0, description="grpo: coefficient of the KL to the reference (initial student)"
+        1e-4, ge=0, description="coefficient of the KL to the reference (initial student)"
     )
-    teacher_coef: float = Field(
-        1.0, gt=0, description="kdrl, sdar, srpo: coefficient of the teacher's term"
-    )
+    teacher_coef: float = Field(1.0, gt=0, description="coefficient of the teacher's term")
     rlsd_lambda: float = Field(
-        0.5, ge=0, le=1, description="rlsd: share of the advantage that the teacher scales"
+        0.5, ge=0, le=1, description="share of the advantage that the teacher scales"
     )
     rlsd_eps: float = Field(
-        0.2, gt=0, lt=1, description="rlsd: the scale lies between 1 - rlsd_eps and 1 + rlsd_eps"
+        0.2, gt=0, lt=1, description="the scale lies between 1 - rlsd_eps and 1 + rlsd_eps"
     )
     srpo_beta: float = Field(
-        1.0, ge=0, description="srpo: a token's weight is exp(-srpo_beta x the teacher's entropy)"
+        1.0, ge=0, description="a token's weight is exp(-srpo_beta x the teacher's entropy)"
     )
     group_filter: Literal["none", "mixed"] = Field(
         "none",
@@ -64,8 +61,8 @@ class AlgorithmConfig(Section):
     overlong_buffer: int = Field(
         0,
         ge=0,
-        description="grpo, kdrl, rlsd, sdar, srpo: in groups that are neither all correct nor all "
-        "incorrect the reward falls by overlong_penalty over the last so many tokens before "
+        description="in groups that are neither all correct nor all incorrect the reward falls by "
+        "overlong_penalty over the last so many tokens before "
         "rollout.max_response_tokens (DAPO); 0: off",
     )
     overlong_penalty: float = Field(1.0, gt=0, description="at the full length")

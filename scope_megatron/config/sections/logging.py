@@ -21,7 +21,7 @@ class ResponsesConfig(Section):
     groups: int = Field(
         4,
         ge=1,
-        description="with select=some: groups of a step, and problems of each evaluation set",
+        description="groups of a step, and problems of each evaluation set",
     )
     alternatives: int = Field(
         0,

@@ -75,7 +75,8 @@ class ModelConfig(Section):
     teacher: ModelPath | None = Field(
         None,
         description="the frozen teacher, a directory or a Hub name, with the student's token map; "
-        "grpo and kd ignore it, the other algorithms need it",
+        "it may stand where none is read (grpo, kd, teacher.source=student, "
+        "objective.incorrect=constant), so that one file serves all algorithms",
     )
     teachers: Annotated[dict[str, TeacherEntry] | None, BeforeValidator(_to_teachers)] = Field(
         None,

@@ -46,35 +46,33 @@ class ObjectiveConfig(Section):
     )
     weight_group: Literal["prompt", "batch"] = Field(
         "prompt",
-        description="scope: which responses the weights compare. prompt: those of one prompt (eq. "
-        "4, 5); batch: all of the update's batch, so that whole prompts weigh less where the "
-        "teacher is unsure",
+        description="which responses the weights compare. prompt: those of one prompt (eq. 4, 5); "
+        "batch: all of the update's batch, so that whole prompts weigh less where the teacher is "
+        "unsure",
     )
     likelihood: Literal["ratio", "log"] = Field(
         "ratio",
-        description="scope: the correct path's loss per token. ratio: minus the ratio to the "
-        "behaviour policy (eq. 2), clipped with several updates per batch; log: minus the "
-        "log-probability. One update per batch: the same gradient",
+        description="the correct path's loss per token. ratio: minus the ratio to the behaviour "
+        "policy (eq. 2), clipped with several updates per batch; log: minus the log-probability. "
+        "One update per batch: the same gradient",
     )
     incorrect: Literal["teacher", "constant"] = Field(
         "teacher",
-        description="scope: the incorrect path's signal. teacher: its KL; constant: no teacher, "
-        "every token of an incorrect response has the advantage -constant_advantage",
+        description="the incorrect path's signal. teacher: its KL; constant: no teacher, every "
+        "token of an incorrect response has the advantage -constant_advantage",
     )
-    constant_advantage: float = Field(
-        1.0, gt=0, description="incorrect=constant: how much a token is pushed down"
-    )
+    constant_advantage: float = Field(1.0, gt=0, description="how much a token is pushed down")
     constant_below: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="incorrect=constant: only tokens whose probability under the student is below "
-        "this; null: all",
+        description="only tokens whose probability under the student is below this are pushed "
+        "down; null: all",
     )
     teacher_gap: Literal["current", "old"] = Field(
         "current",
-        description="kl=sampled: the student's side of log-ratio to the teacher. current: the "
-        "weights that are trained; old: those that sampled, also at later updates of a batch",
+        description="kl=sampled: the student's side of the log-ratio. current: the weights "
+        "that are trained; old: those that sampled, also at later updates of a batch",
     )
     kl: Literal["sampled", "reverse_kl", "forward_kl", "jsd", "topk", "entropy_kl"] = Field(
         "sampled",
@@ -83,18 +81,18 @@ class ObjectiveConfig(Section):
         "best tokens (topk), or reverse KL and, where the teacher's entropy is above "
         "entropy_threshold, forward KL as well (entropy_kl)",
     )
-    jsd_beta: float = Field(0.5, gt=0, lt=1, description="kl=jsd: weight of the teacher's side")
-    topk: int = Field(64, ge=1, description="kl=topk: number of a model's best tokens")
+    jsd_beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher's side")
+    topk: int = Field(64, ge=1, description="number of a model's best tokens")
     topk_of: Literal["teacher", "student", "union", "intersection"] = Field(
-        "teacher", description="kl=topk: whose best tokens, or those of either or of both"
+        "teacher", description="whose best tokens, or those of either or of both"
     )
     topk_tail: bool = Field(
         False,
-        description="kl=topk: false: both models renormalised on these tokens; true: all other "
-        "tokens are one more, of the mass that is left",
+        description="false: both models renormalised on these tokens; true: all other tokens are "
+        "one more, of the mass that is left",
     )
     entropy_threshold: float = Field(
-        0.8, ge=0, description="kl=entropy_kl: the teacher's entropy, nats"
+        0.8, ge=0, description="entropy of the teacher above which entropy_kl has both, nats"
     )
     extrapolation: float = Field(
         1.0,

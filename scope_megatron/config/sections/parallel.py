@@ -39,9 +39,7 @@ class ParallelConfig(Section):
         description="neighbouring ranks among tensor x context x data that share the experts of a "
         "layer, each holding whole ones; 1: experts are cut by tensor like other weights",
     )
-    sequence: bool = Field(
-        False, description="sequence parallelism beside tensor parallelism (needs tensor > 1)"
-    )
+    sequence: bool = Field(False, description="sequence parallelism beside tensor parallelism")
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="activations that the student's backward computes again instead of keeping. "
@@ -51,8 +49,7 @@ class ParallelConfig(Section):
     recompute_layers: int | None = Field(
         None,
         ge=1,
-        description="recompute full: only so many layers of each pipeline stage, or chunk of one; "
-        "null: all",
+        description="only so many layers of each pipeline stage, or chunk of one; null: all",
     )
 
     @property

@@ -62,7 +62,8 @@ class EngineConfig(Section):
 
 
 class RolloutConfig(Section):
-    """How responses are sampled. Required unless algorithm.name is kd."""
+    """How responses are sampled. Required unless algorithm.name is kd, which reads of it
+    temperature, max_response_tokens and what is of the engine."""
 
     prompts_per_step: int = Field(
         ge=1, description="prompts per training step, all replicas together"
@@ -85,7 +86,7 @@ class RolloutConfig(Section):
     ranks: int | None = Field(
         None,
         ge=1,
-        description="separate: ranks that only sample, besides those of parallel; a multiple of "
+        description="ranks that only sample, besides those of parallel; a multiple of "
         "engine.tensor",
     )
     lag: int = Field(
