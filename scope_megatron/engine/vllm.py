@@ -129,6 +129,7 @@ class VLLMEngine:
             for output in engine.step():
                 if output.finished:
                     yield number_of[output.request_id], output
+        self._drain()
 
     def _parameters(self, sampling: Sampling, prompt: Prompt, sample: int) -> Any:
         """vLLM's parameters of one response, which has a seed of its own."""
@@ -174,15 +175,14 @@ class VLLMEngine:
         Raises StopRun at the second failure, and at the first of an engine of several ranks (the
         others would wait): the run goes on from its checkpoint with a new engine.
         """
-        try:
-            return list(self._llm.generate(requests, parameters, use_tqdm=False))
-        except Exception as error:
-            self._require_retry(error, retried=False)
-        try:
-            return list(self._llm.generate(requests, parameters, use_tqdm=False))
-        except Exception as error:
-            self._require_retry(error, retried=True)
-            raise
+        for retried in (False, True):
+            try:
+                outputs = list(self._llm.generate(requests, parameters, use_tqdm=False))
+                self._drain()
+                return outputs
+            except Exception as error:
+                self._require_retry(error, retried)
+        raise AssertionError("the second failure ends the run")
 
     def _require_retry(self, error: Exception, retried: bool) -> None:
         """Empty the engine, so that requests can be made again; raises where that is no use."""
@@ -202,12 +202,20 @@ class VLLMEngine:
             "rollout.engine.max_num_seqs or gpu_memory_utilization (kv_cache_gib on a CPU)",
         ) from None
 
+    def _drain(self) -> None:
+        """Take the batch that asynchronous scheduling, which is for GPUs alone, made before it knew
+        that the last response is complete: nothing shall run or wait when the engine sleeps."""
+        engine = self._llm.llm_engine
+        while engine.engine_core.engine_core.batch_queue:
+            engine.step()
+
     def _empty(self) -> None:
-        """Drop every unfinished request and the cache."""
+        """Drop every unfinished request, what was begun for them, and the cache."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
-        while engine.has_unfinished_requests():
-            engine.step()
+        if queue := engine.engine_core.engine_core.batch_queue:
+            queue.clear()  # batches after the one that failed: they would raise in the retry
+        self._llm.collective_rpc(_forget_unsampled)
         self._llm.reset_prefix_cache()
 
     def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -268,6 +276,12 @@ def _logprobs_of(token_ids: list[int], flat: Any, first: int = 0) -> list[float]
     if [flat.token_ids[start] for start in starts] != token_ids:  # what was asked for comes first
         raise ValueError("vLLM gave log-probabilities of other tokens than those asked for")
     return [flat.logprobs[start] for start in starts]
+
+
+def _forget_unsampled(worker: Any) -> None:
+    """Drop a pass whose tokens were not sampled: vLLM's first runner would refuse the next one."""
+    if getattr(worker.model_runner, "execute_model_state", None) is not None:
+        worker.model_runner.execute_model_state = None
 
 
 def _forget_packed_experts(worker: Any) -> None:
