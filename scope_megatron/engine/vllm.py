@@ -295,6 +295,21 @@ def _forget_packed_experts(worker: Any) -> None:
             method.moe_kernel = None
 
 
+def _without_custom_all_reduce(tensor: int) -> bool:
+    """Whether vLLM's own all-reduce cannot be used: it shares its buffers among processes in a way
+    that segments which grow do not have, and ends the process without a word."""
+    if tensor == 1 or not platform.has_expandable_segments():
+        return False
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(
+            "warning: rollout.engine.tensor: the engine sums over its ranks by NCCL, since vLLM's "
+            "own all-reduce fails with expandable_segments:True; unset that in PYTORCH_ALLOC_CONF "
+            "or PYTORCH_CUDA_ALLOC_CONF to have it",
+            flush=True,
+        )
+    return True
+
+
 def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
     """Settings that vLLM reads in place of the model's own ``config.json``."""
     if head_dtype is None:
@@ -307,6 +322,7 @@ def _platform_arguments(settings: EngineConfig, sleeps: bool, longest: int) -> d
         return {
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "enable_sleep_mode": sleeps,
+            "disable_custom_all_reduce": _without_custom_all_reduce(settings.tensor),
         }
     return {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),

@@ -159,10 +159,21 @@ def _require_device() -> None:
 def restore_allocator_options() -> None:
     """Set the user's options of torch's CUDA allocator again: vLLM 0.26 resets all of them, for
     the whole process, when an engine is built."""
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    options = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    if options and has_cuda():
+    if (options := _allocator_options()) and has_cuda():
         torch.cuda.memory._set_allocator_settings(options)
+
+
+def has_expandable_segments() -> bool:
+    """Whether the user asks torch's CUDA allocator for segments that grow."""
+    fields = (field.partition(":") for field in _allocator_options().split(","))
+    given = {name.strip(): value.strip().lower() for name, _, value in fields}
+    return given.get("expandable_segments") in ("true", "1")
+
+
+def _allocator_options() -> str:
+    """The user's options; of the two variables torch takes the first that is set."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def memory_in_use() -> dict[str, float]:
