@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
@@ -24,7 +23,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from scope_megatron.model.rope import rotate
-from scope_megatron.parallel.context import ContextShare
+from scope_megatron.parallel.context import ContextShare, Launch
 from scope_megatron.parallel.packed import PackedSequences
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -78,7 +77,7 @@ class PackedCausalAttention(MegatronModule):
             return self._attend_share(query, key, value, pack.share)
         if self._takes_varlen(query):
             assert pack.cu_seqlens_q is not None and pack.max_seqlen_q is not None
-            launch = _Launch(pack.cu_seqlens_q, pack.max_seqlen_q)
+            launch = Launch(pack.cu_seqlens_q, pack.max_seqlen_q)
             return self._attend_varlen(query, key, value, launch, launch)
         lengths = [end - start for start, end in pairwise(pack.bounds)]
         parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
@@ -92,12 +91,10 @@ class PackedCausalAttention(MegatronModule):
         all-gather. Every segment sees its sequence up to its own end."""
         key, value = share.gather(torch.cat((key, value), dim=1)).chunk(2, dim=1)
         if self._takes_varlen(query):
-            device, segments = query.device, share.segments
-            seen = [torch.arange(s.start, s.end, device=device) for s in segments]
-            index = torch.cat(seen)  # what two segments of a sequence see is there twice
-            queries = _Launch.of([s.end - s.begin for s in segments], device)
-            keys = _Launch.of([s.end - s.start for s in segments], device)
-            return self._attend_varlen(query, key[index], value[index], queries, keys)
+            # what two segments of a sequence see is there twice; never more: any order of adding
+            # the two gradients gives the same bits
+            key, value = (tensor.index_select(0, share.seen) for tensor in (key, value))
+            return self._attend_varlen(query, key, value, share.queries, share.keys)
         outputs = [
             self._attend(
                 query[s.first : s.first + s.end - s.begin].transpose(0, 1),
@@ -119,7 +116,7 @@ class PackedCausalAttention(MegatronModule):
         )
 
     def _attend_varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: _Launch, keys: _Launch
+        self, query: Tensor, key: Tensor, value: Tensor, queries: Launch, keys: Launch
     ) -> Tensor:
         """The whole pack in one launch, without asking the device for the lengths. Where a part has
         more keys than queries, these are the last of its tokens."""
@@ -169,19 +166,6 @@ class PackedCausalAttention(MegatronModule):
         before = length - count
         seen = torch.ones(count, length, dtype=torch.bool, device=device).tril(before)
         return seen if self.window is None else seen.triu(before + 1 - self.window)
-
-
-@dataclass(frozen=True)
-class _Launch:
-    """Bounds of the parts that one kernel takes, as FlashAttention asks for them."""
-
-    bounds: Tensor  # [parts + 1] int32
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> _Launch:
-        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        return cls(bounds, max(lengths))
 
 
 class RotatedAttention(SelfAttention):
