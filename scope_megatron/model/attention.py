@@ -27,8 +27,7 @@ from scope_megatron.parallel.context import ContextShare, Launch
 from scope_megatron.parallel.packed import PackedSequences
 
 _HALF = (torch.bfloat16, torch.float16)
-# torch 2.11's varlen_attn knows no grouped queries: there the loop does it
-_HAS_VARLEN = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+_VARLEN = inspect.signature(varlen_attn).parameters  # torch 2.11 and 2.13 differ in their names
 
 
 class PackedCausalAttention(MegatronModule):
@@ -108,7 +107,7 @@ class PackedCausalAttention(MegatronModule):
     def _takes_varlen(self, query: Tensor) -> bool:
         width = query.size(-1)
         return (
-            _HAS_VARLEN
+            "window_size" in _VARLEN
             and query.is_cuda
             and query.dtype in _HALF
             and self.softcap is None
@@ -120,6 +119,8 @@ class PackedCausalAttention(MegatronModule):
     ) -> Tensor:
         """The whole pack in one launch, without asking the device for the lengths. Where a part has
         more keys than queries, these are the last of its tokens."""
+        # 2.13 wants to be told of grouped queries; 2.11 hands them to the same kernel untold
+        told = {"enable_gqa": query.size(1) != key.size(1)} if "enable_gqa" in _VARLEN else {}
         output = varlen_attn(
             query,
             key,
@@ -131,7 +132,7 @@ class PackedCausalAttention(MegatronModule):
             scale=self.softmax_scale,
             # (left, right): tokens seen on both sides of a token's own
             window_size=(-1 if self.window is None else self.window - 1, 0),
-            enable_gqa=query.size(1) != key.size(1),
+            **told,
         )
         return output.reshape(query.size(0), -1)
 

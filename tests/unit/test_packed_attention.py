@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scope_megatron.model import attention
@@ -84,9 +86,14 @@ def test_the_loop_reads_no_tensor_to_find_the_sequences(
     torch.testing.assert_close(output, by_definition(module, scale or WIDTH**-0.5))
 
 
-@pytest.fixture
-def varlen_by_its_manual(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """torch's varlen_attn as its documentation describes it; the kernels want a GPU."""
+@pytest.fixture(params=["torch 2.11", "torch 2.13"])
+def varlen_by_its_manual(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[list[tuple[int, int]]]:
+    """torch's varlen_attn as its documentation describes it; the kernels want a GPU.
+
+    2.11 takes grouped queries without being told of them, and knows no word for it.
+    """
     windows: list[tuple[int, int]] = []
 
     def varlen_attn(
@@ -120,7 +127,16 @@ def varlen_by_its_manual(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple
             out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
         return torch.cat(out)
 
-    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    def untold(query: Tensor, key: Tensor, *more: Any, scale: Any, window_size: Any) -> Tensor:
+        grouped = query.size(1) != key.size(1)
+        told: dict[str, Any] = {"scale": scale, "window_size": window_size, "enable_gqa": grouped}
+        return varlen_attn(query, key, *more, **told)
+
+    kernel = varlen_attn if request.param == "torch 2.13" else untold
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_VARLEN", inspect.signature(kernel).parameters)
+    with FakeTensorMode():
+        assert layer()._takes_varlen(torch.empty(1, 4, 8, dtype=torch.bfloat16, device="cuda"))
     monkeypatch.setattr(PackedCausalAttention, "_takes_varlen", lambda self, query: True)
     yield windows
 
@@ -156,13 +172,8 @@ def share_of(rank: int) -> tuple[PackedSequences, Tensor]:
     return PackedSequences.of(whole, share), share.tokens
 
 
-@CASES
-@pytest.mark.parametrize("way", ["loop", "launch"])
-def test_ranks_that_share_a_pack_attend_as_one(
-    window: int | None, scale: float | None, way: str, request: pytest.FixtureRequest
-) -> None:
-    if way == "launch":
-        request.getfixturevalue("varlen_by_its_manual")
+def require_ranks_attend_as_one(window: int | None, scale: float | None) -> None:
+    """Two ranks' outputs and gradients, against the definition's of the whole pack."""
     module = layer(window, scale)
     ours, theirs = ([x.requires_grad_() for x in inputs()] for _ in range(2))
     expected = by_definition(module, scale or WIDTH**-0.5, theirs)
@@ -175,6 +186,19 @@ def test_ranks_that_share_a_pack_attend_as_one(
         output.backward(upstream[tokens])
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+@CASES
+def test_ranks_that_share_a_pack_attend_as_one(window: int | None, scale: float | None) -> None:
+    require_ranks_attend_as_one(window, scale)
+
+
+@CASES
+def test_ranks_that_share_a_pack_attend_as_one_in_one_launch(
+    window: int | None, scale: float | None, varlen_by_its_manual: list[tuple[int, int]]
+) -> None:
+    require_ranks_attend_as_one(window, scale)
+    assert len(varlen_by_its_manual) == 2
 
 
 class Called(TorchDispatchMode):
