@@ -126,9 +126,14 @@ def initialize() -> None:
 
 def _adapt_clipping() -> None:
     """Have gradients of half precision clipped too, those of ``optimizer.states: parameters``:
-    megatron-core scales float32 ones and asserts that there are no others."""
+    megatron-core scales float32 ones and asserts that there are no others. And where it has no
+    kernel for their norm (TE's, Apex's), wait for the device once, not once per parameter."""
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
     from megatron.core.optimizer import optimizer as megatron
 
+    if clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = norm_of_all
     plain = megatron.clip_grad_by_total_norm_fp32
 
     def clip(parameters: Any, max_norm: float, total_norm: float, *more: Any, **named: Any) -> None:
@@ -140,6 +145,14 @@ def _adapt_clipping() -> None:
             torch._foreach_mul_(halves, factor)
 
     megatron.clip_grad_by_total_norm_fp32 = clip
+
+
+def norm_of_all(
+    chunk: int, overflow: Any, tensors: list[list[torch.Tensor]], per_tensor: bool
+) -> tuple[torch.Tensor, None]:
+    """([1] float32 2-norm of all tensors together, None), as ``amp_C.multi_tensor_l2norm``."""
+    norms = torch._foreach_norm([tensor for part in tensors for tensor in part])
+    return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
 
 
 def _require_device() -> None:
