@@ -112,6 +112,7 @@ class PackedCausalAttention(MegatronModule):
             and query.dtype in _HALF
             and self.softcap is None
             and (width <= 256 and width % 8 == 0)  # what FlashAttention's kernels take
+            and not torch.are_deterministic_algorithms_enabled()  # its backward adds by atomics
         )
 
     def _attend_varlen(

@@ -110,6 +110,7 @@ def initialize() -> None:
     if has_cuda():
         _require_device()
         torch.cuda.set_device(device())
+        follow_determinism()
         return
     if os.environ.get(DEVICE_VARIABLE) == "cuda":
         raise ValueError(
@@ -122,6 +123,13 @@ def initialize() -> None:
     _adapt_expert_dispatcher()
     for name in _MODULES_NAMING_CUDA:
         _substitute_words(importlib.import_module(name))
+
+
+def follow_determinism() -> None:
+    """torch's part of ``platform.deterministic``: a warning where it has no such kernel."""
+    if os.environ.get("SCOPE_DETERMINISTIC") == "1":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs, and changes no result
 
 
 def _adapt_clipping() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scope_megatron.machine import DETERMINISTIC
 from scope_megatron.model import attention
 from scope_megatron.model.attention import PackedCausalAttention
 from scope_megatron.objective import build
+from scope_megatron.parallel import platform
 from scope_megatron.parallel.context import ContextShare
 from scope_megatron.parallel.packed import PackedSequences
 
@@ -149,6 +153,21 @@ def test_one_launch_sees_what_the_loop_sees(
     output = module(*inputs(), packed_seq_params=pack("cpu"))
     torch.testing.assert_close(output, by_definition(module, scale or WIDTH**-0.5))
     assert varlen_by_its_manual == [(-1 if window is None else window - 1, 0)]
+
+
+def test_deterministic_algorithms_take_the_loop() -> None:
+    """FlashAttention's backward adds up in the order in which its blocks end."""
+    with FakeTensorMode():
+        query = torch.empty(1, HEADS, WIDTH, dtype=torch.bfloat16, device="cuda")
+        assert layer()._takes_varlen(query)
+        with mock.patch.dict(os.environ, DETERMINISTIC):
+            platform.follow_determinism()
+        try:
+            assert not layer()._takes_varlen(query)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        platform.follow_determinism()  # not asked for
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_cpu_and_full_precision_take_the_loop():
