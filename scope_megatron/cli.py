@@ -55,7 +55,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         print_warnings(settings)
         if "RANK" not in os.environ:  # a rank would find its own run's lock
             require_free(settings.output_dir)
-        settle_device(settings.platform.device, settings.parallel.tensor)
+        chosen = settings.platform
+        settle_device(chosen.device, settings.parallel.tensor, chosen.deterministic)
         if must_launch(settings.world_size):
             arguments = [str(config), *(overrides or []), *pinned(settings)]
             launch_again(["train", *arguments], settings.world_size, settings.faults.restarts)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from scope_megatron.config import Config, ConfigError, setting_warnings
 from scope_megatron.exits import ENGINE, INTERRUPTED, LOST_RANK, USAGE, StopRun
@@ -17,11 +17,11 @@ from scope_megatron.machine import choose, settle
 PACKAGE = Path(__file__).parents[1]
 
 
-def settle_device(device: str, tensor: int, file: TextIO | None = None) -> None:
+def settle_device(device: str, tensor: int, deterministic: bool = False) -> None:
     """Follow the chosen device from here on, and say once which it is and why."""
     if _speaks_first():
-        print(choose(device).line(), file=file, flush=True)
-    settle(device, tensor)
+        print(choose(device).line(), flush=True)
+    settle(device, tensor, deterministic)
 
 
 def print_warnings(config: Config) -> None:

@@ -41,6 +41,12 @@ class PlatformConfig(Section):
         "CPU, and a line that says why. Where it is auto, the environment variable SCOPE_DEVICE "
         "may say cpu or cuda",
     )
+    deterministic: bool = Field(
+        False,
+        description="for debugging on GPUs: kernels that give the same bits each time, where "
+        "torch, cuBLAS, Transformer Engine and vLLM have them. Slower, and not proven on a GPU "
+        "yet. A CPU does so anyway",
+    )
 
 
 class OptimizerConfig(Section):

@@ -2,6 +2,7 @@
 
 interface    what the trainer asks of a rollout engine
 vllm         the engine: sample, score, sleep, take parameters
+start        what vLLM finds around it while it starts: environment, ranks, a name
 source       the student's parameters under Hugging Face's names, bucket by bucket
 direct       parameters written into vLLM's own, shard to shard
 parcels      the same between ranks of which none holds both

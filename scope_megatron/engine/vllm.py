@@ -6,13 +6,9 @@ replica makes the same calls with the same arguments (vLLM's external launcher).
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,14 @@ import torch.distributed as dist
 from scope_megatron.config import EngineConfig
 from scope_megatron.engine.direct import DirectSend, ShardSource
 from scope_megatron.engine.interface import Finished, Member, Sampling, request_seed
+from scope_megatron.engine.start import (
+    memory_shortage,
+    name_shared_memory,
+    prepare_environment,
+    ranks_of_the_world,
+)
 from scope_megatron.exits import ENGINE, StopRun
-from scope_megatron.family import family_of
 from scope_megatron.parallel import platform
-from scope_megatron.parallel.agree import from_main
 from scope_megatron.types import Prompt, Rollout
 
 
@@ -51,14 +51,14 @@ class VLLMEngine:
         self._asleep = False
         self._ranks = settings.tensor
         self._direct = DirectSend(settings.tensor)
-        _prepare_environment(settings, model_dir)
+        prepare_environment(settings, model_dir)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\..*")
         logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets up its own logging
         from vllm import LLM
 
         if settings.tensor > 1 and not platform.has_cuda():
-            _name_shared_memory()
-        with _memory_shortage(), _ranks_of_the_world():
+            name_shared_memory()
+        with memory_shortage(), ranks_of_the_world():
             self._llm = LLM(
                 model=str(model_dir),
                 skip_tokenizer_init=True,
@@ -129,6 +129,7 @@ class VLLMEngine:
             for output in engine.step():
                 if output.finished:
                     yield number_of[output.request_id], output
+        self._drain()
 
     def _parameters(self, sampling: Sampling, prompt: Prompt, sample: int) -> Any:
         """vLLM's parameters of one response, which has a seed of its own."""
@@ -174,15 +175,14 @@ class VLLMEngine:
         Raises StopRun at the second failure, and at the first of an engine of several ranks (the
         others would wait): the run goes on from its checkpoint with a new engine.
         """
-        try:
-            return list(self._llm.generate(requests, parameters, use_tqdm=False))
-        except Exception as error:
-            self._require_retry(error, retried=False)
-        try:
-            return list(self._llm.generate(requests, parameters, use_tqdm=False))
-        except Exception as error:
-            self._require_retry(error, retried=True)
-            raise
+        for retried in (False, True):
+            try:
+                outputs = list(self._llm.generate(requests, parameters, use_tqdm=False))
+                self._drain()
+                return outputs
+            except Exception as error:
+                self._require_retry(error, retried)
+        raise AssertionError("the second failure ends the run")
 
     def _require_retry(self, error: Exception, retried: bool) -> None:
         """Empty the engine, so that requests can be made again; raises where that is no use."""
@@ -202,12 +202,20 @@ class VLLMEngine:
             "rollout.engine.max_num_seqs or gpu_memory_utilization (kv_cache_gib on a CPU)",
         ) from None
 
+    def _drain(self) -> None:
+        """Take the batch that asynchronous scheduling, which is for GPUs alone, made before it knew
+        that the last response is complete: nothing shall run or wait when the engine sleeps."""
+        engine = self._llm.llm_engine
+        while engine.engine_core.engine_core.batch_queue:
+            engine.step()
+
     def _empty(self) -> None:
-        """Drop every unfinished request and the cache."""
+        """Drop every unfinished request, what was begun for them, and the cache."""
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
-        while engine.has_unfinished_requests():
-            engine.step()
+        if queue := engine.engine_core.engine_core.batch_queue:
+            queue.clear()  # batches after the one that failed: they would raise in the retry
+        self._llm.collective_rpc(_forget_unsampled)
         self._llm.reset_prefix_cache()
 
     def send_parameters(self, source: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -270,43 +278,10 @@ def _logprobs_of(token_ids: list[int], flat: Any, first: int = 0) -> list[float]
     return [flat.logprobs[start] for start in starts]
 
 
-@contextmanager
-def _memory_shortage() -> Iterator[None]:
-    """An engine that finds too little memory when it is built ends the run in one line.
-
-    vLLM raises a ValueError for it, while the other ranks go on to wait in its collectives.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        if "memory" not in str(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        setting = "gpu_memory_utilization" if platform.has_cuda() else "kv_cache_gib"
-        raise StopRun(
-            ENGINE,
-            f"rollout.engine.{setting}: vLLM could not start: {reason}; give it more or less, "
-            "or lower rollout.engine.max_model_len or max_num_seqs",
-        ) from None
-
-
-@contextmanager
-def _ranks_of_the_world() -> Iterator[None]:
-    """vLLM takes its rank from the environment: that of the torch.distributed world, which has not
-    every rank of the job where sampling ranks are a world of their own."""
-    if not dist.is_initialized():
-        yield
-        return
-    before = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
-    os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _forget_unsampled(worker: Any) -> None:
+    """Drop a pass whose tokens were not sampled: vLLM's first runner would refuse the next one."""
+    if getattr(worker.model_runner, "execute_model_state", None) is not None:
+        worker.model_runner.execute_model_state = None
 
 
 def _forget_packed_experts(worker: Any) -> None:
@@ -320,18 +295,19 @@ def _forget_packed_experts(worker: Any) -> None:
             method.moe_kernel = None
 
 
-def _name_shared_memory() -> None:
-    """Give the shared memory of vLLM's CPU ranks a name of this job's own (collective).
-
-    vLLM names it after the ranks alone: two jobs on a machine would meet in it, and what a killed
-    job left behind would stop every later one.
-    """
-    from vllm.distributed.device_communicators import cpu_communicator
-
-    job = from_main(lambda: uuid.uuid4().hex[:12])
-    named = cpu_communicator._CPUSHMDistributed
-    original = named.make_group_name
-    named.make_group_name = staticmethod(lambda communicator: f"{original(communicator)}-{job}")
+def _without_custom_all_reduce(tensor: int) -> bool:
+    """Whether vLLM's own all-reduce cannot be used: it shares its buffers among processes in a way
+    that segments which grow do not have, and ends the process without a word."""
+    if tensor == 1 or not platform.has_expandable_segments():
+        return False
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(
+            "warning: rollout.engine.tensor: the engine sums over its ranks by NCCL, since vLLM's "
+            "own all-reduce fails with expandable_segments:True; unset that in PYTORCH_ALLOC_CONF "
+            "or PYTORCH_CUDA_ALLOC_CONF to have it",
+            flush=True,
+        )
+    return True
 
 
 def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
@@ -341,29 +317,12 @@ def _overrides(head_dtype: torch.dtype | None) -> dict[str, str]:
     return {"head_dtype": str(head_dtype).removeprefix("torch.")}
 
 
-def _prepare_environment(settings: EngineConfig, model_dir: Path) -> None:
-    """Set the environment variables that vLLM reads when it is imported."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: weights stay in memory
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # With 1 vLLM asks of the default group what ours need not have: gloo and NCCL in one.
-    os.environ["VLLM_DISTRIBUTED_USE_SPLIT_GROUP"] = "0"
-    if not platform.has_cuda():
-        # compiling the few small functions that vLLM compiles even so takes longer than they do
-        torch.compiler.set_stance("force_eager")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    elif family_of(json.loads((model_dir / "config.json").read_text())).experts:
-        # versions before 0.32 would run a mixture by their first runner, which holds a random
-        # generator per request and the whole prompt's logits when it scores
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-
-
 def _platform_arguments(settings: EngineConfig, sleeps: bool, longest: int) -> dict[str, Any]:
     if platform.has_cuda():
         return {
             "gpu_memory_utilization": settings.gpu_memory_utilization,
             "enable_sleep_mode": sleeps,
+            "disable_custom_all_reduce": _without_custom_all_reduce(settings.tensor),
         }
     return {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),

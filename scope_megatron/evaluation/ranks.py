@@ -52,7 +52,7 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.group is not None:
-            dist.barrier(group=self.group)
+            agree.barrier(self.group)
 
     def leave(self) -> None:
         if dist.is_initialized():

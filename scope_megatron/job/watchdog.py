@@ -34,6 +34,7 @@ from scope_megatron.config import FaultsConfig
 from scope_megatron.exits import HUNG, LOST_RANK, StopRun
 from scope_megatron.job.launcher import LOST_KEY, started_by_launcher
 from scope_megatron.parallel import platform
+from scope_megatron.parallel.agree import barrier
 from scope_megatron.parallel.meeting import job_place, start_name
 
 _ABORT, _SUSPECT = "abort", "suspect"
@@ -197,7 +198,7 @@ class Watchdog:
         self._store, whole = job_store(max(self._settings.heartbeat_timeout_s, 5.0))
         self._launcher = whole if started_by_launcher() else None
         self._publish()
-        dist.barrier()
+        barrier()
         keys = [f"beat/{rank}" for rank in range(self._size)]
         self._store.wait(keys, timedelta(seconds=START_S))  # so that reading one never waits
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

@@ -76,7 +76,8 @@ class Scorer:
         sequences = {i: (rollouts[i].prompt.token_ids, rollouts[i].token_ids) for i in members}
         budget = self.microbatch_tokens - multiple + 1
         bins = pack([rollouts[i].length for i in members], budget, self.together)
-        packs = [build(sequences, [members[i] for i in bin_], multiple) for bin_ in bins]
+        vocab = self.head.student.vocab_size  # no teacher has fewer tokens
+        packs = [build(sequences, [members[i] for i in bin_], multiple, vocab) for bin_ in bins]
         if self.topology.ep_size > 1:
             (most,) = all_max([len(packs)], self.topology.dp_group)
             packs += [filler(multiple)] * (int(most) - len(packs))

@@ -7,6 +7,7 @@ packages     what a setting needs beside the project's own needs
 """
 
 from scope_megatron.machine.device import (
+    DETERMINISTIC,
     DEVICE_VARIABLE,
     Machine,
     choose,
@@ -18,6 +19,7 @@ from scope_megatron.machine.gpus import Gpu, visible_gpus
 from scope_megatron.machine.packages import missing_packages
 
 __all__ = [
+    "DETERMINISTIC",
     "DEVICE_VARIABLE",
     "Gpu",
     "Machine",

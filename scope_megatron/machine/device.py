@@ -17,6 +17,13 @@ from typing import Literal
 from scope_megatron.machine import builds, gpus
 
 DEVICE_VARIABLE = "SCOPE_DEVICE"
+# What libraries ask their kernels for the same bits by; each reads its own once, at its start.
+DETERMINISTIC = {
+    "SCOPE_DETERMINISTIC": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",  # Transformer Engine
+    "VLLM_BATCH_INVARIANT": "1",
+}
 SETTINGS = ("auto", "cpu", "cuda")
 REMAKE = "remove the environment and run `make env` on this machine"
 MAKES = 13  # the CUDA of the torch that `make env` installs
@@ -159,7 +166,7 @@ def ranks_here(world_size: int, machine: Machine) -> int | None:
     return None if "WORLD_SIZE" in os.environ else world_size
 
 
-def settle(device: str, tensor: int) -> None:
+def settle(device: str, tensor: int, deterministic: bool = False) -> None:
     """Make this process and its children follow the choice. Call before torch is imported."""
     os.environ[DEVICE_VARIABLE] = device
     if device == "cpu":
@@ -168,3 +175,5 @@ def settle(device: str, tensor: int) -> None:
         # Kernels then start in the order of their launches: a collective of tensor parallelism
         # is not queued behind the product that it should overlap with. Read by CUDA's first call.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if device == "cuda" and deterministic:
+        os.environ |= DETERMINISTIC

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from megatron.core.transformer.attention import SelfAttention
@@ -24,12 +23,11 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 from scope_megatron.model.rope import rotate
-from scope_megatron.parallel.context import ContextShare
+from scope_megatron.parallel.context import ContextShare, Launch
 from scope_megatron.parallel.packed import PackedSequences
 
 _HALF = (torch.bfloat16, torch.float16)
-# torch 2.11's varlen_attn knows no grouped queries: there the loop does it
-_HAS_VARLEN = {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+_VARLEN = inspect.signature(varlen_attn).parameters  # torch 2.11 and 2.13 differ in their names
 
 
 class PackedCausalAttention(MegatronModule):
@@ -78,7 +76,7 @@ class PackedCausalAttention(MegatronModule):
             return self._attend_share(query, key, value, pack.share)
         if self._takes_varlen(query):
             assert pack.cu_seqlens_q is not None and pack.max_seqlen_q is not None
-            launch = _Launch(pack.cu_seqlens_q, pack.max_seqlen_q)
+            launch = Launch(pack.cu_seqlens_q, pack.max_seqlen_q)
             return self._attend_varlen(query, key, value, launch, launch)
         lengths = [end - start for start, end in pairwise(pack.bounds)]
         parts = (tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
@@ -92,12 +90,10 @@ class PackedCausalAttention(MegatronModule):
         all-gather. Every segment sees its sequence up to its own end."""
         key, value = share.gather(torch.cat((key, value), dim=1)).chunk(2, dim=1)
         if self._takes_varlen(query):
-            device, segments = query.device, share.segments
-            seen = [torch.arange(s.start, s.end, device=device) for s in segments]
-            index = torch.cat(seen)  # what two segments of a sequence see is there twice
-            queries = _Launch.of([s.end - s.begin for s in segments], device)
-            keys = _Launch.of([s.end - s.start for s in segments], device)
-            return self._attend_varlen(query, key[index], value[index], queries, keys)
+            # what two segments of a sequence see is there twice; never more: any order of adding
+            # the two gradients gives the same bits
+            key, value = (tensor.index_select(0, share.seen) for tensor in (key, value))
+            return self._attend_varlen(query, key, value, share.queries, share.keys)
         outputs = [
             self._attend(
                 query[s.first : s.first + s.end - s.begin].transpose(0, 1),
@@ -111,18 +107,21 @@ class PackedCausalAttention(MegatronModule):
     def _takes_varlen(self, query: Tensor) -> bool:
         width = query.size(-1)
         return (
-            _HAS_VARLEN
+            "window_size" in _VARLEN
             and query.is_cuda
             and query.dtype in _HALF
             and self.softcap is None
             and (width <= 256 and width % 8 == 0)  # what FlashAttention's kernels take
+            and not torch.are_deterministic_algorithms_enabled()  # its backward adds by atomics
         )
 
     def _attend_varlen(
-        self, query: Tensor, key: Tensor, value: Tensor, queries: _Launch, keys: _Launch
+        self, query: Tensor, key: Tensor, value: Tensor, queries: Launch, keys: Launch
     ) -> Tensor:
         """The whole pack in one launch, without asking the device for the lengths. Where a part has
         more keys than queries, these are the last of its tokens."""
+        # 2.13 wants to be told of grouped queries; 2.11 hands them to the same kernel untold
+        told = {"enable_gqa": query.size(1) != key.size(1)} if "enable_gqa" in _VARLEN else {}
         output = varlen_attn(
             query,
             key,
@@ -134,7 +133,7 @@ class PackedCausalAttention(MegatronModule):
             scale=self.softmax_scale,
             # (left, right): tokens seen on both sides of a token's own
             window_size=(-1 if self.window is None else self.window - 1, 0),
-            enable_gqa=query.size(1) != key.size(1),
+            **told,
         )
         return output.reshape(query.size(0), -1)
 
@@ -169,19 +168,6 @@ class PackedCausalAttention(MegatronModule):
         before = length - count
         seen = torch.ones(count, length, dtype=torch.bool, device=device).tril(before)
         return seen if self.window is None else seen.triu(before + 1 - self.window)
-
-
-@dataclass(frozen=True)
-class _Launch:
-    """Bounds of the parts that one kernel takes, as FlashAttention asks for them."""
-
-    bounds: Tensor  # [parts + 1] int32
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> _Launch:
-        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-        return cls(bounds, max(lengths))
 
 
 class RotatedAttention(SelfAttention):

@@ -89,6 +89,7 @@ def build(
     sequences: Sequence[_Sequence] | Mapping[int, _Sequence],
     members: Sequence[int],
     pad_multiple: int = 1,
+    vocab_size: int | None = None,
 ) -> PackedBatch:
     """Lay the sequences named by ``members`` end to end.
 
@@ -97,12 +98,13 @@ def build(
         members: indices of the sequences in this pack, in order, without repetition.
         pad_multiple: T is padded up to a multiple of this with one dummy sequence of token 0,
             which has no member, no response rows, and its own entry in ``cu_seqlens``.
+        vocab_size: of the model; here, on the host, nobody waits for the answer.
 
     Returns:
         A :class:`PackedBatch` on the CPU, its fields as that class describes them.
 
     Raises:
-        ValueError: an empty prompt, no members, or repeated members.
+        ValueError: an empty prompt, no members, repeated members, or a token that is none.
     """
     if not members or len(set(members)) != len(members):
         raise ValueError("a pack needs at least one sequence, and each at most once")
@@ -114,6 +116,8 @@ def build(
     tail = -sum(lengths) % pad_multiple
     ids = chain.from_iterable(chain(*sequences[index]) for index in members)
     tokens = torch.tensor([*ids, *([0] * tail)], dtype=torch.int64)
+    if vocab_size is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise ValueError(_outside(sequences, members, vocab_size))
     bounds = [0, *accumulate([*lengths, tail] if tail else lengths)]
     starts, ends = torch.tensor(bounds[:-1]), torch.tensor(bounds[1:])
     position = torch.arange(len(tokens)) - starts.repeat_interleave(ends - starts)
@@ -133,6 +137,15 @@ def build(
         members=list(members),
         counts=counts,
     )
+
+
+def _outside(
+    sequences: Sequence[_Sequence] | Mapping[int, _Sequence], members: Sequence[int], size: int
+) -> str:
+    index, token = next(
+        (i, token) for i in members for token in chain(*sequences[i]) if not 0 <= token < size
+    )
+    return f"sequence {index} has token {token}, outside the vocabulary of {size} tokens"
 
 
 def filler(pad_multiple: int = 1) -> PackedBatch:

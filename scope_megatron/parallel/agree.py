@@ -79,6 +79,16 @@ def raise_together(error: Exception | None, group: ProcessGroup | None = None) -
             raise found
 
 
+def barrier(group: ProcessGroup | None = None) -> None:
+    """Wait until every rank is here.
+
+    NCCL is told this rank's GPU: by itself it takes the one of the rank's number in its world, and
+    where ranks that sample are a world of their own that GPU is another rank's.
+    """
+    on_gpus = dist.get_backend(group) == "nccl"
+    dist.barrier(group, device_ids=[platform.device().index] if on_gpus else None)
+
+
 def _reduced(
     numbers: Sequence[float], operation: dist.ReduceOp.RedOpType, group: ProcessGroup | None
 ) -> list[float]:

@@ -11,7 +11,7 @@ So nothing that is laid out on rows knows of the cut.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,13 +36,33 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Bounds of the parts that one kernel of attention takes, as FlashAttention asks for them."""
+
+    bounds: Tensor  # [parts + 1] int32
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> Launch:
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(_moved(bounds, device), max(lengths))
+
+
+@dataclass(frozen=True)
 class ContextShare:
-    """The tokens of a pack that this rank has, ascending."""
+    """The tokens of a pack that this rank has, ascending, and what attention asks of them.
+
+    Made once per pack: a tensor that a layer made of the host's numbers would wait for the device.
+    """
 
     group: ProcessGroup
     tokens: Tensor  # [t] int64, which of the pack's T tokens
-    order: Tensor  # [T] int64: where each token of the pack lies among all ranks', side by side
+    held: Tensor  # [T] int64: the tokens of all ranks, side by side
+    order: Tensor  # [T] int64: where each token of the pack lies among those, the inverse
     segments: tuple[Segment, ...]
+    seen: Tensor  # [k] int64: the tokens that each segment sees, segment after segment
+    queries: Launch  # the segments
+    keys: Launch  # what they see
 
     @classmethod
     def of(cls, pack: PackedBatch, topology: Topology) -> ContextShare | None:
@@ -55,12 +75,16 @@ class ContextShare:
         device = pack.tokens.device
         held = torch.cat([torch.arange(low, high) for each in pieces for low, high in each])
         size = total // ranks
-        mine = held[topology.cp_rank * size : (topology.cp_rank + 1) * size]
+        segments = _segments(pack.bounds, pieces[topology.cp_rank])
         return cls(
-            topology.cp_group,
-            mine.to(device),
-            held.argsort().to(device),
-            _segments(pack.bounds, pieces[topology.cp_rank]),
+            group=topology.cp_group,
+            tokens=_moved(held[topology.cp_rank * size : (topology.cp_rank + 1) * size], device),
+            held=_moved(held, device),
+            order=_moved(held.argsort(), device),
+            segments=segments,
+            seen=_moved(torch.cat([torch.arange(s.start, s.end) for s in segments]), device),
+            queries=Launch.of([s.end - s.begin for s in segments], device),
+            keys=Launch.of([s.end - s.start for s in segments], device),
         )
 
     def gather(self, local: Tensor) -> Tensor:
@@ -68,8 +92,13 @@ class ContextShare:
 
         The backward sums the gradients of a token over the ranks.
         """
-        everywhere: Tensor = _Gather.apply(local, self.group)
-        return everywhere[self.order]
+        gathered: Tensor = _Gather.apply(local, self)
+        return gathered
+
+
+def _moved(numbers: Tensor, device: torch.device) -> Tensor:
+    """The host's numbers on ``device``; nobody waits for a copy to a GPU."""
+    return numbers.to(device, non_blocking=device.type == "cuda")
 
 
 def pieces_of(rank: int, ranks: int, total: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -92,26 +121,28 @@ def _segments(bounds: list[int], pieces: tuple[tuple[int, int], ...]) -> tuple[S
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along the first dimension; its backward is a reduce-scatter."""
+    """All-gather along the first dimension, into the pack's order; its backward is a
+    reduce-scatter. Both orders are permutations, each the other's gradient: torch's own for an
+    index would sort it and add."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, local: Tensor, group: ProcessGroup
+        ctx: torch.autograd.function.FunctionCtx, local: Tensor, share: ContextShare
     ) -> Tensor:
-        ctx.group = group
+        ctx.share = share
         local = local.contiguous()
-        out = local.new_empty((group.size() * local.size(0), *local.shape[1:]))
-        dist.all_gather_into_tensor(out, local, group=group)
-        return out
+        out = local.new_empty((share.group.size() * local.size(0), *local.shape[1:]))
+        dist.all_gather_into_tensor(out, local, group=share.group)
+        return out.index_select(0, share.order)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor
     ) -> tuple[Tensor, None]:
-        group: ProcessGroup = ctx.group
-        gradient = gradients[0].contiguous()
-        out = gradient.new_empty((gradient.size(0) // group.size(), *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(out, gradient, group=group)
+        share: ContextShare = ctx.share
+        gradient = gradients[0].index_select(0, share.held)
+        out = gradient.new_empty((gradient.size(0) // share.group.size(), *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(out, gradient, group=share.group)
         return out, None
 
 

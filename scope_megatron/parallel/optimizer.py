@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -21,6 +20,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from scope_megatron.config import OptimizerConfig
+from scope_megatron.parallel.agree import barrier
 from scope_megatron.parallel.chunks import ReplicatedModel, model_chunks
 from scope_megatron.trace.spans import span
 
@@ -43,7 +43,7 @@ class Waiting:
             torch.cuda.synchronize()
         begun = time.perf_counter()
         with span("wait for replicas"):
-            dist.barrier(group=group)
+            barrier(group)
         self._seconds += time.perf_counter() - begun
 
     def pop(self) -> float:

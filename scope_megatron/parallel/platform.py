@@ -110,6 +110,7 @@ def initialize() -> None:
     if has_cuda():
         _require_device()
         torch.cuda.set_device(device())
+        follow_determinism()
         return
     if os.environ.get(DEVICE_VARIABLE) == "cuda":
         raise ValueError(
@@ -124,11 +125,23 @@ def initialize() -> None:
         _substitute_words(importlib.import_module(name))
 
 
+def follow_determinism() -> None:
+    """torch's part of ``platform.deterministic``: a warning where it has no such kernel."""
+    if os.environ.get("SCOPE_DETERMINISTIC") == "1":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs, and changes no result
+
+
 def _adapt_clipping() -> None:
     """Have gradients of half precision clipped too, those of ``optimizer.states: parameters``:
-    megatron-core scales float32 ones and asserts that there are no others."""
+    megatron-core scales float32 ones and asserts that there are no others. And where it has no
+    kernel for their norm (TE's, Apex's), wait for the device once, not once per parameter."""
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads
     from megatron.core.optimizer import optimizer as megatron
 
+    if clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = norm_of_all
     plain = megatron.clip_grad_by_total_norm_fp32
 
     def clip(parameters: Any, max_norm: float, total_norm: float, *more: Any, **named: Any) -> None:
@@ -140,6 +153,14 @@ def _adapt_clipping() -> None:
             torch._foreach_mul_(halves, factor)
 
     megatron.clip_grad_by_total_norm_fp32 = clip
+
+
+def norm_of_all(
+    chunk: int, overflow: Any, tensors: list[list[torch.Tensor]], per_tensor: bool
+) -> tuple[torch.Tensor, None]:
+    """([1] float32 2-norm of all tensors together, None), as ``amp_C.multi_tensor_l2norm``."""
+    norms = torch._foreach_norm([tensor for part in tensors for tensor in part])
+    return torch.linalg.vector_norm(torch.stack(norms)).float().reshape(1), None
 
 
 def _require_device() -> None:
@@ -159,10 +180,21 @@ def _require_device() -> None:
 def restore_allocator_options() -> None:
     """Set the user's options of torch's CUDA allocator again: vLLM 0.26 resets all of them, for
     the whole process, when an engine is built."""
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    options = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    if options and has_cuda():
+    if (options := _allocator_options()) and has_cuda():
         torch.cuda.memory._set_allocator_settings(options)
+
+
+def has_expandable_segments() -> bool:
+    """Whether the user asks torch's CUDA allocator for segments that grow."""
+    fields = (field.partition(":") for field in _allocator_options().split(","))
+    given = {name.strip(): value.strip().lower() for name, _, value in fields}
+    return given.get("expandable_segments") in ("true", "1")
+
+
+def _allocator_options() -> str:
+    """The user's options; of the two variables torch takes the first that is set."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def memory_in_use() -> dict[str, float]:

@@ -149,8 +149,13 @@ def _all_reduce(
     import torch
     import torch.distributed as dist
 
-    scalars = [torch.as_tensor(n, dtype=torch.float64, device=device) for n in numbers]
-    packed = torch.stack([scalar.reshape(()) for scalar in scalars])
+    found = {i: n for i, n in enumerate(numbers) if isinstance(n, torch.Tensor)}
+    known = [0.0 if i in found else float(n) for i, n in enumerate(numbers)]
+    packed = torch.tensor(known, dtype=torch.float64).to(device)  # one copy, however many they are
+    if found:
+        zero = packed.new_zeros(())
+        placed = [found[i].to(zero).reshape(()) if i in found else zero for i in range(len(known))]
+        packed = packed + torch.stack(placed)
     if group is not None:
         dist.all_reduce(packed, op=getattr(dist.ReduceOp, op), group=group)
     reduced: list[float] = packed.tolist()

@@ -12,6 +12,7 @@ from scope_megatron.parallel.agree import (
     all_max,
     all_sum,
     any_rank,
+    barrier,
     from_all,
     from_main,
     raise_together,
@@ -39,6 +40,8 @@ def _refused(rank: int) -> str:
 def agree_on_everything(rank: int, world_size: int) -> dict[str, Any]:
     alone = dist.new_group([rank], use_local_synchronization=True)
     called = []
+    barrier()
+    barrier(alone)
     return {
         "sum": all_sum([rank, 0.5, 2**53 - 1 - rank]),
         "max": all_max([rank, -rank, math.nan if rank == 0 else 1.0]),

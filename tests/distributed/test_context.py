@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scope_megatron.objective.packing import build
 from scope_megatron.parallel.context import ContextShare, own_rows, pieces_of
@@ -131,6 +132,25 @@ def test_every_token_and_row_is_one_ranks(ranks: int) -> None:
     everywhere = torch.cat([share.tokens for share in shares])
     assert torch.equal(everywhere[shares[0].order], torch.arange(pack.num_tokens))
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(pack.num_rows))
+
+
+@pytest.mark.timeout(120)
+def test_gathered_tokens_are_the_packs_and_gradients_go_back_to_their_ranks() -> None:
+    for values, gradients in run_distributed_test(gather_numbers, 2):
+        assert torch.equal(values, torch.arange(16.0))
+        assert torch.equal(*gradients)
+
+
+def gather_numbers(rank: int, world_size: int) -> tuple[Any, Any]:
+    pack = build([((0,) * 9, (0,) * 5)], [0], 4)
+    place = {"cp_rank": rank, "cp_size": world_size, "cp_group": dist.group.WORLD}
+    topology: Any = type("Place", (), place)
+    share = ContextShare.of(pack, topology)
+    assert share is not None
+    own = share.tokens.float().requires_grad_()
+    values = share.gather(own)
+    (values * (rank + 1) * torch.arange(16.0)).sum().backward()
+    return values.detach(), (own.grad, 3 * share.tokens.float())  # 1 of rank 0, 2 of rank 1
 
 
 def test_a_long_sequence_is_shared_evenly() -> None:

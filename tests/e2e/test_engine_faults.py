@@ -24,16 +24,16 @@ def test_too_little_memory_at_the_start_is_one_line() -> None:
     """What vLLM raises while an engine is built; any other ValueError stays a defect."""
     from vllm.v1.core import kv_cache_utils
 
-    from scope_megatron.engine.vllm import _memory_shortage
+    from scope_megatron.engine.start import memory_shortage
     from scope_megatron.exits import StopRun
 
     with pytest.raises(StopRun, match="^rollout.engine.kv_cache_gib: vLLM could not") as stop:
-        with _memory_shortage():
+        with memory_shortage():
             kv_cache_utils._check_enough_kv_cache_memory(0, lambda: 1, 96, lambda free: 1)
     assert stop.value.code == 6
     assert "No available memory for the cache blocks. Try" in str(stop.value)
     assert "\n" not in str(stop.value)
-    with pytest.raises(ValueError, match="^no such architecture$"), _memory_shortage():
+    with pytest.raises(ValueError, match="^no such architecture$"), memory_shortage():
         raise ValueError("no such architecture")
 
 

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scope_megatron.objective import Shard, Spec, Streams
 from scope_megatron.objective.head import statistics as vocab
+from scope_megatron.objective.head.shard import check
 from tests.support.heads import (
     vocab_parallel_divergence,
     vocab_parallel_logprob,
@@ -341,6 +343,16 @@ def test_logits_that_the_forward_may_have(dtype):
         (values * torch.arange(T)).sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-14)
+
+
+def test_targets_on_a_gpu_are_not_asked_for_their_values() -> None:
+    """Packs were checked on the host: here the answer would be waited for in every microbatch."""
+    with FakeTensorMode():  # knows CUDA's rules without a device; it has no values to tell
+        logits = torch.empty(T, WIDTH, device="cuda")
+        targets, fewer = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (T, T - 1))
+        check(logits, None, targets, Shard.of(WIDTH, VOCAB, None), Spec())
+        with pytest.raises(ValueError, match="targets must be"):
+            check(logits, None, fewer, Shard.of(WIDTH, VOCAB, None), Spec())
 
 
 def test_no_tokens():

@@ -11,7 +11,7 @@ import yaml
 
 from scope_megatron.config import ConfigError, load_config, validating_for
 from scope_megatron.config.layout import resolve_auto
-from scope_megatron.machine import Gpu, Machine, choose, settle
+from scope_megatron.machine import DETERMINISTIC, Gpu, Machine, choose, settle
 from scope_megatron.machine.gpus import chosen_by
 from tests.support.config_run import edit_json, make_run
 from tests.unit.pretended import H100, pretend
@@ -294,7 +294,8 @@ def test_cuda_visible_devices_as_cuda_reads_it() -> None:
 
 
 def test_the_process_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SCOPE_DEVICE", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS"):
+    names = ("SCOPE_DEVICE", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS", *DETERMINISTIC)
+    for name in names:
         monkeypatch.setenv(name, "to be put back")
         monkeypatch.delenv(name)
     import os
@@ -304,6 +305,9 @@ def test_the_process_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
     settle("cuda", tensor=2)
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert not os.environ.keys() & DETERMINISTIC.keys()
+    settle("cuda", tensor=1, deterministic=True)
+    assert os.environ.items() >= DETERMINISTIC.items()
     settle("cpu", tensor=2)
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["SCOPE_DEVICE"]) == ("", "cpu")
     assert choose("auto").line() == "device: CPU; SCOPE_DEVICE is cpu"

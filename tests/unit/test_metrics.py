@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scope_megatron.report.console import Console
 from scope_megatron.report.logger import MetricLogger, rewind
@@ -219,6 +220,27 @@ def test_counts_above_float32_stay_exact() -> None:
     metrics.sum("tokens", torch.tensor(2.0**25, dtype=torch.float32))
     metrics.sum("tokens", torch.tensor(1.0))
     assert metrics.reduce()["tokens"] == 2**25 + 1
+
+
+def test_the_hosts_numbers_go_to_the_device_in_one_copy() -> None:
+    """To a GPU each copy is one more to wait for."""
+    names = [f"n{i:02}" for i in range(50)]
+    metrics = StepMetrics(sums=names)
+    for i, name in enumerate(names):
+        metrics.sum(name, torch.tensor(float(i)) if i % 7 == 0 else float(i))
+    made: list[str] = []
+
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            made.append(func.overloadpacket.__name__)
+            return func(*args, **kwargs or {})
+
+    with Made():
+        reduced = metrics.reduce()
+    assert list(reduced.values()) == [float(i) for i in range(50)]
+    assert made.count("lift_fresh") == 1  # a tensor of numbers that the host has
 
 
 def reduce_on_rank(rank: int, store: str) -> None:

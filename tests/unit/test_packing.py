@@ -86,6 +86,11 @@ def test_build_refusals():
         build([((), (1, 2))], [0])
     with pytest.raises(ValueError, match="at least one sequence"):
         build(SEQUENCES, [])
+    with pytest.raises(ValueError, match="sequence 1 has token 7, outside the vocabulary of 7"):
+        build([((1, 2), (3,)), ((4,), (5, 7))], [0, 1], vocab_size=7)
+    with pytest.raises(ValueError, match="sequence 0 has token -1, outside the vocabulary of 7"):
+        build([((-1, 2), (3,))], [0], vocab_size=7)
+    build([((1, 2), (6,))], [0], vocab_size=7)
     with pytest.raises(ValueError, match="at most once"):
         build(SEQUENCES, [1, 1])
 

@@ -62,13 +62,15 @@ VLLM = Contract(
         vllm.logprobs.FlatLogprobs: start_indices token_ids logprobs
         vllm.v1.engine.llm_engine.LLMEngine:
             abort_request(internal) output_processor step()
-            has_unfinished_requests()
+            has_unfinished_requests() engine_core
+        vllm.v1.engine.core_client.InprocClient: engine_core
+        vllm.v1.engine.core.EngineCore: batch_queue
         vllm.v1.engine.output_processor.OutputProcessor: request_states
         vllm.v1.worker.gpu_worker.Worker: get_model() reload_weights(weights_iterator)
         vllm.v1.worker.gpu_model_runner.GPUModelRunner:
-            get_model() reload_weights(weights_iterator)
+            get_model() reload_weights(weights_iterator) execute_model_state
         vllm.v1.worker.gpu.model_runner.GPUModelRunner:
-            get_model() reload_weights(weights_iterator)
+            get_model() reload_weights(weights_iterator) execute_model_state
         vllm.model_executor.layers.linear.ColumnParallelLinear:
             input_size_per_partition output_size_per_partition quant_method
         vllm.model_executor.layers.linear.RowParallelLinear:

@@ -78,7 +78,7 @@ def fused_logprob(
         [T] float32 (float64 for float64 inputs), the same on every rank.
 
     Raises:
-        ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
+        ValueError: shapes that do not fit, a CPU's target outside the vocabulary, temperature <= 0.
     """
     return fused_scores(hidden, weight, targets, shard, spec).logprob
 

@@ -69,7 +69,7 @@ def vocab_parallel_logprob(
         [T] float32 (float64 for float64 logits), the same on every rank.
 
     Raises:
-        ValueError: shapes that do not fit, a target outside the vocabulary, temperature <= 0.
+        ValueError: shapes that do not fit, a CPU's target outside the vocabulary, temperature <= 0.
     """
     return vocab_parallel_scores(logits, targets, shard, spec).logprob
 
