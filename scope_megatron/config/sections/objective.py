@@ -56,10 +56,11 @@ class ObjectiveConfig(Section):
         "policy (eq. 2), clipped with several updates per batch; log: minus the log-probability. "
         "One update per batch: the same gradient",
     )
-    incorrect: Literal["teacher", "constant"] = Field(
+    incorrect: Literal["teacher", "constant", "none"] = Field(
         "teacher",
         description="the incorrect path's signal. teacher: its KL; constant: no teacher, every "
-        "token of an incorrect response has the advantage -constant_advantage",
+        "token of an incorrect response has the advantage -constant_advantage; none: the "
+        "likelihood of correct responses alone, no teacher",
     )
     constant_advantage: float = Field(1.0, gt=0, description="how much a token is pushed down")
     constant_below: float | None = Field(
