@@ -16,8 +16,7 @@ WALK_STRONG = replace(
 WALK_HARD = replace(WALK_STRONG, name="walk_hard")
 WALK_HARD_PART = replace(WALK, name="walk_hard_part")
 TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (COUNTDOWN, WALK, WALK_STRONG, WALK_HARD, WALK_HARD_PART, CHAINS)
+    task.name: task for task in (COUNTDOWN, WALK, WALK_STRONG, WALK_HARD, WALK_HARD_PART, CHAINS)
 }
 
 

@@ -28,8 +28,8 @@ class ObjectiveConfig(Section):
     preset: Literal["paper", "reference_code"] = Field(
         "paper",
         description="paper: the published weights and losses (eq. 1 to 5; how the two paths are "
-        "weighed against each other: objective.normalization); reference_code: what the published code "
-        "computes instead, a value for each of these where none is given: objective."
+        "weighed against each other: objective.normalization); reference_code: what the published "
+        "code computes instead, a value for each of these where none is given: objective."
         "{student_weight, normalization, likelihood, teacher_gap, old_logprobs}, algorithm."
         "{clip_dual, kl_coef}, optimizer.{beta2, states}, verifier.name, data.overlong "
         "(docs/reference_code.md)",
