@@ -171,7 +171,7 @@ def _advice(found: dict[str, Measured]) -> str:
             "1): expect no more than SCOPE's two paths give"
         )
     return (
-        "both weights have responses to choose among; whether SCOPE gains by it depends on the "
+        "the weights have responses to choose among; whether SCOPE gains by it depends on the "
         "teacher: rate it beside the student on these prompts (scope-megatron evaluate), and run "
         "algorithm.name=grpo beside it (docs/study.md)"
     )

@@ -66,7 +66,7 @@ def test_the_gain_is_set_against_the_step_s_own_accuracy(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "both weights have responses to choose among"),
+        ({}, "the weights have responses to choose among"),
         ({"weight__student_ess": [0.999] * N}, "the student's weights choose nothing"),
         ({"weight__teacher_ess": [1.0] * N}, "the teacher's weights choose nothing"),
         (
@@ -147,11 +147,11 @@ def test_single_responses_are_not_too_hard(tmp_path: Path) -> None:
 def test_command_report_and_page_say_it(tmp_path: Path) -> None:
     a_run(tmp_path)
     done = CliRunner().invoke(app, ["diagnose", str(tmp_path)])
-    assert done.exit_code == 0 and "advice: both weights have" in done.output
+    assert done.exit_code == 0 and "advice: the weights have" in done.output
     reported = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert "advice: both weights have" in reported.output
+    assert "advice: the weights have" in reported.output
     page = (tmp_path / "report.html").read_text()
-    assert "What SCOPE has to work on" in page and "advice: both weights have" in page
+    assert "What SCOPE has to work on" in page and "advice: the weights have" in page
 
 
 def test_a_run_without_responses_is_refused_in_one_line(tmp_path: Path) -> None:
