@@ -28,6 +28,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     PLAIN: (),
     "reference": ("objective.preset=reference_code", "verifier.name=auto"),
     "no-teacher": ("objective.incorrect=constant",),
+    "correct-alone": ("objective.incorrect=none",),
     "no-teacher-unlikely": ("objective.incorrect=constant", "objective.constant_below=0.2"),
     "kdrl": ("algorithm.name=kdrl", "algorithm.teacher_coef=0.1"),
     "rlsd": ("algorithm.name=rlsd",),

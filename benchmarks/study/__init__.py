@@ -10,5 +10,5 @@ estimates   Avg@k and Pass@k with paired bootstrap intervals over seeds and prob
 tables      Markdown of table 1, differences, weights and entropies, learning rates
 figures     figures 3, 4, 5 and 6 as PNG and as data
 
-    python -m benchmarks.study --profile small|full|control
+    python -m benchmarks.study --profile small|full|hard|control
 """

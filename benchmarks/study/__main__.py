@@ -1,4 +1,4 @@
-"""`python -m benchmarks.study --profile small|full|control`; see the package's docstring.
+"""`python -m benchmarks.study --profile small|full|hard|control`; see the package's docstring.
 
 Runs that are in the file of rows already are not made again; interrupt and start it as you like,
 also several times side by side: a run is made by one of them.
@@ -89,13 +89,20 @@ def known_task(name: str) -> str:
     return name
 
 
+def known_method(name: str) -> str:
+    """The name; ends the program for one that is none."""
+    if name not in METHODS:
+        raise SystemExit(f"--methods: {name!r} is none; give some of {', '.join(METHODS)}")
+    return name
+
+
 def _percent(counts: list[int], samples: int) -> str:
     return f"{100 * sum(counts) / (samples * len(counts)):.1f}"
 
 
 def main(
     profile: Annotated[
-        str, typer.Option(help="small: table 1; full: all methods; control: chains.")
+        str, typer.Option(help="small: table 1; full: all; hard: normalizations; control: chains.")
     ] = "small",
     rows: Annotated[
         Path | None, typer.Option(help="File of finished runs; left out: WORK/rows.jsonl.")
@@ -106,6 +113,7 @@ def main(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, a core each.")] = 2,
     tasks: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option(help="Make only these, separated by commas.")] = "",
     only_report: Annotated[bool, typer.Option(help="Make no run, draw what is there.")] = False,
 ) -> None:
     """Make the runs that are missing, then write tables and figures."""
@@ -121,6 +129,9 @@ def main(
         tuning = [c for name in chosen.tasks for c in cells.tuning_cells(chosen, name)]
         tuning = tuning if chosen.tunes else []
         tests = list(cells.test_cells(chosen))
+        if methods:
+            only = set(map(known_method, methods.split(",")))
+            tuning, tests = ([c for c in some if c.method in only] for some in (tuning, tests))
         count = len(tuning) + len(tests)
         print(
             f"{profile}: {count} runs, {len(study.rows.rows)} rows are there; about "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 PROMPTS, GROUP, STEPS = 16, 16, 30
@@ -13,13 +13,15 @@ Settings = dict[str, Any]  # dotted setting -> value
 @dataclass(frozen=True)
 class Method:
     """``tuned_as``: the method whose learning rate this one takes; its own when it is itself.
-    ``tasks``: where it is asked for; None: on all."""
+    ``tasks``: where it is asked for; None: on all. ``seeds``: the most of a profile's that it has.
+    """
 
     name: str
     label: str
     settings: Settings
     tuned_as: str
     tasks: tuple[str, ...] | None = None
+    seeds: int = 5
 
     @property
     def algorithm(self) -> str:
@@ -68,9 +70,38 @@ BOUNDED = (
         "jsd_no_teacher", "Jensen-Shannon, no teacher weights", **_JSD, teacher_weight="uniform"
     ),
 )
+# what of SCOPE's gain is the teacher's, and what of OPD's is its sixteen times as many prompts
+_GROUPS: Settings = {"rollout.group_size": GROUP, "rollout.prompts_per_step": PROMPTS}
+CONTROLS = (
+    replace(_scope("mle_only", "correct path alone", incorrect="none"), seeds=3),
+    Method("opd_groups", "OPD, 16 prompts x 16", {**_OPD, **_GROUPS}, "opd", seeds=3),
+    Method(
+        "opd_exact_groups",
+        "OPD, exact reverse KL, 16 prompts x 16",
+        {**EXACT[1].settings, **_GROUPS},
+        "opd",
+        seeds=3,
+    ),
+)
+
+
+def _at_grpos_rate(method: Method, *tasks: str) -> Method:
+    """The same run at the learning rate of GRPO, where SCOPE's is another."""
+    name, label = f"{method.name}_at_grpo", f"{method.label}, at GRPO's rate"
+    return replace(method, name=name, label=label, tuned_as="grpo", tasks=tasks, seeds=3)
+
+
+AT_GRPOS_RATE = (
+    *(_at_grpos_rate(m, "walk", "countdown") for m in (SCOPE, CONTROLS[0], OTHERS[2])),
+    *(_at_grpos_rate(m, "walk") for m in (OTHERS[0], BOUNDED[0])),
+)
+# how the two paths are weighed against each other: normalizations, each at its own best rate
+NORMALIZATIONS = tuple(
+    replace(_scope(name, name, normalization=name), tuned_as=name)
+    for name in ("sequence_mean", "prompt_sum")
+)
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
-METHODS: dict[str, Method] = {
-    m.name: m for m in (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS, *BOUNDED)
-}
-TUNED = tuple(m.name for m in MAIN if m is not BASE)
+FULL = (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS, *BOUNDED, *CONTROLS, *AT_GRPOS_RATE)
+METHODS: dict[str, Method] = {m.name: m for m in (*FULL, *NORMALIZATIONS)}
+TUNED = tuple(m.name for m in (*MAIN, *NORMALIZATIONS) if m is not BASE)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for each of TUNED

@@ -26,6 +26,8 @@ def write(profile: Profile, rows: RowFile, work: Path, out: Path) -> str:
     ]
     if summary := tables.summary_table(found):
         parts += ["## SCOPE against the others, easy and hard problems together", summary]
+    if rewarded := tables.rewarded_table(found):
+        parts += ["## Every method against GRPO, easy and hard problems together", rewarded]
     for results in found:
         parts += [f"## {results.task}", tables.accuracy_table(results)]
         parts += [tables.difference_table(results)]

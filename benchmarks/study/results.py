@@ -10,11 +10,13 @@ import numpy as np
 from benchmarks.study import cells
 from benchmarks.study.cells import Cell, Profile
 from benchmarks.study.estimates import Estimate, Values, bootstrap, difference, values_at
-from benchmarks.study.methods import BASE, METHODS
+from benchmarks.study.methods import METHODS
 from benchmarks.study.rows import Row, RowFile
 from benchmarks.study.settings import SAMPLES, TEST
 
 BOTH = "both"  # the easy and the hard problems together
+SAMPLED = "reward/mean"  # share of the rollouts that are right: at temperature 1, of all tokens
+LAST = 5  # steps at the end of a run over which rollouts are counted
 Runs = dict[str, dict[int, Row]]  # method -> seed -> row
 
 
@@ -43,6 +45,19 @@ class TaskResults:
     def gain(self, ours: str, theirs: str, level: str, k: int) -> Estimate | None:
         """Difference of two methods on their common seeds."""
         return difference(self._values(ours, level, k), self._values(theirs, level, k))
+
+    def sampled_gain(self, ours: str, theirs: str) -> Estimate | None:
+        """Difference in rollouts right over the last steps; the bootstrap draws seeds and steps."""
+        first, second = (self._sampled(name) for name in (ours, theirs))
+        return difference(first, second)
+
+    def _sampled(self, method: str) -> dict[int, Values]:
+        found = {}
+        for seed, row in self.runs.get(method, {}).items():
+            values = [value for _, value in row["steps"].get(SAMPLED, [])][-LAST:]
+            if len(values) == LAST:  # the base student has no steps, kd no rollouts
+                found[seed] = np.array(values)
+        return found
 
     def _values(self, method: str, level: str, k: int) -> dict[int, Values]:
         found = self.correct(method, level)
@@ -97,5 +112,5 @@ def present(results: TaskResults, names: tuple[str, ...]) -> list[str]:
 
 
 def compared(results: TaskResults) -> list[str]:
-    """Methods beside scope that it is compared with."""
-    return [name for name in present(results, tuple(METHODS)) if name not in ("scope", BASE.name)]
+    """What scope is compared with: the base student, and every other method."""
+    return [name for name in present(results, tuple(METHODS)) if name != "scope"]

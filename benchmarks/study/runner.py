@@ -30,6 +30,8 @@ SERIES = (  # kept by step
     "perplexity/teacher_incorrect",
     "weight/student_ess",
     "weight/teacher_ess",
+    "group/all_correct",
+    "group/all_incorrect",
     "rollout/response_tokens_mean",
 )
 

@@ -15,7 +15,11 @@ from tools.make_arithmetic import write_jsonl
 from tools.tasks.family import Task
 from tools.tasks.write import TRAIN, write_rollout_files
 
-SHIPPED = {"chains": ("tiny-student", "tiny-teacher")}  # the quickstart's
+SHIPPED = {  # task: models of other tasks
+    "chains": ("tiny-student", "tiny-teacher"),  # the quickstart's
+    "walk_hard": ("study/walk_hard/student", "study/walk_strong/teacher"),
+    "walk_hard_part": ("study/walk_hard/student", "study/walk/teacher"),
+}
 DATA_SEED = 1234
 TAUGHT_SAMPLES = -(-RESPONSES * STEPS // TRAIN)  # per prompt: as many as the others sample
 

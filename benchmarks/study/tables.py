@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.study.estimates import Estimate
-from benchmarks.study.methods import BASE, METHODS, RATES, TUNED
-from benchmarks.study.results import BOTH, TaskResults, compared, present
+from benchmarks.study.methods import BASE, GRPO, METHODS, RATES, TUNED
+from benchmarks.study.results import BOTH, LAST, SAMPLED, TaskResults, compared, present
 from benchmarks.study.settings import SAMPLES, TEST, TUNING
 from scope_megatron.evaluation.output.table import markdown_table
 from tools.tasks.family import EASY, HARD
 
 LEVELS = (EASY, HARD, BOTH)
 KS = (1, SAMPLES[TEST])
+SAMPLED_HEAD = f"rollouts, last {LAST} steps,"
 
 
 def accuracy_table(results: TaskResults) -> str:
@@ -45,16 +46,32 @@ def difference_table(results: TaskResults) -> str:
 
 
 def summary_table(found: Sequence[TaskResults]) -> str:
-    """SCOPE minus every other method in Avg@n and Pass@n on easy and hard together, by task."""
-    kinds = [(f"Avg@{SAMPLES[TEST]}", 1), (f"Pass@{SAMPLES[TEST]}", SAMPLES[TEST])]
-    columns = [(results, what, k) for what, k in kinds for results in found]
-    shown = {name for results in found for name in compared(results)}
+    """SCOPE minus every other method in Avg@n and Pass@n on easy and hard together, and in rollouts
+    right, by task."""
+    n = SAMPLES[TEST]
     rows = []
     for name in METHODS:
-        gains = [results.gain("scope", name, BOTH, k) for results, _, k in columns]
-        if name in shown and any(gains):
+        shown = [results if name in compared(results) else None for results in found]
+        gains = [r and r.gain("scope", name, BOTH, k) for k in KS for r in shown]
+        gains += [r and r.sampled_gain("scope", name) for r in shown]
+        if any(gains):
             rows.append([METHODS[name].label, *map(_points, gains)])
-    head = ["SCOPE minus", *(f"{what} {results.task}" for results, what, _ in columns)]
+    kinds = (f"Avg@{n}", f"Pass@{n}", SAMPLED_HEAD)
+    head = ["SCOPE minus", *(f"{kind} {results.task}" for kind in kinds for results in found)]
+    return markdown_table(head, rows) if rows else ""
+
+
+def rewarded_table(found: Sequence[TaskResults]) -> str:
+    """Every method minus GRPO in Avg@n and in rollouts right, by task, where GRPO has runs."""
+    rows = []
+    for name in METHODS:
+        if name != GRPO.name:
+            gains = [results.gain(name, GRPO.name, BOTH, 1) for results in found]
+            gains += [results.sampled_gain(name, GRPO.name) for results in found]
+            if any(gains):
+                rows.append([METHODS[name].label, *map(_points, gains)])
+    kinds = (f"Avg@{SAMPLES[TEST]}", SAMPLED_HEAD)
+    head = ["minus GRPO", *(f"{kind} {results.task}" for kind in kinds for results in found)]
     return markdown_table(head, rows) if rows else ""
 
 
@@ -76,13 +93,13 @@ def spread_table(results: TaskResults, steps: int = 5) -> str:
     return markdown_table(head, rows) if rows else ""
 
 
-def endings_table(results: TaskResults, steps: int = 5) -> str:
+def endings_table(results: TaskResults, steps: int = LAST) -> str:
     """What the students sample at the end: how diverse, how often right; by method."""
     names = {
         "entropy/student_correct": "entropy on correct, nats",
         "entropy/student_incorrect": "on incorrect",
         "perplexity/student_correct": "student's perplexity of correct",
-        "reward/mean": "rollouts right",
+        SAMPLED: "rollouts right",
     }
     rows = []
     for name in present(results, tuple(METHODS)):

@@ -1,4 +1,4 @@
-"""The command that says whether SCOPE fits a run's data."""
+"""The command that says what SCOPE has to work on in a run's data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scope_megatron.config import ConfigError
 def diagnose(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="output_dir of a run, live or not")],
 ) -> None:
-    """Say whether SCOPE fits a run's data: perplexities by path, effective sample sizes, groups of
-    one path, rank correlations of the teacher's perplexity; one line of advice."""
+    """Say what SCOPE has to work on in a run's data: perplexities by path, effective sample sizes,
+    groups of one path, rank correlations of the teacher's perplexity; one line of advice."""
     with user_errors():
         if not run.is_dir():
             raise ConfigError(f"RUN: {run} is no directory; give the output_dir of a run")

@@ -148,13 +148,15 @@ def _rewards(metrics: StepMetrics, batch: Batch) -> None:
 
 
 def _groups(metrics: StepMetrics, batch: Batch) -> None:
-    """Shares of groups whose routed responses are all on one path. Every rank knows the whole
-    batch, so the mean over ranks is each one's."""
-    correct = batch.group[batch.routes.correct].unique().tolist()
-    incorrect = batch.group[batch.routes.incorrect].unique().tolist()
-    routed = {*correct, *incorrect}
-    metrics.mean("group/all_correct", len(routed - {*incorrect}), len(routed))
-    metrics.mean("group/all_incorrect", len(routed - {*correct}), len(routed))
+    """Shares of groups whose routed responses are all on one path, among those with two or more: a
+    single response compares nothing. Every rank knows the whole batch, so the mean over ranks is
+    each one's."""
+    labels, sizes = batch.group[batch.routes.routed].unique(return_counts=True)
+    groups = {*labels[sizes > 1].tolist()}
+    correct = groups & {*batch.group[batch.routes.correct].tolist()}
+    incorrect = groups & {*batch.group[batch.routes.incorrect].tolist()}
+    metrics.mean("group/all_correct", len(groups - incorrect), len(groups))
+    metrics.mean("group/all_incorrect", len(groups - correct), len(groups))
 
 
 def _rollouts(metrics: StepMetrics, batch: Batch) -> None:

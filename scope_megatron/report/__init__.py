@@ -5,7 +5,7 @@ logger     the files they go to: metrics.jsonl, TensorBoard, W&B
 console    progress and tables on the terminal
 rollouts   responses on disk: a Parquet file per step
 health     advice: rules over the metrics, each with its source
-fit        whether SCOPE fits a run's data: spread of the weights, shares of groups, correlations
+fit        what SCOPE has to work on: spread of its weights, shares of groups, correlations
 events     what happened to a run and when
 header     the lines that a run begins with
 webpage    report.html: the same with advice, settings and responses, in one file

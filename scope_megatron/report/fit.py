@@ -1,4 +1,6 @@
-"""Whether SCOPE fits a run's data: what its weights had to choose among, and what the teacher knew.
+"""What SCOPE has to work on in a run's data: what its weights had to choose among, groups, and how
+the teacher's perplexity went with what followed. Whether SCOPE gains by it these do not say: in
+docs/study.md the same figures stand beside gains and losses (docs/rollouts.md has the rows).
 
 From metrics.jsonl of a run, finished or not, and from recovery.json in its directory, where
 `tools/recovery_study.py` has written one. Everything is of the student that was trained, while it
@@ -20,6 +22,7 @@ from scope_megatron.report.figure import History, read_history
 
 AHEAD = 5  # steps after a step whose accuracy is set against its teacher's perplexity
 FEWEST = 10  # steps below which no correlation is told
+ONE_PATH = 0.8  # share of groups of one path from which the other one is idle
 IDLE = 0.98  # effective sample size from which weights choose nothing
 MEASURES = (  # metric, in words
     ("perplexity/student_correct", "student's perplexity of correct responses"),
@@ -68,7 +71,7 @@ def measure_fit(run_dir: Path) -> Fit:
             "made some steps"
         )
     findings = [*_measures(history), *_correlations(history), *_recovery(run_dir)]
-    return Fit(tuple(findings), _advice({f.name: f for f in findings}, history))
+    return Fit(tuple(findings), _advice({f.name: f for f in findings}))
 
 
 def fit_lines(run_dir: Path) -> list[str]:
@@ -140,48 +143,35 @@ def _recovery(run_dir: Path) -> Iterator[Measured]:
             yield Measured(f"recovery/{name}", label, None, float(found[name]))
 
 
-def _advice(found: dict[str, Measured], history: History) -> str:
-    """One line; the strongest reason first."""
+def _advice(found: dict[str, Measured]) -> str:
+    """One line; the strongest reason first. Of the study's rows none bears out more."""
 
     def last(name: str) -> float | None:
         return found[name].last if name in found else None
 
-    one_path = (last("group/all_correct") or 0.0) + (last("group/all_incorrect") or 0.0)
-    if (last("group/all_incorrect") or 0.0) > 0.8:
-        return (
-            "too hard for SCOPE: most groups have no correct response, so its correct path is "
-            "idle; take easier prompts, or begin with algorithm.name=kd"
-        )
-    if (last("group/all_correct") or 0.0) > 0.8:
-        return "too easy for SCOPE: most groups are all correct; take harder prompts"
-    within = last("recovery/spearman_within")
-    within = last("recovery/spearman") if within is None else within
-    if within is not None and within > -0.02:
-        return (
-            "the teacher recovers no more of the responses that it finds probable, so its weights "
-            "are no measure of trust here: try objective.teacher_weight=uniform"
-        )
+    for path, other, prompts in (
+        ("correct", "incorrect", "easier"),
+        ("incorrect", "correct", "harder"),
+    ):
+        if (last(f"group/all_{other}") or 0.0) > ONE_PATH:
+            return (
+                f"most groups have no {path} response, so SCOPE's {path} path is idle; take "
+                f"{prompts} prompts"
+            )
     sizes = {side: last(f"weight/{side}_ess") for side in ("student", "teacher")}
     known = {side: size for side, size in sizes.items() if size is not None}
-    idle = [side for side, size in known.items() if size > IDLE]
     if not known:
         return (
             "this run has no weights; a few steps of algorithm.name=scope on the same models and "
             "data tell whether they would have work"
         )
-    if len(idle) == len(known):
+    if idle := [f"the {side}'s" for side, size in known.items() if size > IDLE]:
         return (
-            "SCOPE's weights choose nothing here (effective sample sizes of nearly 1): expect no "
-            "more than its two paths give; lower objective.tau, or raise rollout.temperature"
+            f"{' and '.join(idle)} weights choose nothing here (effective sample size of nearly "
+            "1): expect no more than SCOPE's two paths give"
         )
-    if idle:
-        return (
-            f"the {idle[0]}'s weights choose nothing here: SCOPE fits by half; lower objective.tau "
-            "or raise rollout.temperature"
-        )
-    if one_path > 0.6:
-        return (
-            "SCOPE fits the mixed groups, but most groups are all correct or all incorrect: use "
-            "prompts nearer to the student's level"
-        )
-    return "SCOPE fits: both weights have responses to choose among, and groups are mixed"
+    return (
+        "the weights have responses to choose among; whether SCOPE gains by it depends on the "
+        "teacher: rate it beside the student on these prompts (scope-megatron evaluate), and run "
+        "algorithm.name=grpo beside it (docs/study.md)"
+    )

@@ -1,6 +1,6 @@
 """A run in one HTML file to send to someone: ``report.html``.
 
-The picture of its curves, the advice on its health, whether SCOPE fits its data, its settings, and
+The picture of its curves, the advice on its health, what SCOPE has to work on, its settings, and
 some of its responses with coloured tokens. It needs no other file, no network and no script; every
 text is escaped.
 """
@@ -90,9 +90,11 @@ def _advice(item: Advice) -> str:
 
 
 def _fit(run_dir: Path) -> Iterator[str]:
-    """Whether SCOPE fits the data, where the run sampled responses."""
+    """What SCOPE has to work on, where the run sampled responses."""
     if lines := fit_lines(run_dir):
-        yield "<h2>Does SCOPE fit?</h2>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
+        yield "<h2>What SCOPE has to work on</h2>" + "".join(
+            f"<p>{escape(line)}</p>" for line in lines
+        )
 
 
 def _settings(path: Path) -> Iterator[str]:

@@ -96,6 +96,30 @@ def test_the_summary_has_a_column_for_every_task() -> None:
     assert row in table and "Avg@32 walk | Avg@32 chains | Pass@32 walk" in table
 
 
+def test_rollouts_are_compared_over_the_last_steps() -> None:
+    results = study_results("walk", 8)
+    for seed, (ours, theirs) in {1: (0.5, 0.75), 2: (0.75, 0.75)}.items():
+        for name, value in (("scope", ours), ("opd", theirs)):
+            early = [[step, 0.0 if name == "scope" else 1.0] for step in range(1, 3)]
+            late = [[step, value] for step in range(3, 8)]
+            results.runs[name][seed]["steps"]["reward/mean"] = early + late
+    found = results.sampled_gain("scope", "opd")
+    assert found is not None and found.value == pytest.approx(-0.125)
+    assert "| OPD | **+25.0** [+25.0, +25.0] | +0.0 [+0.0, +0.0] | -12.5 [-25.0, +0.0] |" in (
+        tables.summary_table([results])
+    )
+    results.runs["grpo"] = results.runs.pop("opd")
+    assert "| SCOPE | **+25.0** [+25.0, +25.0] | -12.5 [-25.0, +0.0] |" in (
+        tables.rewarded_table([results])
+    )
+
+
+def test_scope_is_compared_with_the_base_student_too() -> None:
+    results = study_results("walk", 8)
+    results.runs["base"] = results.runs.pop("opd")
+    assert "| base student | **+25.0** [+25.0, +25.0] |" in tables.summary_table([results])
+
+
 def test_endings_are_of_the_last_steps_and_all_seeds() -> None:
     table = tables.endings_table(study_results("walk"), steps=5)
     assert "| SCOPE | 1.500 (1.000 to 2.000) |  |  |  |" in table
@@ -150,10 +174,12 @@ def test_the_best_rate_is_chosen_when_all_were_tried(
 
 def test_small_is_the_beginning_of_full() -> None:
     small = list(cells.test_cells(cells.PROFILES["small"]))
+    assert {cell.task for cell in small} == {"walk", "walk_strong", "countdown"}
     full = list(cells.test_cells(cells.PROFILES["full"]))
     assert len(small) == 3 * 5 * 3 and set(small) <= set(full)
     assert len(full) == len(set(full))
     assert {cell.task for cell in full if cell.method == "jsd"} == {"walk"}
+    assert {cell.seed for cell in full if cell.method == "mle_only"} == {1, 2, 3}
     main = [cell.method in cells.PROFILES["small"].methods for cell in full]
     assert main == sorted(main, reverse=True)
 

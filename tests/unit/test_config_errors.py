@@ -123,6 +123,7 @@ CASES: dict[str, tuple[Callable[[], None], list[str]]] = {
     ),
     "batch_weights_of_opd": (leave, ["objective.weight_group=batch", "algorithm.name=opd"]),
     "constant_without_a_path": (leave, ["objective.incorrect=constant", "algorithm.name=opd"]),
+    "no_incorrect_path_of_opd": (leave, ["objective.incorrect=none", "algorithm.name=opd"]),
     "constant_below_without_constant": (leave, ["objective.constant_below=0.1"]),
     "constant_below_one": (leave, ["objective={incorrect: constant, constant_below: 1.5}"]),
     "clip_dual_below_one": (leave, ["algorithm.clip_dual=0.5"]),

@@ -16,6 +16,7 @@ from scope_megatron.objective import (
     student_weights,
     teacher_weights,
 )
+from scope_megatron.objective.normalize import microbatch_scales
 
 MODES = ["token_mean", "prompt_sum", "sequence_mean"]
 # three prompts: 2 correct + 1 incorrect + 1 masked; all masked; 3 incorrect
@@ -52,6 +53,35 @@ def test_definitions_by_hand():
     for mode, one in {"token_mean": 1 / 26, "prompt_sum": 1 / 3, "sequence_mean": 1 / 30}.items():
         assert got[mode][2].item() == pytest.approx(one)  # alone on its path: weight 1
         assert got[mode][3:6].tolist() == [0, 0, 0]  # masked
+
+
+@pytest.mark.parametrize(
+    ("mode", "ratio"),
+    [
+        ("prompt_sum", 1.0),  # eq. 6: the weights of a path sum to 1, whatever its size
+        ("token_mean", 1 / 7),
+        ("sequence_mean", 1 / 7),
+        ("microbatch_mean", 8 / 7),  # the published code: likelihood over correct tokens alone
+    ],
+)
+def test_how_the_paths_weigh_where_one_of_eight_is_right(mode, ratio):
+    """The correct path's factors over the incorrect path's, summed over tokens: what docs say."""
+    group, lengths, right = (
+        torch.zeros(8, dtype=torch.long),
+        torch.full((8,), 5),
+        [True] + 7 * [False],
+    )
+    routes = route([float(r) for r in right], [True] * 8, lengths.tolist())
+    logprob = LOGPROB[:8]
+    weights = student_weights(logprob, group, routes.correct)
+    weights = weights + teacher_weights(logprob, group, routes.incorrect)
+    totals = local_totals(routes, group, lengths)
+    factor = sequence_token_weights(weights, routes, group, lengths, mode, totals) * lengths
+    scales = dict.fromkeys(("mle", "kl"), 1.0)
+    if mode == "microbatch_mean":
+        scales = microbatch_scales(lengths.tolist(), right, 8)
+    correct, incorrect = factor[:1].sum() * scales["mle"], factor[1:].sum() * scales["kl"]
+    assert (correct / incorrect).item() == pytest.approx(ratio)
 
 
 def test_uniform_weights_make_plain_means():

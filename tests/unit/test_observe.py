@@ -70,6 +70,25 @@ def test_no_mismatch_is_claimed_where_the_two_do_not_compare() -> None:
     assert mismatch({"old_logprobs": "rollout"}, {}) == {}  # the trainer's were not computed
 
 
+def group_shares(verdicts: list[list[Verdict]]) -> dict[str, float]:
+    rollouts = [
+        Rollout(Prompt(group, (1,), "1"), sample, [5], [-1.0], finished=True, verdict=verdict)
+        for group, judged in enumerate(verdicts)
+        for sample, verdict in enumerate(judged)
+    ]
+    metrics = observe.step_metrics()
+    observe._groups(metrics, batch_of(rollouts))
+    return {k: v for k, v in metrics.reduce(None).items() if k.startswith("group/")}
+
+
+def test_shares_are_of_groups_that_compare_something() -> None:
+    """A single response, alone or the only one judged, is of one path whatever it is."""
+    right, wrong, crash = Verdict.CORRECT, Verdict.INCORRECT, Verdict.CRASH
+    shares = group_shares([[right, wrong], [wrong, wrong], [wrong, crash], [right, crash]])
+    assert shares == {"group/all_correct": 0.0, "group/all_incorrect": 0.5}
+    assert group_shares([[wrong], [wrong], [right]]) == {}
+
+
 def test_the_reference_has_every_metric() -> None:
     page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
     declared = [name for names in observe.step_metrics()._names.values() for name in names]

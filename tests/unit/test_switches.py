@@ -74,6 +74,10 @@ def scope_of_the_batch(response: Response, place: int) -> float:
     return weight * (-1.0 if response.right else -gap(response, place)) / tokens()
 
 
+def correct_alone(response: Response, place: int) -> float:
+    return scope(response, place) if response.right else 0.0
+
+
 def kdrl(response: Response, place: int) -> float:
     return (-advantage(response) - 0.3 * gap(response, place)) / tokens()
 
@@ -152,6 +156,7 @@ def exopd(response: Response, place: int) -> float:
 # name: (settings, slope of each token)
 SWITCHES: dict[str, tuple[dict[str, Any], Slope]] = {
     "scope": ({}, scope),
+    "correct-alone": ({"objective": {"incorrect": "none"}}, correct_alone),
     "kdrl": ({"algorithm": {"name": "kdrl", "teacher_coef": 0.3}}, kdrl),
     "rlsd": ({"algorithm": {"name": "rlsd"}}, rlsd),
     "sdar": ({"algorithm": {"name": "sdar", "teacher_coef": 0.3}}, sdar),
@@ -304,6 +309,7 @@ def test_clip_higher(ratio: float, gain: float) -> None:
             False,
         ),
         ({"objective": {"incorrect": "constant", "constant_below": 0.1}}, "engine", False, False),
+        ({"objective": {"incorrect": "none"}}, "engine", False, False),
     ],
 )
 def test_only_passes_that_are_read(

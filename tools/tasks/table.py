@@ -1,4 +1,5 @@
-"""The tasks by name; walk also with a teacher that knows something of everything."""
+"""The tasks by name; walk also with a teacher that knows something of everything, and each of the
+two with a student that was stopped when it got one response in eight right."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ from tools.tasks.walk import WALK
 WALK_STRONG = replace(
     WALK, name="walk_strong", left_out=f"nine tenths of {WALK.left_out}", glimpses=0.1
 )
-TASKS: dict[str, Task] = {task.name: task for task in (COUNTDOWN, WALK, WALK_STRONG, CHAINS)}
+WALK_HARD = replace(WALK_STRONG, name="walk_hard")
+WALK_HARD_PART = replace(WALK, name="walk_hard_part")
+TASKS: dict[str, Task] = {
+    task.name: task for task in (COUNTDOWN, WALK, WALK_STRONG, WALK_HARD, WALK_HARD_PART, CHAINS)
+}
 
 
 def task_named(name: str) -> Task:

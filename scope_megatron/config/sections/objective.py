@@ -27,8 +27,9 @@ class ObjectiveConfig(Section):
 
     preset: Literal["paper", "reference_code"] = Field(
         "paper",
-        description="paper: the published formulas; reference_code: what the published code "
-        "computes instead, a value for each of these where none is given: objective."
+        description="paper: the published weights and losses (eq. 1 to 5; how the two paths are "
+        "weighed against each other: objective.normalization); reference_code: what the published "
+        "code computes instead, a value for each of these where none is given: objective."
         "{student_weight, normalization, likelihood, teacher_gap, old_logprobs}, algorithm."
         "{clip_dual, kl_coef}, optimizer.{beta2, states}, verifier.name, data.overlong "
         "(docs/reference_code.md)",
@@ -56,10 +57,11 @@ class ObjectiveConfig(Section):
         "policy (eq. 2), clipped with several updates per batch; log: minus the log-probability. "
         "One update per batch: the same gradient",
     )
-    incorrect: Literal["teacher", "constant"] = Field(
+    incorrect: Literal["teacher", "constant", "none"] = Field(
         "teacher",
         description="the incorrect path's signal. teacher: its KL; constant: no teacher, every "
-        "token of an incorrect response has the advantage -constant_advantage",
+        "token of an incorrect response has the advantage -constant_advantage; none: the "
+        "likelihood of correct responses alone, no teacher",
     )
     constant_advantage: float = Field(1.0, gt=0, description="how much a token is pushed down")
     constant_below: float | None = Field(
@@ -115,8 +117,10 @@ class ObjectiveConfig(Section):
     )
     normalization: Literal["token_mean", "prompt_sum", "sequence_mean", "microbatch_mean"] = Field(
         "token_mean",
-        description="token_mean: per response token of the global batch; prompt_sum: token sums, "
-        "mean over prompts; sequence_mean: token mean inside each response first; "
+        description="token_mean: per response token of the global batch, each path of a prompt by "
+        "its share of the responses (1 of 8 right: correct to incorrect 0.143); prompt_sum: eq. 6, "
+        "token sums, mean over prompts, both paths of a prompt alike (1.0 there); sequence_mean: "
+        "token mean inside each response first, paths as in token_mean; "
         "microbatch_mean: as the published code: token means inside each microbatch, of the "
         "likelihood over correct responses alone, microbatches weighted by their responses (the "
         "loss then depends on train.microbatch_tokens and the layout)",

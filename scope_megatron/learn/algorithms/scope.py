@@ -1,4 +1,4 @@
-"""SCOPE (arXiv 2604.10688, eq. 6) with its ablations, one of them without a teacher."""
+"""SCOPE (arXiv 2604.10688, eq. 6) with its ablations, two of them without a teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from scope_megatron.objective.perplexity import student_weights, teacher_weights
 def scope(batch: Batch, config: Config) -> Weighed:
     """Correct responses by MLE, incorrect ones by the teacher's KL, both weighted by perplexity.
 
-    ``objective.incorrect: constant`` has no teacher: incorrect responses weigh alike.
+    ``objective.incorrect: constant`` has no teacher: incorrect responses weigh alike. With ``none``
+    they are in no term, but stay in the denominators: the correct path's factors are SCOPE's.
     """
     objective = config.objective
     taught = config.needs_teacher
@@ -41,7 +42,10 @@ def scope(batch: Batch, config: Config) -> Weighed:
     incorrect = torch.where(batch.routes.incorrect, factor, 0.0)
     likelihood = "mle" if objective.likelihood == "ratio" else "nll"
     terms = {likelihood: correct, **({"kl": incorrect} if taught else {})}
-    streams = Streams(**terms) if taught else _constant(incorrect, terms, batch, config)
+    if objective.incorrect == "constant":
+        streams = _constant(incorrect, terms, batch, config)
+    else:
+        streams = Streams(**terms)
     return Weighed(streams, student, teacher if taught else None, compared)
 
 
