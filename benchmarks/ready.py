@@ -22,6 +22,7 @@ def run_command(arguments: list[str], log: Path, longest_s: float, device: str =
         "OMP_NUM_THREADS": "1",
         "SCOPE_DEVICE": device,
         "TORCH_WARM_POOL": "0",  # importing torch's compiler would start processes
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # and pyarrow's allocator a thread
     }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.imported"])

@@ -22,16 +22,7 @@ RANKS = (
     "transformers.models.auto.modeling_auto",
     "tests.support.tiny_hf",
 )
-ENGINES = (
-    "scope_megatron.engine.vllm",
-    "vllm",
-    "vllm.v1.engine.llm_engine",
-    "scope_megatron.train.run",
-    "scope_megatron.train.trainer",
-    "scope_megatron.train.sampler",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-)
+ENGINES = ("scope_megatron.engine.vllm", "vllm", "vllm.v1.engine.llm_engine")
 
 os.environ["TORCH_WARM_POOL"] = "0"  # importing torch's compiler would start processes
 for name in (*RANKS, *(ENGINES if os.environ.get(ENGINES_TOO) else ())):
