@@ -214,6 +214,25 @@ ESCAPE = {
         "attempt(libc.syscall, 323, 0)\nattempt(libc.syscall, 435, 0, 0)",
         "memory without a limit": "attempt(os.memfd_create, 'MARK')\n"
         "attempt(libc.shmget, 0, 1 << 30, 0o1600)",
+        "attributes that take memory": "os.close(os.open('/tmp/a', os.O_CREAT | os.O_RDWR))\n"
+        "for name in ('user.a', 'trusted.a'):\n"
+        "    attempt(os.setxattr, '/tmp/a', name, b'x' * 60000)\n"
+        "    attempt(lambda: os.setxattr('/tmp', name, b'x', follow_symlinks=False))\n"
+        "with open('/tmp/a', 'wb') as f:\n    attempt(os.setxattr, f.fileno(), 'user.b', b'x')",
+        # The machine's own nodes: what they are set to here is what they have.
+        "modes of the machine's devices": "for d in ('null', 'zero', 'full', 'urandom'):\n"
+        "    attempt(os.chmod, f'/dev/{d}', 0o666)\n"
+        "    attempt(libc.syscall, 452, -100, f'/dev/{d}'.encode(), 0o666, 0)\n"
+        "attempt(os.fchmod, 2, 0o666)",
+        "owners of the machine's devices": "attempt(os.chown, '/dev/null', 65534, 65534)\n"
+        "attempt(os.lchown, '/dev/null', 65534, -1)\nattempt(os.fchown, 2, 65534, 65534)",
+        "times of the machine's devices": "attempt(os.utime, '/dev/null')\n"
+        "attempt(os.utime, 2)\nattempt(libc.utimes, b'/dev/null', 0)",
+        "watching the machine's files": "attempt(libc.inotify_init)\n"
+        "attempt(libc.inotify_init1, 0)\nattempt(libc.fanotify_init, 0x200, 0)",
+        "descriptors in flight": "a, b = socket.socketpair()\n"
+        "attempt(socket.send_fds, a, [b'x'], [0])\n"
+        "attempt(a.setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)",
         "raising limits": "import resource\n"
         "attempt(resource.setrlimit, resource.RLIMIT_AS, (-1, -1))\n"
         "attempt(resource.setrlimit, resource.RLIMIT_FSIZE, (-1, -1))",

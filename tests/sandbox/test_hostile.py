@@ -50,17 +50,24 @@ def timed(job: Job, seconds: dict[str, float], name: str) -> Job:
 
 
 def honest(i: int) -> tuple[str, str]:
-    """A right program, of four kinds."""
+    """A right program, of five kinds."""
     n = i * 7919 % 1000
-    if i % 4 == 0:
+    if i % 5 == 0:
         tests = {"inputs": [f"{n} {i}\n"], "outputs": [str(n + i)]}
         return "a, b = map(int, input().split())\nprint(a + b)", json.dumps(tests)
-    if i % 4 == 1:
+    if i % 5 == 1:
         tests = {"entry_point": "f", "inputs": [[[n, i, 5]]], "outputs": [sorted([n, i, 5])]}
         return "class Solution:\n    def f(self, x): return sorted(x)", json.dumps(tests)
-    if i % 4 == 2:
+    if i % 5 == 2:
         tests = {"tests": [f"assert f({n}, k={i}) == ({n} * {i}, {{{n}}})"]}
         return "def f(n, k):\n    return n * k, {n}", json.dumps(tests)
+    if i % 5 == 3:
+        tests = {"inputs": [""], "outputs": [f"{n}"]}
+        return (
+            "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n"
+            f"    print({n})\nasyncio.run(main())",
+            json.dumps(tests),
+        )
     tests = {"inputs": ["ab\nc\n"], "outputs": [f"ba\nc\n{n}\n"]}
     return (
         "import sys, threading\n"
