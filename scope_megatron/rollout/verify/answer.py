@@ -17,6 +17,7 @@ _INTEGER = re.compile(r"[+-]?\d{1,4096}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
 _POWER = re.compile(r"(?<!\d)(\d++)(?:\^|\*\*)(?:\{([+-]?\d++)\}|\(([+-]?\d++)\)|(\d++))")
 _LOOSE_SPACE = re.compile(r"(?<!\w) | (?!\w)")
+_SIZE_OR_SPACE = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;! ]")
 _WORDS = frozenset({"yes", "no", "true", "false"})
 _LAYOUT = re.compile(  # what only sets the type: math delimiters, spaces, alignment, emphasis
     r"\\\$|\$|\\[()\[\],;!: ]|\\q?quad(?![a-zA-Z])|\\\\|&|\*\*|\\(?:left|right)(?![a-zA-Z])"
@@ -37,11 +38,18 @@ _HUGE = 10**12  # stands for any larger number inside a tower
 
 @dataclass(frozen=True)
 class Box:
-    """A closed ``\\boxed{...}``: where it lies in its text, and what it holds."""
+    """A closed ``\\boxed{...}`` of ``text``: where it starts, where its content begins and stops,
+    and the outermost boxes in that, in order."""
 
+    text: str
     start: int
-    end: int
-    content: str
+    begin: int
+    stop: int
+    inner: list[Box]
+
+    @property
+    def content(self) -> str:
+        return self.text[self.begin : self.stop].strip()
 
 
 def last_boxed(text: str) -> str | None:
@@ -51,7 +59,7 @@ def last_boxed(text: str) -> str | None:
     count, and a box that is never closed does not hide the ones before or inside it.
     """
     boxes = _boxes(text)
-    return boxes[-1].content if boxes else None
+    return _innermost(boxes[-1]).content if boxes else None
 
 
 def boxed_answers(text: str) -> list[str]:
@@ -62,14 +70,15 @@ def boxed_answers(text: str) -> list[str]:
     Not joined are ``\boxed{4}, no: \boxed{3}`` and ``\boxed{4}. ... \boxed{3}``: there the last
     box takes back the one before. A box that holds boxes says what they say.
     """
-    boxes = _boxes(text)
-    first = len(boxes) - 1
-    while first > 0 and _joins(text[boxes[first - 1].end : boxes[first].start]):
-        first -= 1
     answers: dict[str, str] = {}
-    for box in boxes[max(first, 0) :]:
-        for answer in boxed_answers(box.content) or [box.content]:
-            answers.setdefault(_plain(answer), answer)
+    waiting = _closing_statement(_boxes(text))[::-1]
+    while waiting:
+        box = _innermost(waiting.pop())
+        inner = box.inner or _boxes(content := box.content)
+        if inner:
+            waiting += _closing_statement(inner)[::-1]
+        else:
+            answers.setdefault(_plain(content), content)
     return list(answers.values())
 
 
@@ -112,7 +121,7 @@ def equal_as_text(boxed: str, answer: str) -> bool | None:
 def is_bomb(text: str) -> bool:
     """Whether a power of whole numbers in it has more than ``MAX_DIGITS`` digits (5^{5^{5^{5}}}):
     the algebra would try to write it out. Towers are worked out from the inside."""
-    text = re.sub(r"\s+", "", text)
+    text = "".join(text.split())
     while power := _POWER.search(text):
         base, exponent = int(power[1][:13]), int((power[2] or power[3] or power[4])[:14])
         digits = abs(exponent) * math.log10(base) if base > 1 else 0.0
@@ -146,14 +155,29 @@ def _closed_boxes(text: str) -> list[Box]:
             box = opened.pop()
             if box is None:
                 continue
-            content = text[box.end() : token.start()].strip()
-            inner = [b for b in boxes if b.start > box.start()]
-            if len(inner) == 1:
-                around = text[box.end() : inner[0].start] + text[inner[0].end : token.start()]
-                content = content if around.strip() else inner[0].content
-            boxes = [b for b in boxes if b.start < box.start()]
-            boxes.append(Box(box.start(), token.end(), content))
+            first = len(boxes)
+            while first and boxes[first - 1].start > box.start():
+                first -= 1
+            boxes[first:] = [Box(text, box.start(), box.end(), token.start(), boxes[first:])]
     return boxes
+
+
+def _innermost(box: Box) -> Box:
+    """The box itself, or the one that is all it holds."""
+    while len(box.inner) == 1:
+        inner, text = box.inner[0], box.text
+        if text[box.begin : inner.start].strip() or text[inner.stop + 1 : box.stop].strip():
+            break
+        box = inner
+    return box
+
+
+def _closing_statement(boxes: list[Box]) -> list[Box]:
+    """The last of the boxes of a text, and those before it that only a list joins to the next."""
+    first = len(boxes) - 1
+    while first > 0 and _joins(boxes[first].text[boxes[first - 1].stop + 1 : boxes[first].start]):
+        first -= 1
+    return boxes[max(first, 0) :]
 
 
 def _joins(between: str) -> bool:
@@ -169,7 +193,7 @@ def _joins(between: str) -> bool:
 
 def _elements(text: str) -> tuple[str, list[str]]:
     """(brackets, elements) of ``(a, b)`` or ``[a, b)``; ("", elements) of a list without them."""
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[,;! ]", "", text).strip().strip("$").strip()
+    text = _SIZE_OR_SPACE.sub("", text).strip().strip("$").strip()
     brackets = ""
     if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
         inner, depth = text[1:-1], 0

@@ -16,7 +16,7 @@ from scope_megatron.types import Answer, Verdict, accepted
 MAX_SOURCE = 1 << 16  # characters of a program
 
 _FENCE = re.compile(
-    r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE
+    r"^[ \t]*+```[ \t]*+([\w+-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+```|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON = frozenset({"", "python", "python3", "py", "py3", "python2"})
 KILLED, NO_TIME_LEFT = 128 + 9, 128 + 24  # SIGKILL, SIGXCPU

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from scope_megatron.rollout.verify.answer import MAX_CHARACTERS, last_boxed
 from scope_megatron.rollout.verify.hendrycks import is_equivalent
@@ -12,13 +12,19 @@ from scope_megatron.types import Answer, Verdict, accepted
 
 Equal = Callable[[str, str], bool]
 
-_CHOICE = r"\(?\s*(?:\\(?:text|textbf|mathrm|mathbf)\{\s*\(?)?([A-Z])\)?\}?\)?"
-_SAID = re.compile(rf"(?i:answer|choice|option)(?i:\s+is)?[\s:*$\\(]*{_CHOICE}(?![A-Za-z'])")
-_ALONE = re.compile(rf"{_CHOICE}\s*(?:[.:)](?!\d).*)?", re.DOTALL)
-_LAST_LINE = re.compile(rf"[*_\s$]*{_CHOICE}[*_\s.$]*")
+# What follows a repetition cannot begin with what it repeats, or the repetition keeps what it took
+# (*+): else a text of that alone is searched through again from each of its characters.
+_CHOICE = r"\(?\s*+(?:\\(?:text|textbf|mathrm|mathbf)\{\s*+\(?)?([A-Z])\)?\}?\)?"
+_SAID = re.compile(
+    r"(?i:answer|choice|option)(?i:\s++is)?+(?:[\s:*$(]|\\(?!(?:text|textbf|mathrm|mathbf)\{))*+"
+    rf"{_CHOICE}(?![A-Za-z'])"
+)
+_ALONE = re.compile(rf"{_CHOICE}\s*+(?:[.:)](?!\d).*)?", re.DOTALL)
+_LAST_LINE = re.compile(rf"[*_\s$]*+{_CHOICE}[*_\s.$]*")
 _GSM8K = re.compile(r"####\s*([^\n]+)|(?i:the (?:final )?answer is):?\s*([^\n]+)")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
-_NUMBER = re.compile(r"[-+−]?\s*[$€£]?\s*(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*/\s*\d+)?")
+_NUMBER = re.compile(r"(?:[-+−]\s*+)?(?:[$€£]\s*+)?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s*+/\s*+\d+)?")
+_BETWEEN_DIGITS = re.compile(r"[\s,$€£]")
 
 
 class TextVerifier:
@@ -91,11 +97,11 @@ def _value(text: str) -> Decimal | None:
     match = _NUMBER.search(_FRACTION.sub(r"\1/\2", text).rpartition("=")[2])
     if match is None:
         return None
-    digits = re.sub(r"[\s,$€£]", "", match[0]).replace("−", "-").rstrip(".")
+    digits = _BETWEEN_DIGITS.sub("", match[0]).replace("−", "-").rstrip(".")
     numerator, _, denominator = digits.partition("/")
     try:
         return Decimal(numerator) / Decimal(denominator or 1)
-    except (InvalidOperation, ZeroDivisionError):
+    except ArithmeticError:  # a division by zero, or more digits than a Decimal has
         return None
 
 

@@ -91,6 +91,7 @@ SEVERAL = [
     (r"\boxed{k = 45} and \boxed{n = 2}", "k = 45, n = 2", C),
     (r"\boxed{0.5} or \boxed{\frac{1}{2}}", r"\frac12", C),  # one value in two spellings
     (r"\boxed{\boxed{1} and \boxed{2}}", "1, 2", C),
+    (r"\\boxed{1} \\quad \\boxed{2}", "1, 2", C),  # backslashes doubled
     (r"\boxed{1} and \boxed{2}", "2", W),  # a guess at both is not the one
     (r"\boxed{1} or \boxed{2}", "1", W),
     (r"\boxed{1} and \boxed{2}", "1, 2, 3", W),

@@ -42,6 +42,8 @@ CASES = {
         ("#### -5", "5", False),
         ("72", "72", False),  # not said to be the answer
         ("#### none", "72", False),
+        ("#### 1/0", "72", False),
+        ("#### 9", "9" * 1_100_000, False),  # more than a Decimal holds
     ],
     "string": [
         (r"\boxed{\dfrac12}", r"\frac{1}{2}", True),

@@ -22,6 +22,7 @@ INSIDE = Path(__file__).with_name("inside.py")
 INSIDE_PACKAGES = "/packages"
 PACKAGES = ("numpy",)
 PROBE_S = 20.0
+_RELEASE = re.compile(r"(\d+)\.(\d+)")
 FIX = (
     "install bubblewrap (Debian: apt-get install bubblewrap) where user namespaces are allowed, or "
     "set verifier.code.run_without_isolation=true to run programs that a model wrote unprotected"
@@ -61,7 +62,7 @@ class Limits:
 
 
 def _linux_version() -> tuple[int, int]:
-    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    numbers = _RELEASE.match(os.uname().release)
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
