@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scope_megatron.data.code_tests import read_tests
 from scope_megatron.data.readers import READERS, file_records
 from scope_megatron.data.rows import Row
 from scope_megatron.rollout.verify.answer import boxed_answers
-from scope_megatron.rollout.verify.code_tests import read_tests
 from scope_megatron.types import Answer
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -2,6 +2,7 @@
 
 tokenizer    text to token ids and back
 rows         what a row holds, and when it cannot be used
+code_tests   tests of programs, as datasets have them
 columns      other people's columns as ours: mappings, functions, filters
 readers      files, folders and Hub data sets as chunks of raw rows
 tokenise     a chunk of raw rows as prompts in columns

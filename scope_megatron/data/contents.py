@@ -40,6 +40,7 @@ def _unless_default(recipe: PromptRecipe) -> dict[str, Any]:
         "data.suffix": recipe.suffix,
         "data.overlong": "cut" if recipe.cut else None,
         "teacher.privileged": recipe.privileged,
+        "verifier.name": recipe.verifier if recipe.verifier != "auto" else None,
     }
     return {name: value for name, value in found.items() if value}
 

@@ -40,10 +40,12 @@ class PromptDataset:
         suffix: str | None = None,
         cut: bool = False,
         privileged: str | None = None,
+        verifier: str = "auto",
     ) -> None:
         """``system_prompt`` opens every conversation that has no system message of its own,
         ``suffix`` ends its last message. ``columns`` holds for every source without its own.
-        ``cut``: longer prompts lose their end. ``privileged``: as teacher.privileged."""
+        ``cut``: longer prompts lose their end. ``privileged``: as teacher.privileged.
+        ``verifier``: verifier.name; rows that the code verifier grades need tests that test."""
         self.sources = _as_sources(sources, setting)
         shapes = [
             RowShape(
@@ -56,7 +58,9 @@ class PromptDataset:
         self.store = open_store(
             self.sources,
             shapes,
-            PromptRecipe(max_prompt_tokens, system_prompt, need_response, suffix, cut, privileged),
+            PromptRecipe(
+                max_prompt_tokens, system_prompt, need_response, suffix, cut, verifier, privileged
+            ),
             tokenizer,
             setting,
             prompt_cache_directory(cache_dir),
@@ -144,6 +148,7 @@ def open_dataset(
         suffix=data.suffix,
         cut=data.overlong == "cut",
         privileged=config.teacher.privileged if setting == "data.train" else None,
+        verifier=config.verifier.name,
     )
     if setting == "data.train" and config.teacher_tags:
         dataset.require_teachers(config.teacher_tags, setting)

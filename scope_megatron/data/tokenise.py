@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow
 
+from scope_megatron.config.sections.verifier import verifier_for
+from scope_megatron.data.code_tests import read_tests
 from scope_megatron.data.columns import RowShape
 from scope_megatron.data.readers import Chunk
 from scope_megatron.data.rows import Row, row_of
@@ -37,6 +39,7 @@ class PromptRecipe:
     need_response: bool = False  # supervised training
     suffix: str | None = None  # ends the last message
     cut: bool = False  # a longer prompt is cut on the right, not left out
+    verifier: str = "auto"  # verifier.name
     privileged: str | None = None  # what a teacher reads after the last message, with {answer}
 
 
@@ -98,6 +101,9 @@ def _canonical(row: Row, prompt: dict[str, Any]) -> bytes:
 
 def _tokenise(row: Row, recipe: PromptRecipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """A row's values of SCHEMA. Raises ValueError with the reason it cannot be used."""
+    graded = not recipe.need_response
+    if graded and verifier_for(row.source, row.verifier, recipe.verifier) == "code":
+        read_tests(accepted(row.answer)[0])
     messages = list(row.messages)
     if recipe.system_prompt and not any(m["role"] == "system" for m in messages):
         messages.insert(0, {"role": "system", "content": recipe.system_prompt})

@@ -32,6 +32,7 @@ def load_problems(settings: EvaluationSettings, tokenizer: Tokenizer) -> list[Pr
             settings.system_prompt,
             setting=f"--data {entry.name}",
             cache_dir=settings.cache_dir,
+            verifier=settings.verifier.name,
         )
         asked = len(dataset) if settings.limit is None else min(settings.limit, len(dataset))
         prompts = [dataset[i] for i in range(asked)]

@@ -204,6 +204,31 @@ def test_answers_may_be_lists_or_tests(tmp_path):
     assert len(rows.skipped) == 1 and "no ground truth" in rows.skipped[0]
 
 
+def test_tests_of_programs_have_to_test_something(tmp_path):
+    """Rows that the code verifier grades are looked at, by whatever they get it."""
+    good, bad = {"tests": ["assert f(1) == 2"]}, {"tests": ["def run():\n    assert f(1) == 2"]}
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        {"prompt": "a", "answer": good, "data_source": "mbpp"},
+        {"prompt": "b", "answer": bad, "data_source": "mbpp"},
+        {"prompt": "c", "answer": bad, "verifier": "code"},
+        {"prompt": "d", "answer": bad, "data_source": "mbpp", "verifier": "custom"},
+        {"prompt": "e", "answer": bad},
+        {"prompt": "f", "answer": "[" * 5000, "verifier": "code"},
+        {"prompt": "g", "answer": good | {"test_imports": 5}, "verifier": "code"},
+    )
+    data = load(path)
+    assert [p.text for p in data] == ["a", "d", "e"]
+    told = "the tests never run run; name it in a statement, or test_run, or give entry_point"
+    for line, skipped in zip((2, 3), data.skipped[:2], strict=True):
+        assert skipped.startswith(f"{path}:{line}: {told}")
+    assert "not JSON" in data.skipped[2] and "not code" in data.skipped[3]
+    assert [p.text for p in load(path, verifier="code")] == ["a"]
+    assert len(load(path, verifier="custom")) == 7
+    with pytest.raises(ValueError, match=f"data.train: .* no usable row .*:1: {told}"):
+        load(write_jsonl(tmp_path / "b.jsonl", {"prompt": "p", "answer": bad, "verifier": "code"}))
+
+
 def test_deepmath_rows_verify_against_themselves():
     data = load(DEEPMATH, max_prompt_tokens=4096)
     assert len(data) == 20 and data.skipped == []

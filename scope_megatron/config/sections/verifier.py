@@ -10,6 +10,37 @@ from scope_megatron.config.sections.section import Section
 
 VerifierName = Literal["auto", "math", "exact", "choice", "gsm8k", "string", "code", "custom"]
 
+# What a row needs that names no verifier, by the start of a part of its data_source
+# ("openai/gsm8k": the second part).
+SOURCES: dict[str, VerifierName] = {
+    "gsm8k": "gsm8k",
+    "gpqa": "choice",
+    "mmlu": "choice",
+    "ai2_arc": "choice",
+    "aqua": "choice",
+    "apps": "code",
+    "codecontests": "code",
+    "codeforces": "code",
+    "humaneval": "code",
+    "livecodebench": "code",
+    "mbpp": "code",
+    "taco": "code",
+}
+
+
+def verifier_for(source: str, column: str = "", setting: str = "auto") -> str:
+    """Name of the verifier of a row: ``verifier.name``, unless that is auto; the row's own column;
+    what its data_source is known to need; mathematics."""
+    if setting != "auto":
+        return setting
+    if column:
+        return column
+    for part in source.lower().split("/"):
+        for start, name in SOURCES.items():
+            if part.startswith(start):
+                return name
+    return "math"
+
 
 class CodeConfig(Section):
     """The sandbox of the code verifier (docs/verifiers.md)."""

@@ -7,7 +7,6 @@ worker         the process that runs Math-Verify
 text           exact text, multiple choice, GSM8K's number
 hendrycks      equivalence of LaTeX as text
 programs       code that passes tests
-code_tests     the tests, as datasets have them
 sandbox/       processes in which programs of a model run
 custom         a function of the user's
 custom_worker  the process that calls it

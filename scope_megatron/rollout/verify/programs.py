@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import time
 from collections.abc import Generator
 
-from scope_megatron.rollout.verify.code_tests import CodeTests, read_tests
+from scope_megatron.data.code_tests import CodeTests, read_tests
 from scope_megatron.rollout.verify.sandbox import Exchange, Limits, Pool, Reply
 from scope_megatron.rollout.verify.sandbox.pool import Job, framed
 from scope_megatron.types import Answer, Verdict, accepted
@@ -77,7 +78,11 @@ class CodeVerifier:
         clock = _Clock(self.pool.limits.timeout_s, self.total_timeout_s)
         if tests.kind == "stdin":
             return _stdin_job(source, tests, clock)
-        return _referee_job(source, tests, clock)
+        try:
+            header = framed(_referee_header(tests))
+        except RecursionError:
+            return _decided(Verdict.REFUSED)
+        return _referee_job(source, header, clock)
 
 
 def program(response: str) -> str | None:
@@ -130,9 +135,9 @@ def _stdin_job(source: str, tests: CodeTests, clock: _Clock) -> Job:
     return Verdict.CORRECT
 
 
-def _referee_job(source: str, tests: CodeTests, clock: _Clock) -> Job:
-    """The tests ask, the program answers, and neither sees the other's memory."""
-    said = framed(_referee_header(tests))
+def _referee_job(source: str, said: bytes, clock: _Clock) -> Job:
+    """The tests ask, the program answers, and neither sees the other's memory. ``said``: the
+    tests, as they are handed over."""
     while True:
         reply = yield Exchange("referee", said, clock.each_s)
         if reply.how != "line":  # the tests themselves hang or die, on what the program gave them
@@ -201,4 +206,4 @@ def _same_word(printed: str, expected: str) -> bool:
         a, b = float(printed), float(expected)
     except ValueError:
         return False
-    return abs(a - b) <= 1e-6 * max(1.0, abs(b))
+    return math.isfinite(b) and abs(a - b) <= 1e-6 * max(1.0, abs(b))

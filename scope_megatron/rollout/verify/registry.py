@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from scope_megatron.config import VerifierConfig
+from scope_megatron.config.sections.verifier import verifier_for
 from scope_megatron.rollout.verify import text
 from scope_megatron.rollout.verify.custom import CustomVerifier
 from scope_megatron.rollout.verify.mathematics import MathVerifier
@@ -71,24 +72,6 @@ VERIFIERS: dict[str, Callable[[VerifierConfig], Verifier]] = {
     "custom": _custom,
 }
 
-# By the start of a part of data_source ("openai/gsm8k": its second part).
-SOURCES = {
-    "gsm8k": "gsm8k",
-    **dict.fromkeys(("gpqa", "mmlu", "ai2_arc", "aqua"), "choice"),
-    **dict.fromkeys(
-        ("apps", "codecontests", "codeforces", "humaneval", "livecodebench", "mbpp", "taco"), "code"
-    ),
-}
-
-
-def verifier_for(source: str) -> str:
-    """Name of the verifier for a row's data_source: mathematics unless it is known to be else."""
-    for part in source.lower().split("/"):
-        for start, name in SOURCES.items():
-            if part.startswith(start):
-                return name
-    return "math"
-
 
 class Verifiers:
     """All the verifiers that a set of rows needs; each response goes to its row's.
@@ -138,13 +121,11 @@ class Verifiers:
             verifier.close()
 
     def _name(self, column: str, source: str) -> str:
-        if self.config.name != "auto":
-            return self.config.name
-        if column and column not in VERIFIERS:
+        if self.config.name == "auto" and column and column not in VERIFIERS:
             raise ValueError(
                 f"data: a row's verifier column says {column!r}; use one of {', '.join(VERIFIERS)}"
             )
-        return column or verifier_for(source)
+        return verifier_for(source, column, self.config.name)
 
     def _verifier(self, name: str) -> Verifier:
         if name not in self._verifiers:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from scope_megatron.config import VerifierConfig
+from scope_megatron.data.code_tests import read_tests
 from scope_megatron.rollout.verify import Verifiers
-from scope_megatron.rollout.verify.code_tests import read_tests
 from scope_megatron.rollout.verify.programs import CodeVerifier, program, same_output
 from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation, bubblewrap
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
@@ -101,11 +102,21 @@ def test_graded(verifier, code, tests, expected):
         "[]",
         json.dumps({"inputs": ["1"], "outputs": []}),
         json.dumps({"tests": ["assert ("]}),
+        json.dumps({"tests": ["assert f() == 1"], "test_imports": 5}),
+        json.dumps({"fn_name": "f", "inputs": ["[" * 5000], "outputs": [1]}),
         json.dumps([{"input": "1", "output": "1", "testtype": "functional"}]),
     ],
 )
 def test_tests_that_cannot_be_read_are_refused(verifier, tests):
     assert verifier.grade([("```python\ndef f(): pass\n```", tests)]) == [Verdict.REFUSED]
+
+
+def test_arguments_nested_as_deeply_as_can_be_read(verifier):
+    """They can be read in one place, and not written in another that is called from deeper."""
+    depths = range(sys.getrecursionlimit() - 60, sys.getrecursionlimit())
+    nested = ['{"fn_name": "f", "inputs": [[' + "[" * n + "]" * n + "]]" for n in depths]
+    items = [("def f(x): return x", f'{text}, "outputs": [1]}}') for text in nested]
+    assert set(verifier.grade(items)) <= {Verdict.INCORRECT, Verdict.REFUSED}
 
 
 def test_large_input_and_output(verifier):
@@ -116,8 +127,8 @@ def test_large_input_and_output(verifier):
 
 
 def test_all_tests_together_have_a_limit():
-    tests = json.dumps({"inputs": [""] * 20, "outputs": [""] * 20})
-    code = "```python\nimport time\ntime.sleep(0.3)\n```"
+    tests = json.dumps({"inputs": [""] * 20, "outputs": ["x"] * 20})
+    code = "```python\nimport time\ntime.sleep(0.3)\nprint('x')\n```"
     with CodeVerifier(Limits(timeout_s=4.0), total_timeout_s=1.0) as v:
         assert v.grade([(code, tests)]) == [Verdict.TIMEOUT]
 

@@ -16,11 +16,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from scope_megatron.data.code_tests import SANDBOX_PACKAGES
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
 
 INSIDE = Path(__file__).with_name("inside.py")
 INSIDE_PACKAGES = "/packages"
-PACKAGES = ("numpy",)
 PROBE_S = 20.0
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 FIX = (
@@ -70,7 +70,7 @@ def _linux_version() -> tuple[int, int]:
 def package_folders() -> list[Path]:
     """What programs may import besides the standard library, as judges of contests have it."""
     found = []
-    for name in PACKAGES:
+    for name in SANDBOX_PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             folder = Path(spec.origin).parent
