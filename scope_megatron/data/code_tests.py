@@ -134,7 +134,7 @@ def _arguments(value: Any) -> list[Any]:
 
 def _that_can_fail(tests: CodeTests) -> CodeTests:
     """Raises ValueError unless some program could fail this code, run as the sandbox runs it: the
-    modules, then functions named test... and classes with such methods, then check(entry point)."""
+    modules, then what pytest and unittest would find in the tests, then check(entry point)."""
     try:
         trees = [ast.parse(part) for part in (tests.test_setup, *tests.tests)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -145,9 +145,13 @@ def _that_can_fail(tests: CodeTests) -> CodeTests:
             f"the tests import {name}, which the sandbox does not have; leave it out: a name that "
             "the tests do not define is the program's"
         )
-    run = list(_run(statements, "check" if tests.entry_point else ""))
-    for node in run:
-        if isinstance(node, ast.FunctionDef) and (needed := _needs(node, run)):
+    roots = [node for tree in trees[1:] for node in tree.body if _is_test(node)]
+    if tests.entry_point:
+        roots += [n for n in statements if isinstance(n, ast.FunctionDef) and n.name == "check"]
+    run = list(_run(statements, roots))
+    methods = [n for root in roots if isinstance(root, ast.ClassDef) for n in root.body]
+    for node in (*roots, *filter(_is_test, methods)):
+        if isinstance(node, ast.FunctionDef) and (needed := _needs(node, run, methods)):
             raise ValueError(
                 f"{node.name} takes {needed}, and the sandbox has no pytest to give it one; let "
                 "the tests call it"
@@ -176,13 +180,12 @@ def _foreign(statement: ast.stmt) -> str | None:
     return next((name for name in modules if name.partition(".")[0] not in known), None)
 
 
-def _run(statements: list[ast.stmt], check: str) -> Iterator[ast.AST]:
-    """Every node that runs: of these statements, and of what they define and name."""
+def _run(statements: list[ast.stmt], roots: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Every node that runs: of these statements, of the roots among their definitions, and of the
+    definitions that these name."""
     defined: dict[str, list[ast.AST]] = {}
     waiting: list[ast.AST] = [one for one in statements if not isinstance(one, _Definition)]
-    for one in statements:
-        if isinstance(one, _Definition) and (_is_test(one) or one.name == check):
-            waiting.append(one)
+    waiting += roots
     for node in (node for statement in statements for node in ast.walk(statement)):
         if isinstance(node, _Definition) and node not in waiting:
             defined.setdefault(node.name, []).append(node)
@@ -196,22 +199,22 @@ def _run(statements: list[ast.stmt], check: str) -> Iterator[ast.AST]:
             waiting += defined.pop(node.id if isinstance(node, ast.Name) else node.attr, [])
 
 
-def _is_test(node: _Definition) -> bool:
+def _is_test(node: ast.AST) -> bool:
+    """A function named test..., or a class of such that is named Test... or may be a TestCase."""
     if isinstance(node, ast.ClassDef):
-        return any(isinstance(one, ast.FunctionDef) and _is_test(one) for one in node.body)
-    return node.name.startswith("test")
+        return any(map(_is_test, node.body)) and bool(node.bases or node.name.startswith("Test"))
+    return isinstance(node, ast.FunctionDef) and node.name.startswith("test")
 
 
-def _needs(function: ast.FunctionDef, run: list[ast.AST]) -> str:
+def _needs(function: ast.FunctionDef, run: list[ast.AST], methods: list[ast.stmt]) -> str:
     """The first argument of a test function that neither a default nor a caller gives."""
-    if not _is_test(function) or any(
+    if function.name == "check" or any(
         isinstance(n, ast.Name) and n.id == function.name for n in run
     ):
         return ""
-    methods = (n for node in run if isinstance(node, ast.ClassDef) for n in node.body)
     names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
     names = names[: len(names) - len(function.args.defaults)]
-    return next(iter(names[any(n is function for n in methods) :]), "")
+    return next(iter(names[function in methods :]), "")
 
 
 def _checks(node: ast.AST) -> bool:

@@ -88,6 +88,18 @@ NOTHING = {
 }
 
 
+# Helpers that are named as tests are, and come before the program.
+HELPERS = """
+class Bits:
+    def test(self, bit): return bit
+class TestBed:
+    def test_none(self): assert False
+def test_all(bits): return bits
+def double(x):
+    '''Twice x.'''
+"""
+
+
 @pytest.fixture(scope="module")
 def verifier():
     with CodeVerifier(Limits(timeout_s=20.0)) as v:
@@ -102,6 +114,14 @@ def graded(verifier, code, tests):
 def test_are_really_run(verifier, name):
     found = [graded(verifier, code, {"tests": [RUN[name]]}) for code in (RIGHT, WRONG, NO_PYTHON)]
     assert found == [C, W, W]
+
+
+def test_helpers_are_no_tests(verifier):
+    check = "def check(candidate):\n    assert candidate(2) == 4\n"
+    tests = {"prompt": HELPERS, "entry_point": "double", "test": check}
+    assert [graded(verifier, code, tests) for code in (RIGHT, WRONG)] == [C, W]
+    tests = {"tests": ["class Bits:\n    def test(self, bit): return bit", "assert double(2) == 4"]}
+    assert [graded(verifier, code, tests) for code in (RIGHT, WRONG)] == [C, W]
 
 
 @pytest.mark.parametrize("name", NOTHING)

@@ -24,7 +24,7 @@ import sys
 import types
 from typing import Any, NoReturn, TextIO
 
-MOST_LINE = 16 << 20
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
 def main(limits: dict[str, int], packages: str) -> None:
@@ -303,7 +303,7 @@ def asserts(header: dict[str, Any], asker: Asker) -> None:
     entry = header.get("entry_point")
     defined = {"__name__", *dir(builtins)}
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
+        if isinstance(node, (*DEFINITIONS, ast.ExceptHandler)):
             defined.add(node.name or "")
         elif isinstance(node, ast.alias):
             defined.add((node.asname or node.name).partition(".")[0])
@@ -324,7 +324,8 @@ def asserts(header: dict[str, Any], asker: Asker) -> None:
                 raise
         if entry and i == 0:  # the setup may hold a stub of it
             names[entry] = Remote(asker, entry)
-    run_collected({name: value for name, value in names.items() if name not in named})
+    own = [node for tree in trees[1:] for node in tree.body if isinstance(node, DEFINITIONS)]
+    run_collected({node.name: names.get(node.name) for node in own if node.name not in named})
     if entry and callable(names.get("check")):
         names["check"](names[entry])
     if not (asker.asked and checks.count):
@@ -335,15 +336,13 @@ def run_collected(names: dict[str, Any]) -> None:
     """What pytest and unittest would find among what the tests define and do not use."""
     unittest = sys.modules.get("unittest")
     for name, value in names.items():
-        if getattr(value, "__module__", "") != "__main__":  # imported
-            continue
         if isinstance(value, types.FunctionType) and name.startswith("test"):
             value()
         elif unittest and isinstance(value, type) and issubclass(value, unittest.TestCase):
             result = unittest.TestResult()
             unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
             assert result.wasSuccessful()
-        elif isinstance(value, type):
+        elif isinstance(value, type) and name.startswith("Test"):
             for method in [method for method in dir(value) if method.startswith("test")]:
                 one = value()
                 if prepare := getattr(one, "setup_method", None):
