@@ -20,7 +20,6 @@ _FENCE = re.compile(
     r"^[ \t]*+```[ \t]*+([\w+-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+```|\Z)", re.DOTALL | re.MULTILINE
 )
 _PYTHON = frozenset({"", "python", "python3", "py", "py3", "python2"})
-KILLED, NO_TIME_LEFT = 128 + 9, 128 + 24  # SIGKILL, SIGXCPU
 
 
 class CodeVerifier:
@@ -30,7 +29,8 @@ class CodeVerifier:
     exit code that is not 0, output that is wrong, incomplete or endless. TIMEOUT: one test took
     longer than ``limits.timeout_s`` seconds, or all of them longer than ``total_timeout_s``.
     CRASH: the program was killed from outside, by the system for want of memory, say. REFUSED: the
-    row's tests cannot be read, or the program has more than ``MAX_SOURCE`` characters.
+    row's tests cannot be read or checked nothing, or the program has more than ``MAX_SOURCE``
+    characters.
 
     Every test on standard input runs in a fresh process; tests that call functions have one
     process for the program and one for the tests. What a test expects never enters the first.
@@ -172,11 +172,11 @@ def _referee_header(tests: CodeTests) -> dict[str, object]:
 
 
 def _failure(reply: Reply) -> Verdict:
-    """What an exchange means that did not end well."""
-    if reply.how == "timeout" or reply.status == NO_TIME_LEFT:
+    """What an exchange means that did not end well. What a program may say of its own end is an
+    exit status like any other: it could say so to have the response masked."""
+    if reply.how == "timeout":
         return Verdict.TIMEOUT
-    killed = reply.how == "end" and (reply.status < 0 or reply.status == KILLED)
-    return Verdict.CRASH if killed else Verdict.INCORRECT
+    return Verdict.CRASH if reply.status < 0 else Verdict.INCORRECT
 
 
 def same_output(printed: str, expected: str) -> bool:

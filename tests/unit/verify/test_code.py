@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,7 +15,7 @@ from scope_megatron.config import VerifierConfig
 from scope_megatron.data.code_tests import read_tests
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.rollout.verify.programs import CodeVerifier, program, same_output
-from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation, bubblewrap
+from scope_megatron.rollout.verify.sandbox import Limits, NoIsolation, bubblewrap, pool
 from scope_megatron.rollout.verify.sandbox.seccomp import filter_program
 from scope_megatron.types import Prompt, Verdict
 from tests.sandbox.isolation import needs_isolation
@@ -85,7 +89,12 @@ def verifier():
         ("print(sum(map(int, input().split())))", LIVECODEBENCH, C),
         ("import time\ntime.sleep(60)", DOUBLE, Verdict.TIMEOUT),
         ("def find(a, t):\n    while True: pass", LEETCODE, Verdict.TIMEOUT),
-        ("import os\nos.kill(os.getpid(), 9)", DOUBLE, Verdict.CRASH),
+        ("import os\nos.kill(os.getpid(), 9)", DOUBLE, W),
+        ("import os\nos._exit(137)", DOUBLE, W),  # as if it had been killed
+        ("import os\nos._exit(152)", DOUBLE, W),  # as if its time had been up
+        ("import os\ndef find(a, t): os._exit(137)", LEETCODE, W),
+        ("import os\ndef find(a, t): os._exit(152)", LEETCODE, W),
+        ("import resource as r\nr.setrlimit(0, (1, 1))\nwhile True: pass", DOUBLE, W),
         ("#" * 100_000, DOUBLE, Verdict.REFUSED),
     ],
 )  # fmt: skip
@@ -117,6 +126,31 @@ def test_arguments_nested_as_deeply_as_can_be_read(verifier):
     nested = ['{"fn_name": "f", "inputs": [[' + "[" * n + "]" * n + "]]" for n in depths]
     items = [("def f(x): return x", f'{text}, "outputs": [1]}}') for text in nested]
     assert set(verifier.grade(items)) <= {Verdict.INCORRECT, Verdict.REFUSED}
+
+
+def test_a_program_that_kills_itself_without_a_sandbox():
+    with CodeVerifier(Limits(timeout_s=20.0), isolated=False) as v:
+        killed = "```python\nimport os\nos.kill(os.getpid(), 9)\n```"
+        assert v.grade([(killed, json.dumps(DOUBLE))]) == [W]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_program_that_the_system_kills_has_crashed(monkeypatch, tmp_path, outside):
+    """For want of memory the kernel kills it, and counts that, or its sandbox from outside."""
+    count = tmp_path / "vmstat"
+    count.write_text("pgfault 5\noom_kill 3\n")
+    monkeypatch.setattr(pool, "KERNEL_COUNTS", count)
+    code = "import os, time\ntime.sleep(3)\n" + ("time.sleep(60)" if outside else "os._exit(137)")
+    with CodeVerifier(Limits(timeout_s=30.0)) as v:
+        waiting = [(f"```python\n{code}\n```", json.dumps(DOUBLE))]
+        with ThreadPoolExecutor() as threads:
+            verdicts = threads.submit(v.grade, waiting)
+            while not (running := [p for p in v.pool._alive if p.ready]):
+                time.sleep(0.01)
+            count.write_text("pgfault 9\noom_kill 4\n")
+            if outside:
+                os.killpg(running[0]._popen.pid, signal.SIGKILL)
+            assert verdicts.result() == [Verdict.CRASH]
 
 
 def test_large_input_and_output(verifier):

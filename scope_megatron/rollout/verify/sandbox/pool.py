@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from scope_megatron.rollout.verify.sandbox.bubblewrap import (
@@ -34,6 +35,7 @@ START_S = 60.0
 START_TRIES = 3
 END_S = 1.0  # from the end of the output to that of the sandbox
 CHUNK = 1 << 16
+KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Exchange:
 @dataclass(frozen=True)
 class Reply:
     """``line``: a line came. ``end``: the process ended, with ``status`` (128 + signal if by one;
-    negative if the sandbox itself was killed). ``timeout`` and ``overflow``: it was killed."""
+    negative if the system killed it). ``timeout`` and ``overflow``: it was killed."""
 
     how: Literal["line", "end", "timeout", "overflow"]
     data: bytes
@@ -270,6 +272,7 @@ class Process:
     def say(self, exchange: Exchange) -> None:
         """Start an exchange. Its time runs from now, or from when the interpreter is ready."""
         self._unsent, self._received = memoryview(exchange.data), bytearray()
+        self._kills = _kills_for_memory()
         self._seconds, self._whole = exchange.seconds, exchange.whole
         if self.ready:
             self.deadline = time.monotonic() + self._seconds
@@ -311,11 +314,15 @@ class Process:
         return None
 
     def _status(self) -> int:
-        """The exit status. A program that closed its output and goes on can say no more."""
+        """The exit status. A program that closed its output and goes on can say no more; one that
+        says it was killed was so if the kernel counted that."""
         try:
-            return int(self._popen.wait(END_S))
+            status = int(self._popen.wait(END_S))
         except subprocess.TimeoutExpired:
             return 128 + signal.SIGALRM
+        status = 128 - status if status < 0 and self._info < 0 else status  # it has no sandbox
+        killed = status == 128 + signal.SIGKILL and _kills_for_memory() != self._kills
+        return -signal.SIGKILL if killed else status
 
     def kill(self) -> None:
         """Kill everything in the sandbox. First the init of its process namespace: bwrap reaps
@@ -364,6 +371,15 @@ class Process:
         except (OSError, ValueError, KeyError, IndexError):
             return 0
         return pid if parent == self._popen.pid else 0
+
+
+def _kills_for_memory() -> str:
+    """The kernel's count of processes that it killed for want of memory, as a line."""
+    try:
+        lines = KERNEL_COUNTS.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("oom_kill ")), "")
 
 
 def _kill(pid: int) -> None:
