@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Generator
+from itertools import zip_longest
 
 from scope_megatron.data.code_tests import CodeTests, read_tests
 from scope_megatron.rollout.verify.sandbox import Exchange, Limits, Pool, Reply
@@ -183,13 +184,22 @@ def same_output(printed: str, expected: str) -> bool:
     """Whether a program printed what was expected: the same words in the same lines, white space
     at the ends of lines and of the output aside. Numbers with a fractional part may differ by
     1e-6, absolute or relative."""
-    one = [line.split() for line in printed.strip().splitlines()]
-    other = [line.split() for line in expected.strip().splitlines()]
+    one, other = printed.strip(), expected.strip()
     if one == other:
         return True
-    return len(one) == len(other) and all(
-        len(a) == len(b) and all(map(_same_word, a, b)) for a, b in zip(one, other, strict=True)
-    )
+    # Line by line up to the first that differs: the rest may be millions that a model wrote.
+    lines = zip_longest(_LINE.finditer(one), _LINE.finditer(other))
+    return all(a is not None and b is not None and _same_line(a[1], b[1]) for a, b in lines)
+
+
+_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"  # str.splitlines'
+_LINE = re.compile(rf"([^{_ENDS}]*)(?:\r\n|[{_ENDS}]|\Z)")
+
+
+def _same_line(printed: str, expected: str) -> bool:
+    words = expected.split()
+    found = printed.split(None, len(words))
+    return len(found) == len(words) and all(map(_same_word, found, words))
 
 
 _DECIMAL = re.compile(r"[+-]?\d{0,40}\.?\d{0,40}(?:[eE][+-]?\d{1,3})?")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -186,6 +187,30 @@ def test_what_counts_as_the_same_output():
     assert not same_output("1000001", "1000002")
     assert not same_output("yes", "YES")
     assert not same_output("", "1")
+
+
+@pytest.mark.parametrize("printed", ["a\n", "a ", "1\n2 ", "\x85", "a\u2028"])
+def test_comparing_output_costs_what_was_expected(printed):
+    """It is the trainer's memory: eight million characters were 500 MiB of lists."""
+    printed = "1\n" + printed * (8_000_000 // len(printed)) + "\n3"
+    tracemalloc.start()
+    try:
+        assert not same_output(printed, "1\n2\n3")
+        assert tracemalloc.get_traced_memory()[1] < 3 * sys.getsizeof(printed)
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_separates_lines_and_words():
+    ends = "\n \r\n \r \v \f \x1c \x85 \u2028".split(" ")
+    for end in ends:
+        assert same_output(f"1{end}2 3{end}{end}", "\n1\n2\t3\u00a0\n")
+        assert not same_output(f"1{end}2{end}3", "1\n2 3")
+        assert not same_output(f"1{end}{end}2", "1\n2") or end == "\r\n"
+    assert same_output("1\r\n\r\n2", "1\n\n2")
+    assert not same_output("1\n2\n3 4", "1\n2\n3")
+    assert not same_output("1\n2\n3", "1\n2\n3 4")
+    assert not same_output("1\n2\n3", "1\n2") and not same_output("1\n2", "1\n2\n3")
 
 
 def test_published_forms_are_read():
