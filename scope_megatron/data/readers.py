@@ -111,6 +111,10 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         return f"not UTF-8 ({error.reason} at byte {error.start})"
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at column {error.colno})"
+    except ValueError as error:  # a number of too many digits
+        return f"not JSON ({error})"
+    except RecursionError:
+        return "not JSON (nested too deeply)"
     return record if isinstance(record, dict) else "not a JSON object"
 
 

@@ -42,7 +42,7 @@ def row_of(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
     response = record.get("response") if need_response else ""
     if not isinstance(response, str) or (need_response and not response.strip()):
         raise ValueError("no response")
-    return Row(
+    row = Row(
         where=where,
         messages=_messages(record.get("prompt")),
         answer=answer,
@@ -51,6 +51,28 @@ def row_of(record: Mapping[str, Any], where: str, need_response: bool) -> Row:
         verifier=str(record.get("verifier") or ""),
         teacher=str(record.get("teacher") or ""),
     )
+    _require_characters(row)
+    return row
+
+
+def _require_characters(row: Row) -> None:
+    """JSON can hold one half of a UTF-16 pair, which no file and no tokenizer takes."""
+    texts = {
+        "prompt": "".join(m["role"] + m["content"] for m in row.messages),
+        "answer": "".join(row.answer),
+        "response": row.response,
+        "data_source": row.source,
+        "verifier": row.verifier,
+        "teacher": row.teacher,
+    }
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):x}"
+            raise ValueError(
+                f"the {name} holds half a character ({half}); correct or remove it"
+            ) from None
 
 
 def _answer(record: Mapping[str, Any]) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -133,6 +134,39 @@ def test_unusable_rows_are_named(tmp_path):
     assert set(named) == set(reasons) and len(data.skipped) == len(reasons)
     for line, reason in reasons.items():
         assert reason in named[line]
+
+
+def test_rows_that_json_alone_can_hold_are_named(tmp_path):
+    """Deeper than can be read, longer than a number may be, and halves of characters."""
+    good = {"prompt": "1+1", "answer": "2"}
+    half = {"prompt": "\ud800", "answer": "\udfff", "data_source": "\ud800", "verifier": "\ud800"}
+    chat = [{"role": "user", "content": "1\ud8001"}]
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        good,
+        b'{"prompt": "1", "answer": "2", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"prompt": "1", "answer": 1' + b"0" * 5000 + b"}",
+        *({**good, name: value} for name, value in half.items()),
+        good | {"prompt": chat},
+        good | {"answer": ["2", "\ud800"]},
+        good | {"teacher": "\ud800"},
+        good | {"prompt": [{"role": "\ud800", "content": "1+1"}]},
+        good,
+    )
+    data = load(path)
+    assert [p.text for p in data] == ["1+1", "1+1"]
+    reasons = ["not JSON (nested too deeply)", "not JSON (Exceeds the limit (4300 digits)"]
+    names = ("prompt", "answer", "data_source", "verifier", "prompt", "answer", "teacher", "prompt")
+    reasons += [f"the {name} holds half a character (\\ud" for name in names]
+    for number, (line, reason) in enumerate(zip(data.skipped, reasons, strict=True), start=2):
+        assert line.startswith(f"{path}:{number}: {reason}")
+    depths = range(sys.getrecursionlimit() - 60, sys.getrecursionlimit())
+    deep = [b'{"prompt": "1", "answer": {"a": ' + b"[" * n + b"]" * n + b"}}" for n in depths]
+    reasons = {line.split(": ")[1] for line in load(write_jsonl(path, good, *deep)).skipped}
+    assert reasons == {"not JSON (nested too deeply)"}
+    answered = good | {"response": "\ud800"}
+    with pytest.raises(ValueError, match="the response holds half a character"):
+        load(write_jsonl(tmp_path / "b.jsonl", answered), need_response=True)
 
 
 def test_unusable_files_are_errors_naming_the_setting(tmp_path):
