@@ -95,7 +95,6 @@ def verifier():
         ("import os\nos._exit(152)", DOUBLE, W),  # as if its time had been up
         ("import os\ndef find(a, t): os._exit(137)", LEETCODE, W),
         ("import os\ndef find(a, t): os._exit(152)", LEETCODE, W),
-        ("import resource as r\nr.setrlimit(0, (1, 1))\nwhile True: pass", DOUBLE, W),
         ("#" * 100_000, DOUBLE, Verdict.REFUSED),
     ],
 )  # fmt: skip
@@ -127,6 +126,13 @@ def test_arguments_nested_as_deeply_as_can_be_read(verifier):
     nested = ['{"fn_name": "f", "inputs": [[' + "[" * n + "]" * n + "]]" for n in depths]
     items = [("def f(x): return x", f'{text}, "outputs": [1]}}') for text in nested]
     assert set(verifier.grade(items)) <= {Verdict.INCORRECT, Verdict.REFUSED}
+
+
+def test_a_processor_limit_of_the_programs_own():
+    """The kernel kills it then, as it would one that it has no memory for."""
+    with CodeVerifier(Limits(timeout_s=60.0)) as v:
+        code = "```python\nimport resource\nresource.setrlimit(0, (1, 1))\nwhile True: pass\n```"
+        assert v.grade([(code, json.dumps(DOUBLE))]) == [W]
 
 
 def test_a_program_that_kills_itself_without_a_sandbox():
