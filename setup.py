@@ -74,7 +74,7 @@ setup(
     license_files=["LICENSE"],
     # 3.11: enum.StrEnum. Under 3.13: neither megatron-core 0.16.1 nor vLLM 0.32 was tried there.
     python_requires=">=3.11,<3.13",
-    package_data={"scope_megatron.view": ["static/*"]},
+    package_data={"scope_megatron.instruments.view": ["static/*"]},
     packages=find_packages(include=["scope_megatron", "scope_megatron.*", "launch", "launch.*"]),
     install_requires=CORE,
     extras_require=EXTRAS,

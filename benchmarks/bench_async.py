@@ -6,7 +6,7 @@ On two cores with one rank each: colocated, two replicas that train and sample b
 rank that trains and one that samples. They take turns in one run; medians. Then a SIMULATION: the
 same phases, fitted to what was measured, on 8 to 1,024 GPUs as fast as a core of this machine.
 
-Hidden shares are the metrics ``overlap/``, as ``scope_megatron/report/overlap.py`` defines them.
+Hidden shares are the metrics ``overlap/``, as ``scope_megatron/logging/overlap.py`` defines them.
 """
 
 from __future__ import annotations

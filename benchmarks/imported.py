@@ -14,7 +14,7 @@ for name in (
     "vllm.v1.engine.llm_engine",
     "scope_megatron.train.run",
     "scope_megatron.train.trainer",
-    "scope_megatron.evaluation.run",
+    "scope_megatron.instruments.evaluation.run",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
 ):

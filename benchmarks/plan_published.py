@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.activations import Build
-from scope_megatron.plan.facts.figures import Efficiencies, find_gpu
-from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.memory import activation_bytes
-from scope_megatron.plan.models import Models
-from scope_megatron.plan.seconds.timing import StepTime, step_time
-from scope_megatron.plan.workload import ResponseLengths, Workload
+from scope_megatron.instruments.plan.activations import Build
+from scope_megatron.instruments.plan.facts.figures import Efficiencies, find_gpu
+from scope_megatron.instruments.plan.layout import RunLayout
+from scope_megatron.instruments.plan.memory import activation_bytes
+from scope_megatron.instruments.plan.models import Models
+from scope_megatron.instruments.plan.seconds.timing import StepTime, step_time
+from scope_megatron.instruments.plan.workload import ResponseLengths, Workload
 
 GPT = Build(gated=False, rotary=False, dropout=True, head_chunk=0)
 DETERMINISTIC = 0.3  # of the best matrix products, attention with a deterministic backward: by hand

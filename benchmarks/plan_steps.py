@@ -22,13 +22,13 @@ from typing import Any
 
 from benchmarks.plan_published import beside
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.activations import build_for
-from scope_megatron.plan.estimate import RunPlan
-from scope_megatron.plan.facts.figures import Efficiencies, find_gpu
-from scope_megatron.plan.facts.known import KNOWN
-from scope_megatron.plan.layout import RunLayout
-from scope_megatron.plan.models import Models
-from scope_megatron.plan.workload import ResponseLengths, Workload
+from scope_megatron.instruments.plan.activations import build_for
+from scope_megatron.instruments.plan.estimate import RunPlan
+from scope_megatron.instruments.plan.facts.figures import Efficiencies, find_gpu
+from scope_megatron.instruments.plan.facts.known import KNOWN
+from scope_megatron.instruments.plan.layout import RunLayout
+from scope_megatron.instruments.plan.models import Models
+from scope_megatron.instruments.plan.workload import ResponseLengths, Workload
 
 LLAMA, LLAMA_70B = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"
 QWEN_32B, QWEN_30B = "Qwen/Qwen3-32B", "Qwen/Qwen3-30B-A3B"

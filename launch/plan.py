@@ -11,8 +11,8 @@ from launch.cluster import Cluster
 from scope_megatron import outputs
 from scope_megatron.config import Config, load_config, validating_for
 from scope_megatron.config.names import pinned
-from scope_megatron.plan.facts.figures import find_gpu
-from scope_megatron.plan.warning import memory_warning
+from scope_megatron.instruments.plan.facts.figures import find_gpu
+from scope_megatron.instruments.plan.warning import memory_warning
 
 LAYOUT = ("tensor", "data")  # may be auto, which asks for the student's shape
 MOST_JOBS = 200  # of a sweep: more is a slip of the pen

@@ -14,23 +14,23 @@ from typing import Annotated
 
 import typer
 
-from scope_megatron.commands.common import (
+from scope_megatron.config import ConfigError, load_config, validating_for
+from scope_megatron.config.names import pinned
+from scope_megatron.exits import USAGE
+from scope_megatron.instruments.commands.common import (
     launch_again,
     must_launch,
     print_warnings,
     settle_device,
     user_errors,
 )
-from scope_megatron.commands.diagnosis import diagnose
-from scope_megatron.commands.evaluation import compare, evaluate, regrade
-from scope_megatron.commands.planning import plan
-from scope_megatron.commands.view import view
-from scope_megatron.config import ConfigError, load_config, validating_for
-from scope_megatron.config.names import pinned
-from scope_megatron.exits import USAGE
+from scope_megatron.instruments.commands.diagnosis import diagnose
+from scope_megatron.instruments.commands.evaluation import compare, evaluate, regrade
+from scope_megatron.instruments.commands.planning import plan
+from scope_megatron.instruments.commands.view import view
+from scope_megatron.instruments.plan.warning import gpu_of, memory_warning
 from scope_megatron.job.lock import require_free
 from scope_megatron.machine import choose
-from scope_megatron.plan.warning import gpu_of, memory_warning
 
 app = typer.Typer(
     name="scope-megatron",
@@ -60,9 +60,10 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         if must_launch(settings.world_size):
             arguments = [str(config), *(overrides or []), *pinned(settings)]
             launch_again(["train", *arguments], settings.world_size, settings.faults.restarts)
+        from scope_megatron.instruments.report.draw import draw_report
         from scope_megatron.train.run import run
 
-        sys.exit(run(settings))
+        sys.exit(run(settings, draw_report))
 
 
 app.command()(evaluate)
@@ -145,10 +146,10 @@ def report(
     with user_errors():
         if not run_dir.is_dir():
             raise ConfigError(f"RUN_DIR: {run_dir} is no directory; give the output_dir of a run")
-        from scope_megatron.report.figure import write_report
-        from scope_megatron.report.fit import fit_lines
-        from scope_megatron.report.timeline import write_timeline
-        from scope_megatron.report.webpage import write_html
+        from scope_megatron.instruments.report.figure import write_report
+        from scope_megatron.instruments.report.fit import fit_lines
+        from scope_megatron.instruments.report.timeline import write_timeline
+        from scope_megatron.instruments.report.webpage import write_html
 
         write_report(run_dir)
         if drawn := write_timeline(run_dir, step):
@@ -167,7 +168,7 @@ def doctor(
 
     Exit code 1 when something that training needs does not work.
     """
-    from scope_megatron.doctor import report_findings
+    from scope_megatron.instruments.doctor import report_findings
 
     sys.exit(report_findings(as_json))
 

@@ -23,11 +23,11 @@ from typing import Annotated, Any
 import typer
 
 from scope_megatron import outputs
-from scope_megatron.commands.common import user_errors
 from scope_megatron.config import Config, ConfigError, load_config
 from scope_megatron.config.sections.data import DataSource
 from scope_megatron.disk import write_atomically
-from scope_megatron.evaluation.output.table import markdown_table
+from scope_megatron.instruments.commands.common import user_errors
+from scope_megatron.instruments.evaluation.output.table import markdown_table
 
 
 def main(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scope_megatron.evaluation.statistics import interval, pass_without_replacement
+from scope_megatron.rollout.statistics import interval, pass_without_replacement
 
 Values = NDArray[np.float64]
 DRAWS, SEED = 10_000, 0

@@ -11,8 +11,8 @@ from benchmarks.study.methods import ABLATIONS, BASE, MAIN, METHODS, SCOPE, TAUS
 from benchmarks.study.results import BOTH, TaskResults, present
 from benchmarks.study.settings import SAMPLES, TEST
 from scope_megatron.disk import write_atomically
-from scope_megatron.evaluation.statistics import powers_of_two
-from scope_megatron.report.figure import BLUE, GREEN, GREY, INK, ORANGE, RED, STYLE
+from scope_megatron.instruments.report.figure import BLUE, GREEN, GREY, INK, ORANGE, RED, STYLE
+from scope_megatron.rollout.statistics import powers_of_two
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from benchmarks.study.estimates import Estimate
 from benchmarks.study.methods import BASE, GRPO, METHODS, RATES, TUNED
 from benchmarks.study.results import BOTH, LAST, SAMPLED, TaskResults, compared, present
 from benchmarks.study.settings import SAMPLES, TEST, TUNING
-from scope_megatron.evaluation.output.table import markdown_table
+from scope_megatron.instruments.evaluation.output.table import markdown_table
 from tools.tasks.family import EASY, HARD
 
 LEVELS = (EASY, HARD, BOTH)

@@ -23,6 +23,7 @@ from scope_megatron.learn.passes import Passes
 from scope_megatron.learn.privileged import extrapolated, read_by_teacher
 from scope_megatron.learn.rows import Rows
 from scope_megatron.learn.scorer import Scored, Scorer
+from scope_megatron.logging.metrics import StepMetrics
 from scope_megatron.objective.head.spec import Spec
 from scope_megatron.objective.loss import TERMS, Clip
 from scope_megatron.objective.packing import filler, scatter_to_sequences
@@ -31,7 +32,6 @@ from scope_megatron.parallel.agree import all_sum
 from scope_megatron.parallel.context import sum_over_context
 from scope_megatron.parallel.optimizer import learning_rate
 from scope_megatron.parallel.topology import Topology, broadcast_from_last_stage
-from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.trace.spans import span
 from scope_megatron.types import PackedBatch, Rollout
 

@@ -12,8 +12,8 @@ from scope_megatron.config import Config
 from scope_megatron.learn.algorithms import Weighed
 from scope_megatron.learn.batch import Batch, reward
 from scope_megatron.learn.passes import samples_everything
+from scope_megatron.logging.metrics import StepMetrics
 from scope_megatron.objective.loss import TERMS
-from scope_megatron.report.metrics import StepMetrics
 
 # Seconds that report/overlap.py reads (docs/metrics.md).
 SAMPLING = ("engine", "grading", "graded", "waited", "tail", "scored", "ahead", "beside", "hidden")

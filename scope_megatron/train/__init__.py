@@ -3,7 +3,7 @@
 run           from the first step to the last: the loop
 resume        what a run saves beside the training state, and how it goes on from it
 identity      what must not change between the parts of a run, and between its ranks
-finish        the exported student and the report
+finish        the exported student
 trainer       one step on one page
 profile       torch's profiler around single steps
 setup         everything a run is made of, built once

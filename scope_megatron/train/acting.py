@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
-from scope_megatron.report.metrics import StepMetrics
+from scope_megatron.logging.metrics import StepMetrics
 from scope_megatron.types import Prompt, Rollout
 
 Meanwhile = Callable[[list[list[Rollout]]], None]

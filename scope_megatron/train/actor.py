@@ -14,10 +14,10 @@ from scope_megatron.engine.interface import Sampling
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
+from scope_megatron.logging.metrics import StepMetrics
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import all_max
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.rollout.grading import Grading
 from scope_megatron.rollout.sample import (
     EnginePlace,

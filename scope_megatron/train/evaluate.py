@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from scope_megatron.data.dataset import PromptDataset
-from scope_megatron.evaluation.statistics import avg_at_k, pass_at_k
 from scope_megatron.parallel.agree import from_all
 from scope_megatron.parallel.topology import Topology
+from scope_megatron.rollout.statistics import avg_at_k, pass_at_k
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 

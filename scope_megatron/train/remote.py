@@ -16,6 +16,7 @@ from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.engine.source import ModelParameters
 from scope_megatron.learn.models import Student
 from scope_megatron.learn.scorer import Scorer
+from scope_megatron.logging.metrics import StepMetrics
 from scope_megatron.parallel import platform
 from scope_megatron.parallel.agree import from_all, from_first, from_main
 from scope_megatron.parallel.meeting import job_place
@@ -35,7 +36,6 @@ from scope_megatron.remote.messages import (
 )
 from scope_megatron.remote.parameters import ParameterSender
 from scope_megatron.remote.post import PeerGone, TrainerPost
-from scope_megatron.report.metrics import StepMetrics
 from scope_megatron.trace.spans import span
 from scope_megatron.train import setup
 from scope_megatron.train.acting import Evaluated, Meanwhile

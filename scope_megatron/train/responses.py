@@ -8,9 +8,9 @@ from scope_megatron.config import Config
 from scope_megatron.data.tokenizer import Tokenizer
 from scope_megatron.learn.algorithms import Weighed
 from scope_megatron.learn.batch import Batch
+from scope_megatron.logging.logger import ShownResponse
+from scope_megatron.logging.rollouts import ResponseRecord, RolloutWriter, begin
 from scope_megatron.parallel.topology import Topology
-from scope_megatron.report.logger import ShownResponse
-from scope_megatron.report.rollouts import ResponseRecord, RolloutWriter, begin
 from scope_megatron.types import Rollout
 
 MOST_SHOWN = 8  # responses of a step in TensorBoard and W&B

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,25 +16,28 @@ from scope_megatron.exits import ENGINE, UNSAVED, StopRun
 from scope_megatron.job.interrupt import Interrupt
 from scope_megatron.job.lock import locked
 from scope_megatron.job.watchdog import Watchdog
-from scope_megatron.report.console import Console
-from scope_megatron.report.events import EventLog
-from scope_megatron.report.header import run_facts
-from scope_megatron.report.health import HealthWatch
-from scope_megatron.report.logger import MetricLogger
+from scope_megatron.logging.console import Console
+from scope_megatron.logging.events import EventLog
+from scope_megatron.logging.header import run_facts
+from scope_megatron.logging.health import HealthWatch
+from scope_megatron.logging.logger import MetricLogger
 from scope_megatron.trace import spans
 from scope_megatron.trace.files import begin_trace
-from scope_megatron.train.finish import draw_report, export_student
+from scope_megatron.train.finish import export_student
 from scope_megatron.train.profile import profiled
 from scope_megatron.train.resume import Evaluations, RunCheckpoints, resume_command
 from scope_megatron.train.sampler import serve_samples
 from scope_megatron.train.trainer import Trainer
 
+# Draws what there is of a run in its directory, and says through the function what it could not
+# draw; the picture's path, or None. On one rank. Whoever starts the run brings it: see cli.py.
+Draw = Callable[[Path, Callable[[str], None]], Path | None]
 MOST_SKIPPED = 5  # rows that cannot be used are all counted; so many are named
 
 
-def run(config: Config) -> int:
-    """Train as configured. Returns 0 when finished, exits.UNSAVED when the last checkpoint could
-    not be saved, 128 + signal when asked to stop before."""
+def run(config: Config, draw: Draw) -> int:
+    """Train as configured, and ``draw`` at the end. Returns 0 when finished, exits.UNSAVED when
+    the last checkpoint could not be saved, 128 + signal when asked to stop before."""
     if config.resume == "auto" and (done := steps_done(config.output_dir)):
         if done >= config.train.steps:
             _say_finished(config, done)
@@ -41,10 +45,10 @@ def run(config: Config) -> int:
     if int(os.environ.get("RANK", "0")) >= config.training_ranks:  # with rollout.placement separate
         return serve_samples(config)
     with locked(config.output_dir, enabled=os.environ.get("RANK", "0") == "0"):
-        return _run(config)
+        return _run(config, draw)
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, draw: Draw) -> int:
     trainer = Trainer(config)
     console = Console(
         enabled=trainer.topology.is_main,
@@ -52,7 +56,7 @@ def _run(config: Config) -> int:
         live=config.logging.progress,
     )
     try:
-        return Run(config, trainer, console).go()
+        return Run(config, trainer, console, draw).go()
     except StopRun:
         trainer.abandon()
         raise
@@ -73,8 +77,8 @@ def _say_finished(config: Config, done: int) -> None:
 class Run:
     """The loop around :meth:`Trainer.step`."""
 
-    def __init__(self, config: Config, trainer: Trainer, console: Console) -> None:
-        self.config, self.trainer, self.console = config, trainer, console
+    def __init__(self, config: Config, trainer: Trainer, console: Console, draw: Draw) -> None:
+        self.config, self.trainer, self.console, self.draw = config, trainer, console, draw
         self.interrupt = Interrupt()
         self.watchdog = Watchdog(config.faults, config.output_dir, trainer.progress)
         self.checkpoints = RunCheckpoints(config, trainer, console.message)
@@ -194,7 +198,7 @@ class Run:
         spans.flush()
         if not self.trainer.topology.is_main:
             return None
-        return draw_report(self.config.output_dir, self.console.message)
+        return self.draw(self.config.output_dir, self.console.message)
 
     def _logger(self, done: int) -> MetricLogger:
         logging = self.config.logging

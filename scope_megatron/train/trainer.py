@@ -18,11 +18,11 @@ from scope_megatron.learn.batch import Batch
 from scope_megatron.learn.deal import Arithmetic, make_batch
 from scope_megatron.learn.learner import Learner
 from scope_megatron.learn.tenants import add_tenants
+from scope_megatron.logging.metrics import PhaseTimer
+from scope_megatron.logging.overlap import hidden_shares
 from scope_megatron.parallel import platform, topology
 from scope_megatron.parallel.memory import PhaseMemory, Tenants
 from scope_megatron.parallel.offload import OptimizerPlace
-from scope_megatron.report.metrics import PhaseTimer
-from scope_megatron.report.overlap import hidden_shares
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.trace.spans import span
 from scope_megatron.train import identity, setup

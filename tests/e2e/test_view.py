@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scope_megatron.report.rollouts import RolloutWriter
+from scope_megatron.logging.rollouts import RolloutWriter
 from tests.support.browser import browser, chromium, opened, served
 from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses

@@ -131,12 +131,12 @@ CASES = (
 
 def planned(root: Path, case: Case) -> list[Measured]:
     """What the planner says of a rank of every pipeline stage."""
-    from scope_megatron.plan.activations import CPU
-    from scope_megatron.plan.facts.shapes import find_shape
-    from scope_megatron.plan.layout import layout_of
-    from scope_megatron.plan.memory import rank_memory
-    from scope_megatron.plan.models import Models
-    from scope_megatron.plan.workload import ResponseLengths, Workload
+    from scope_megatron.instruments.plan.activations import CPU
+    from scope_megatron.instruments.plan.facts.shapes import find_shape
+    from scope_megatron.instruments.plan.layout import layout_of
+    from scope_megatron.instruments.plan.memory import rank_memory
+    from scope_megatron.instruments.plan.models import Models
+    from scope_megatron.instruments.plan.workload import ResponseLengths, Workload
 
     config = config_of(root, case)
     paths = [config.model.student, *(entry.path for entry in config.teachers.values())]

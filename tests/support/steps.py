@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scope_megatron.learn.batch import Batch
-    from scope_megatron.report.metrics import StepMetrics
+    from scope_megatron.logging.metrics import StepMetrics
     from scope_megatron.types import Rollout
 
 ALONE: Any = SimpleNamespace(dp_size=1, dp_rank=0)  # a topology of one replica

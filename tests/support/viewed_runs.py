@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from scope_megatron.report.rollouts import ResponseRecord, RolloutWriter
+from scope_megatron.logging.rollouts import ResponseRecord, RolloutWriter
 from scope_megatron.types import Prompt, Rollout, Verdict
 
 

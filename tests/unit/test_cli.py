@@ -13,8 +13,8 @@ import yaml
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from scope_megatron.commands.common import must_launch, print_warnings, user_errors
 from scope_megatron.config import Config, load_config, modeldir
+from scope_megatron.instruments.commands.common import must_launch, print_warnings, user_errors
 from tests.support.config_run import make_run
 from tests.unit.test_config_errors import CASES, read_golden
 from tests.unit.test_lock import start

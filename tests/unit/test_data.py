@@ -19,7 +19,7 @@ from scope_megatron.data import crew, readers
 from scope_megatron.data.dataset import PromptDataset
 from scope_megatron.data.order import PromptOrder, WeightedOrder, order_of
 from scope_megatron.data.tokenizer import load_tokenizer
-from scope_megatron.evaluation.statistics import avg_at_k
+from scope_megatron.rollout.statistics import avg_at_k
 from scope_megatron.train.evaluate import join_sets
 from scope_megatron.train.identity import MADE_OF, require_same
 from scope_megatron.types import Prompt

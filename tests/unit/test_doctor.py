@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.doctor import cluster, machine, packages
-from scope_megatron.doctor.finding import Finding, Level, output_of
+from scope_megatron.instruments.doctor import cluster, machine, packages
+from scope_megatron.instruments.doctor.finding import Finding, Level, output_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -87,7 +87,7 @@ def test_no_other_module_names_an_architecture() -> None:
         if re.search(rf"\b({'|'.join(names)})(ForCausalLM)?\b", _code(path.read_text()))
     ]
     # the planner's well-known models are contents of config.json files, architecture included
-    assert sorted(naming) == ["family/table.py", "plan/facts/known.py"]
+    assert sorted(naming) == ["family/table.py", "instruments/plan/facts/known.py"]
 
 
 def _code(source: str) -> str:

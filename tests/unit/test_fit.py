@@ -12,10 +12,10 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from scope_megatron.cli import app
+from scope_megatron.instruments.report.figure import write_report
+from scope_megatron.instruments.report.fit import fit_lines, measure_fit
+from scope_megatron.instruments.report.webpage import write_html
 from scope_megatron.learn import observe
-from scope_megatron.report.figure import write_report
-from scope_megatron.report.fit import fit_lines, measure_fit
-from scope_megatron.report.webpage import write_html
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.steps import batch_of
 from tests.support.study_rows import finished_runs, metrics_of, rows_of

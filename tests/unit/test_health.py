@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from scope_megatron.report.health import ENOUGH, WINDOW, Advice, HealthWatch, advice
+from scope_megatron.logging.health import ENOUGH, WINDOW, Advice, HealthWatch, advice
 from tests.support.study_rows import Row, finished_runs, metrics_of, rows_of
 
 N = 60

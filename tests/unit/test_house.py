@@ -19,9 +19,9 @@ MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 60
 # with functions of its own to the names that launch/executors.py asks for.
 COMMANDS = (
     "scope_megatron/cli.py",
-    "scope_megatron/commands/evaluation.py",
-    "scope_megatron/commands/planning.py",
-    "scope_megatron/commands/view.py",
+    "scope_megatron/instruments/commands/evaluation.py",
+    "scope_megatron/instruments/commands/planning.py",
+    "scope_megatron/instruments/commands/view.py",
     "tools/prepare_data.py",
     "launch/sites/example.py",
 )
@@ -131,7 +131,11 @@ def test_guides_name_files_that_exist() -> None:
 def test_tour_names_every_room() -> None:
     tour = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = ROOT / "scope_megatron"
-    rooms_of_it = [path.parent.name for path in package.glob("*/__init__.py")]
+    rooms_of_it = [
+        str(path.parent.relative_to(package))
+        for pattern in ("*/__init__.py", "instruments/*/__init__.py")
+        for path in package.glob(pattern)
+    ]
     assert [name for name in rooms_of_it if f"| `{name}/` |" not in tour] == []
 
 

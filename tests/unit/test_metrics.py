@@ -16,9 +16,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scope_megatron.report.console import Console
-from scope_megatron.report.logger import MetricLogger, rewind
-from scope_megatron.report.metrics import PhaseTimer, StepMetrics
+from scope_megatron.logging.console import Console
+from scope_megatron.logging.logger import MetricLogger, rewind
+from scope_megatron.logging.metrics import PhaseTimer, StepMetrics
 
 
 def rows(path: Path) -> list[dict]:

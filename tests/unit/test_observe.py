@@ -11,7 +11,7 @@ import torch
 
 from scope_megatron.config import Config
 from scope_megatron.learn import observe
-from scope_megatron.report.overlap import SHARES
+from scope_megatron.logging.overlap import SHARES
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.steps import batch_of
 

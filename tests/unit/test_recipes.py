@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.config import load_config, validating_for
-from scope_megatron.plan.facts.known import KNOWN
+from scope_megatron.instruments.plan.facts.known import KNOWN
 from tests.support.config_run import write_tokenizer
 
 ROOT = Path(__file__).parents[2]

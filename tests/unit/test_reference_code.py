@@ -16,12 +16,12 @@ import torch
 from scope_megatron.config import Config
 from scope_megatron.config.sections.presets import REFERENCE_CODE
 from scope_megatron.data.dataset import PromptDataset
-from scope_megatron.evaluation.statistics import pass_with_replacement, pass_without_replacement
 from scope_megatron.learn.algorithms import ALGORITHMS, Weighed
 from scope_megatron.learn.batch import Batch
 from scope_megatron.objective.loss import Clip, Known, Streams, token_losses
 from scope_megatron.objective.normalize import microbatch_scales
 from scope_megatron.objective.packing import build
+from scope_megatron.rollout.statistics import pass_with_replacement, pass_without_replacement
 from scope_megatron.rollout.verify.text import string
 from scope_megatron.types import Prompt, Rollout, Verdict
 from tests.support.harness import run_distributed_test

@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from scope_megatron.report.figure import PANELS, draw, read_history, write_report
+from scope_megatron.instruments.report.figure import PANELS, draw, read_history, write_report
 
 
 def full_step(step: int) -> dict[str, float]:
@@ -140,7 +140,7 @@ def test_no_metrics_is_one_clear_line(tmp_path: Path, content: str | None) -> No
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     write(tmp_path, [full_step(1)])
     code = (
-        "import sys; from scope_megatron.report.figure import write_report; "
+        "import sys; from scope_megatron.instruments.report.figure import write_report; "
         f"write_report({str(tmp_path)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

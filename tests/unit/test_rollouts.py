@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scope_megatron.data.tokenizer import load_tokenizer
-from scope_megatron.report.rollouts import (
+from scope_megatron.logging.rollouts import (
     COLUMNS,
     ResponseRecord,
     RolloutWriter,

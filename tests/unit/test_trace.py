@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.config.sections.logging import TraceConfig
-from scope_megatron.report.overlap import hidden_line, hidden_shares
-from scope_megatron.report.timeline import kind_of, strips, write_timeline
+from scope_megatron.instruments.report.timeline import kind_of, strips, write_timeline
+from scope_megatron.logging.overlap import hidden_line, hidden_shares
 from scope_megatron.trace import spans
 from scope_megatron.trace.clock import Clock, ClockServer
 from scope_megatron.trace.files import RankFile, begin_trace, merge, read_trace

@@ -12,12 +12,12 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from scope_megatron.report.rollouts import RolloutWriter
-from scope_megatron.view.access import COOKIE
-from scope_megatron.view.curves import MOST_POINTS, Curves
-from scope_megatron.view.runs import differences, find_runs
-from scope_megatron.view.search import ResponseQuery, Responses
-from scope_megatron.view.server import STATIC, build_app
+from scope_megatron.instruments.view.access import COOKIE
+from scope_megatron.instruments.view.curves import MOST_POINTS, Curves
+from scope_megatron.instruments.view.runs import differences, find_runs
+from scope_megatron.instruments.view.search import ResponseQuery, Responses
+from scope_megatron.instruments.view.server import STATIC, build_app
+from scope_megatron.logging.rollouts import RolloutWriter
 from tests.support.traces import write_trace
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from scope_megatron import cli
-from scope_megatron.report.logger import MetricLogger, ShownResponse, responses_table
-from scope_megatron.report.rollouts import RolloutWriter
+from scope_megatron.logging.logger import MetricLogger, ShownResponse, responses_table
+from scope_megatron.logging.rollouts import RolloutWriter
 from tests.support.viewed_runs import Letters, response, write_metrics, write_responses
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\x00\u202e</pre><b>\"'| `x` [a](javascript:b)"

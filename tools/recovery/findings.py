@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, permutation_test, rankdata
 
-from scope_megatron.evaluation.statistics import interval
+from scope_megatron.rollout.statistics import interval
 from tools.recovery.completion import CUTS, Attempt
 
 DRAWS, SEED = 10_000, 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from scope_megatron.evaluation.samples import Sample, SampleStore, SampleWriter
+from scope_megatron.instruments.evaluation.samples import Sample, SampleStore, SampleWriter
 from scope_megatron.types import Prompt, Verdict
 
 SAMPLING = {

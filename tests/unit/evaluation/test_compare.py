@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from scope_megatron import cli
 from scope_megatron.config import VerifierConfig
-from scope_megatron.evaluation.compare import compare_results, compared_markdown
-from scope_megatron.evaluation.output.report import report_results
-from scope_megatron.evaluation.output.results import Results
-from scope_megatron.evaluation.paired import sign_test
-from scope_megatron.evaluation.regrade import regrade
+from scope_megatron.instruments.evaluation.compare import compare_results, compared_markdown
+from scope_megatron.instruments.evaluation.output.report import report_results
+from scope_megatron.instruments.evaluation.output.results import Results
+from scope_megatron.instruments.evaluation.paired import sign_test
+from scope_megatron.instruments.evaluation.regrade import regrade
 from tests.unit.evaluation.support import make_evaluation
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from scope_megatron.config import VerifierConfig
 from scope_megatron.data.tokenizer import load_tokenizer
-from scope_megatron.evaluation.grader import Grader
-from scope_megatron.evaluation.samples import SampleStore, SampleWriter
 from scope_megatron.exits import UNSAVED, StopRun
+from scope_megatron.instruments.evaluation.grader import Grader
+from scope_megatron.instruments.evaluation.samples import SampleStore, SampleWriter
 from scope_megatron.rollout.verify import Verifiers
 from scope_megatron.types import Prompt, Rollout, Verdict
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from scope_megatron.config import ConfigError
-from scope_megatron.evaluation.options import Options, parse_set, resolve
-from scope_megatron.evaluation.source import find_model
+from scope_megatron.instruments.evaluation.options import Options, parse_set, resolve
+from scope_megatron.instruments.evaluation.source import find_model
 from scope_megatron.machine import validating_for
 from tests.support.config_run import edit_json, make_run, write
 

@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from scope_megatron.evaluation.paired import compare_paired, permutation_test, sign_test
+from scope_megatron.instruments.evaluation.paired import compare_paired, permutation_test, sign_test
 
 
 @pytest.mark.parametrize("better", range(6))
@@ -37,7 +37,7 @@ def test_permutation_test_counts_every_swap() -> None:
 def test_random_swaps_come_to_the_exact_p(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(0.4, 1.0, size=14)
     exact = permutation_test(values, draws=1, seed=0)
-    monkeypatch.setattr("scope_megatron.evaluation.paired.EXACT", 0)
+    monkeypatch.setattr("scope_megatron.instruments.evaluation.paired.EXACT", 0)
     drawn = permutation_test(values, draws=100_000, seed=0)
     assert 0.005 < exact < 0.9
     assert drawn == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 100_000) ** 0.5)

@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scope_megatron.evaluation.output.report import count_results, metrics, report_results
-from scope_megatron.evaluation.output.results import per_problem, read_results
+from scope_megatron.instruments.evaluation.output.report import (
+    count_results,
+    metrics,
+    report_results,
+)
+from scope_megatron.instruments.evaluation.output.results import per_problem, read_results
 from scope_megatron.types import Verdict
 from tests.unit.evaluation.support import make_evaluation
 

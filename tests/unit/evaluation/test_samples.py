@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scope_megatron.evaluation.samples import (
+from scope_megatron.instruments.evaluation.samples import (
     Sample,
     SampleStore,
     SampleWriter,
@@ -82,7 +82,7 @@ def test_an_interrupted_sort_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         write_lines(path, lines)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("scope_megatron.evaluation.samples.write_lines", killed_at_b)
+        patch.setattr("scope_megatron.instruments.evaluation.samples.write_lines", killed_at_b)
         store.finish(["a", "b"])
     assert (tmp_path / "samples" / "a.jsonl").exists()
     assert len(store.outcomes()) == len(everything())

@@ -8,7 +8,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from scope_megatron.evaluation.statistics import (
+from scope_megatron.rollout.statistics import (
     avg_at_k,
     interval,
     pass_at_k,
@@ -97,7 +97,7 @@ def test_bootstrap_means_have_the_moments_of_all_resamples() -> None:
 def test_bootstrap_is_seeded_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random((7, 2))
     whole = resampled_means(values, 50, seed=1)
-    monkeypatch.setattr("scope_megatron.evaluation.statistics._CELLS", 7 * 8)
+    monkeypatch.setattr("scope_megatron.rollout.statistics._CELLS", 7 * 8)
     assert np.array_equal(resampled_means(values, 50, seed=1), whole)
     assert not np.array_equal(resampled_means(values, 50, seed=2), whole)
 

@@ -22,7 +22,7 @@ from benchmarks.plan_steps import (
     planned_phases,
     planned_step,
 )
-from scope_megatron.plan.facts.figures import Efficiencies
+from scope_megatron.instruments.plan.facts.figures import Efficiencies
 
 REACHED = Efficiencies()
 MEMORY, SECONDS, PHASE = 0.05, 0.15, 0.20

@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from scope_megatron import cli
+from scope_megatron.instruments.plan.facts.known import KNOWN
 from scope_megatron.outputs import METRICS
-from scope_megatron.plan.facts.known import KNOWN
 from tests.support.config_run import RUN_YAML, edit_json, make_run
 
 ROOT = Path(__file__).parents[3]

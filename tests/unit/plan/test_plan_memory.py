@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 
 from scope_megatron.config import load_config
-from scope_megatron.plan.activations import stage_kept
-from scope_megatron.plan.estimate import models_of
-from scope_megatron.plan.facts.shapes import total_parameters
-from scope_megatron.plan.memory import in_flight
-from scope_megatron.plan.remedies import remedies
+from scope_megatron.instruments.plan.activations import stage_kept
+from scope_megatron.instruments.plan.estimate import models_of
+from scope_megatron.instruments.plan.facts.shapes import total_parameters
+from scope_megatron.instruments.plan.memory import in_flight
+from scope_megatron.instruments.plan.remedies import remedies
 from tests.unit.plan.cases import plan_of
 
 GIB = 2**30

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from scope_megatron.plan.calibrate import calibrate
-from scope_megatron.plan.facts.figures import Efficiencies
-from scope_megatron.plan.seconds.decode import StepCost, decode_share
-from scope_megatron.plan.seconds.timing import placed_apart
-from scope_megatron.plan.workload import ResponseLengths
+from scope_megatron.instruments.plan.calibrate import calibrate
+from scope_megatron.instruments.plan.facts.figures import Efficiencies
+from scope_megatron.instruments.plan.seconds.decode import StepCost, decode_share
+from scope_megatron.instruments.plan.seconds.timing import placed_apart
+from scope_megatron.instruments.plan.workload import ResponseLengths
 from tests.unit.plan.cases import plan_of
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from scope_megatron.plan.layout import layout_problems
-from scope_megatron.plan.memory import host_bytes
-from scope_megatron.plan.search import search_layouts
-from scope_megatron.plan.workload import ResponseLengths
+from scope_megatron.instruments.plan.layout import layout_problems
+from scope_megatron.instruments.plan.memory import host_bytes
+from scope_megatron.instruments.plan.search import search_layouts
+from scope_megatron.instruments.plan.workload import ResponseLengths
 from tests.unit.plan.cases import plan_of
 
 LARGE = {"prompts": 4096, "responses": 32768}

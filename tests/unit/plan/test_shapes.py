@@ -9,8 +9,8 @@ import pytest
 
 from scope_megatron.config import ConfigError
 from scope_megatron.family import ModelShape
-from scope_megatron.plan.facts.known import KNOWN
-from scope_megatron.plan.facts.shapes import (
+from scope_megatron.instruments.plan.facts.known import KNOWN
+from scope_megatron.instruments.plan.facts.shapes import (
     Parameters,
     active_parameters,
     find_shape,

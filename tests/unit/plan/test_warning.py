@@ -11,8 +11,8 @@ from launch.cluster import Cluster
 from launch.plan import LaunchRequest, PlannedJob, plan, warnings
 from scope_megatron import cli
 from scope_megatron.config import ConfigError, load_config, validating_for
-from scope_megatron.plan.facts.figures import find_gpu
-from scope_megatron.plan.warning import memory_warning
+from scope_megatron.instruments.plan.facts.figures import find_gpu
+from scope_megatron.instruments.plan.warning import memory_warning
 from tests.support.config_run import edit_json, make_run
 
 LARGE = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80}
