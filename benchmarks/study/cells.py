@@ -11,9 +11,9 @@ from benchmarks.study.methods import (
     BASE,
     CONTROLS,
     FULL,
+    HARD_RATES,
     MAIN,
     METHODS,
-    MLE_TUNED,
     NORMALIZATIONS,
     RATES,
     SCOPE,
@@ -42,7 +42,7 @@ class Profile:
 
 _SMALL = tuple(method.name for method in MAIN)
 _ALL = tuple(method.name for method in FULL)
-_HARD = tuple(method.name for method in (BASE, SCOPE, *NORMALIZATIONS, CONTROLS[0], MLE_TUNED))
+_HARD = tuple(method.name for method in (BASE, SCOPE, *NORMALIZATIONS, CONTROLS[0], *HARD_RATES))
 _TASKS = ("walk_strong", "walk", "countdown")
 PROFILES = {
     "small": Profile("small", _TASKS, _SMALL, (1, 2, 3), tunes=False),
