@@ -11,6 +11,7 @@ from benchmarks.study.methods import (
     BASE,
     CONTROLS,
     FULL,
+    HARD_RATES,
     MAIN,
     METHODS,
     NORMALIZATIONS,
@@ -41,7 +42,7 @@ class Profile:
 
 _SMALL = tuple(method.name for method in MAIN)
 _ALL = tuple(method.name for method in FULL)
-_HARD = tuple(method.name for method in (BASE, SCOPE, *NORMALIZATIONS, CONTROLS[0]))
+_HARD = tuple(method.name for method in (BASE, SCOPE, *NORMALIZATIONS, CONTROLS[0], *HARD_RATES))
 _TASKS = ("walk_strong", "walk", "countdown")
 PROFILES = {
     "small": Profile("small", _TASKS, _SMALL, (1, 2, 3), tunes=False),
@@ -67,7 +68,7 @@ class Cell:
 def tuning_cells(profile: Profile, task: str) -> Iterator[Cell]:
     """Every rate of every method that has one of its own, on the tuning problems."""
     for name in profile.methods:
-        if name in TUNED:
+        if name in TUNED and asked_for(name, task, profile.seeds[0]):
             yield from (Cell(task, name, TUNING_SEED, TUNING, rate) for rate in RATES)
 
 

@@ -100,8 +100,26 @@ NORMALIZATIONS = tuple(
     replace(_scope(name, name, normalization=name), tuned_as=name)
     for name in ("sequence_mean", "prompt_sum")
 )
+# what of their differences is the learning rate's
+HARD_RATES = (
+    replace(
+        CONTROLS[0],
+        name="mle_only_tuned",
+        label="correct path alone, at its own rate",
+        tuned_as="mle_only_tuned",
+        tasks=("walk_hard",),
+    ),
+    replace(
+        NORMALIZATIONS[1],
+        name="prompt_sum_at_scope",
+        label="prompt_sum, at SCOPE's rate",
+        tuned_as="scope",
+        tasks=("walk_hard",),
+        seeds=3,
+    ),
+)
 MAIN = (BASE, KD, GRPO, OPD, SCOPE)
 FULL = (*MAIN, *ABLATIONS, *TAUS, *EXACT, *OTHERS, *BOUNDED, *CONTROLS, *AT_GRPOS_RATE)
-METHODS: dict[str, Method] = {m.name: m for m in (*FULL, *NORMALIZATIONS)}
-TUNED = tuple(m.name for m in (*MAIN, *NORMALIZATIONS) if m is not BASE)
+METHODS: dict[str, Method] = {m.name: m for m in (*FULL, *NORMALIZATIONS, *HARD_RATES)}
+TUNED = tuple(m.name for m in (*MAIN, *NORMALIZATIONS, HARD_RATES[0]) if m is not BASE)
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)  # tried for each of TUNED

@@ -143,7 +143,7 @@ def _teacher(series: Series) -> Iterator[Advice]:
             f"{theirs:.0f}, the student's {ours:.0f}): such log-ratios rule the update; check that "
             "both share chat template and tokenizer, bound the divergence (objective.kl=jsd), or "
             "compare with no teacher (objective.incorrect=constant)",
-            "docs/study.md, walk: jsd is 3.9 points ahead of the log-ratio, no teacher 5.5",
+            "docs/study.md, walk: jsd is 3.9 points ahead of the log-ratio, a constant 5.5",
         )
     elif abs(theirs - ours) < 0.01 * ours:
         yield Advice(

@@ -39,7 +39,7 @@ ELSEWHERE = {
     r"^python -m launch\.nemo": "a site of the reader's: tests/unit/test_launch.py runs it",
     r"make_smollm2\.py": "a package index, and 20 minutes",
     r"examples/smollm2\.yaml": "what make_smollm2.py makes, and an hour",
-    r"benchmarks\.study --profile (small|full)": "hours",
+    r"benchmarks\.study --profile (small|full|hard)": "hours",
     r"tools\.tasks\.models": "long: trains two models",
 }
 READERS = {

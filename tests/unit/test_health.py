@@ -108,14 +108,14 @@ def heard(row: Row) -> list[Advice]:
 
 
 def test_the_teacher_is_called_lost_where_it_costs_points_and_nowhere_else() -> None:
-    """On walk, whatever the method: there a bounded divergence, or no teacher, is points ahead. Not
-    on walk_strong, where every method with this teacher gains 16 points and more."""
+    """On walk and walk_hard_part, whose teacher knows a part: no teacher is 4 and 5 points ahead of
+    SCOPE. Not on walk_strong, where every method with its teacher gains 16 points and more."""
     told = {
         (row["task"], row["method"]) for row in finished_runs() if "teacher_lost" in rules_of(row)
     }
-    assert {task for task, _ in told} == {"walk"}
+    assert {task for task, _ in told} == {"walk", "walk_hard_part"}
     taught = {"opd", "scope", "scope_exact", "no_teacher", "no_weights", "tau_2"}
-    assert taught <= {method for _, method in told}
+    assert taught <= {method for task, method in told if task == "walk"}
 
 
 @pytest.mark.parametrize(("task", "method"), [("walk", "batch"), ("walk_strong", "tau_0.5")])
