@@ -52,7 +52,8 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.group is not None:
-            agree.barrier(self.group)
+            # by the group itself: an engine that was closed has taken torch's table of groups along
+            self.group.barrier().wait()
 
     def leave(self) -> None:
         if dist.is_initialized():
