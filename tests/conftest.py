@@ -118,7 +118,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    left_out.note(terminalreporter.stats.get("skipped", []))
+    if not hasattr(terminalreporter.config, "workerinput"):  # xdist's workers report to this one
+        left_out.note(terminalreporter.stats.get("skipped", []))
 
 
 @pytest.fixture(scope="session", autouse=True)
