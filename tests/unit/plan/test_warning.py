@@ -24,15 +24,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_run(tmp_path, monkeypatch)
 
 
+def enlarge() -> None:
+    """The student; and the teacher knows as many tokens."""
+    edit_json("student/config.json", **LARGE)
+    edit_json("teacher/config.json", vocab_size=LARGE["vocab_size"])
+
+
 def check(*arguments: str) -> str:
-    result = CliRunner().invoke(cli.app, ["check", "run.yaml", "--gpus-per-node", "4", *arguments])
+    settings = ["run.yaml", "objective.teacher_temperature=as_rollout"]
+    result = CliRunner().invoke(cli.app, ["check", *settings, "--gpus-per-node", "4", *arguments])
     assert result.exit_code == 0, result.output
     return result.stderr
 
 
 def test_check_warns_of_what_will_not_fit_on_that_gpu(folder: Path) -> None:
     assert check("--gpu", "h100") == ""
-    edit_json("student/config.json", **LARGE)
+    enlarge()
     assert check() == "", "nobody said which GPU"
     (line,) = check("--gpu", "h100").splitlines()
     assert line.startswith("warning: the run will probably not fit: ")
@@ -46,14 +53,14 @@ def test_check_refuses_a_gpu_that_it_does_not_know(folder: Path) -> None:
 
 
 def test_a_run_on_a_cpu_is_not_warned_of(folder: Path) -> None:
-    edit_json("student/config.json", **LARGE)
+    enlarge()
     with validating_for(0):
         config = load_config("run.yaml", check_files=False)
     assert memory_warning(config, find_gpu("h100")) is None
 
 
 def test_launch_warns_of_each_run(folder: Path) -> None:
-    edit_json("student/config.json", **LARGE)
+    enlarge()
     cluster = Cluster(kind="slurm", gpus_per_node=4)
     request = LaunchRequest(
         config="run.yaml", cluster=cluster, gpu="l40s", sweep=["parallel.tensor=1,2"]
